@@ -166,7 +166,7 @@ async def test_every_setting_is_answered_or_refused_by_name(app: App, kind: str)
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
 @pytest.mark.parametrize("kind", TOOLS)
-async def test_every_tool_is_offered_or_left_out_with_a_warning(app: App, kind: str, path: str) -> None:
+async def test_every_tool_is_offered_or_ignored_with_a_warning(app: App, kind: str, path: str) -> None:
     function = {"name": "own", "input_schema": {"type": "object"}}
     for tool in TOOLS[kind]:
         status, answer, warning = await answer_of(app, path, tools=[tool, function])
@@ -184,7 +184,7 @@ def is_text(block: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", ASSISTANT_BLOCKS)
-async def test_a_session_goes_on_whatever_an_assistant_has_said(app: App, kind: str) -> None:
+async def test_every_assistant_block_is_accepted_in_the_history(app: App, kind: str) -> None:
     for block in ASSISTANT_BLOCKS[kind]:
         turns = [HI, {"role": "assistant", "content": [block, {"type": "text", "text": "so"}]}, HI]
         for path in (PATH, f"{PATH}/count_tokens"):
@@ -193,7 +193,7 @@ async def test_a_session_goes_on_whatever_an_assistant_has_said(app: App, kind: 
 
 
 @pytest.mark.parametrize("kind", USER_BLOCKS)
-async def test_what_a_user_sends_is_read_or_refused_by_name(app: App, kind: str) -> None:
+async def test_every_user_block_is_read_or_refused_by_name(app: App, kind: str) -> None:
     for block in USER_BLOCKS[kind]:
         turn = {"role": "user", "content": [{"type": "text", "text": "so"}, block]}
         status, answer, _ = await answer_of(app, messages=[turn])
@@ -209,7 +209,7 @@ async def test_what_a_user_sends_is_read_or_refused_by_name(app: App, kind: str)
 
 
 @pytest.mark.parametrize("kind", SYSTEM_BLOCKS)
-async def test_what_the_system_says_is_read(app: App, kind: str) -> None:
+async def test_every_system_block_is_read(app: App, kind: str) -> None:
     for block in SYSTEM_BLOCKS[kind]:
         status, answer, _ = await answer_of(app, messages=[HI, {"role": "system", "content": [block]}])
         assert status == 200, (block, answer)

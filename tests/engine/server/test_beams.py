@@ -106,7 +106,7 @@ END = 3065  # of the demo model
     ],
     ids=str,
 )
-def test_a_chat_s_beams_are_the_reference_s(
+def test_a_chats_beams_equal_the_references(
     demo_server: Running, following: Next, options: dict[str, Any]
 ) -> None:
     body = {"messages": MESSAGES, "max_tokens": 14, "return_token_ids": True, "logprobs": True, **options}
@@ -148,14 +148,14 @@ def test_completions_of_several_prompts(demo_server: Running, following: Next) -
         assert all(choice["text"].startswith(prompt) for choice in choices)
 
 
-def test_as_many_of_the_most_likely_as_asked_for(demo_server: Running) -> None:
+def test_the_requested_number_of_logprobs_is_returned(demo_server: Running) -> None:
     for wanted in (0, 1, 9):
         answer = post(demo_server, COMPLETIONS, prompt="Hello", n=2, max_tokens=3, logprobs=wanted)
         for choice in answer["choices"]:
             assert all(wanted <= len(top) <= wanted + 1 for top in choice["logprobs"]["top_logprobs"])
 
 
-def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
+def test_a_search_ends_early_only_if_that_changes_nothing() -> None:
     """Random scores over ten tokens, one of which ends: the same beams as those of the whole way."""
     num_early = 0
     for seed in range(300):
@@ -236,7 +236,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         (COMPLETIONS, {"use_beam_search": "yes"}, "use_beam_search"),
     ],
 )
-async def test_what_can_t_be_had_with_beams_is_refused_by_name(
+async def test_fields_unsupported_with_beams_are_refused_by_name(
     app: App, path: str, more: dict[str, Any], param: str
 ) -> None:
     asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -244,7 +244,7 @@ async def test_what_can_t_be_had_with_beams_is_refused_by_name(
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-async def test_beams_times_tokens_are_bounded(fake_model: Path) -> None:
+async def test_beams_times_tokens_are_limited(fake_model: Path) -> None:
     async with app_in_process(fake_model, max_model_len=16_384) as app:
         status, answer = await app.post(CHAT, messages=MESSAGES, n=32, **BEAMS)
         assert (status, answer["error"]["param"]) == (400, "n")
@@ -296,7 +296,7 @@ async def real_app(fake_model: Path) -> AsyncIterator[App]:
         yield app
 
 
-async def test_an_abort_gives_what_there_is(real_app: App) -> None:
+async def test_an_abort_returns_the_partial_beams(real_app: App) -> None:
     app = real_app
     asked = endless(app, "mine")
     await asyncio.to_thread(wait_until, lambda: app.runner.num_steps > 20)
@@ -309,7 +309,7 @@ async def test_an_abort_gives_what_there_is(real_app: App) -> None:
     assert app.service.engine.request_ids == []
 
 
-async def test_a_client_that_leaves_ends_the_search(real_app: App) -> None:
+async def test_a_disconnect_ends_the_search(real_app: App) -> None:
     app = real_app
     asked = endless(app, "mine")
     await asyncio.to_thread(wait_until, lambda: app.runner.num_steps > 20)
@@ -322,7 +322,7 @@ async def test_a_client_that_leaves_ends_the_search(real_app: App) -> None:
     assert app.service.engine.stats().kv_cache_usage == 0
 
 
-async def test_a_sleep_that_waits_waits_for_the_search(real_app: App) -> None:
+async def test_sleep_with_mode_wait_waits_for_the_search(real_app: App) -> None:
     app = real_app
     body = {"prompt": "x", "n": 2, "max_tokens": 60, "ignore_eos": True}
     asked = asyncio.create_task(app.post(COMPLETIONS, **BEAMS, **body))

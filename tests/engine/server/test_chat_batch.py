@@ -42,7 +42,7 @@ def post(server: Running, path: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_each_is_answered_as_it_is_alone(demo_server: Running) -> None:
+def test_each_conversation_is_answered_as_in_a_single_request(demo_server: Running) -> None:
     details = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
     whole = post(demo_server, BATCH, messages=CONVERSATIONS, **EXACT, **details)
     assert (whole["object"], whole["id"][:9]) == ("chat.completion", "chatcmpl-")
@@ -93,19 +93,19 @@ def test_named_logprobs(demo_server: Running) -> None:
         ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ],
 )
-async def test_what_it_can_t_do_is_refused_by_name(app: App, wrong: dict[str, Any], param: str) -> None:
+async def test_unsupported_fields_are_refused_by_name(app: App, wrong: dict[str, Any], param: str) -> None:
     status, answer = await app.post(BATCH, **{"messages": [conversation("x")], **wrong})
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-async def test_neutral_values_ask_for_nothing(app: App) -> None:
+async def test_neutral_values_are_accepted(app: App) -> None:
     app.will_say("ab")
     neutral = {"n": 1, "stream": False, "tools": None, "use_beam_search": False, "best_of": 1}
     answer = await app.ask(BATCH, messages=[conversation("x"), conversation("y")], **neutral)
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["ab", "ab"]
 
 
-async def test_as_many_as_may_be(app: App) -> None:
+async def test_the_maximum_is_accepted_and_one_more_is_refused(app: App) -> None:
     app.will_say("a")
     answer = await app.ask(BATCH, messages=[conversation("x")] * 1024, max_tokens=1)
     assert [choice["index"] for choice in answer["choices"]] == list(range(1024))

@@ -105,7 +105,7 @@ async def test_the_title_of_a_session_follows_its_schema(app: App, client: anthr
     assert message["stop_reason"] == "end_turn"
 
 
-async def test_a_session_with_tools_a_history_from_elsewhere_and_a_count(
+async def test_a_session_with_tools_another_providers_history_and_a_token_count(
     app: App, client: anthropic.AsyncAnthropic
 ) -> None:
     app.will_say(CALLS)
@@ -158,7 +158,7 @@ async def test_a_session_with_tools_a_history_from_elsewhere_and_a_count(
     assert counted.input_tokens == read_tokens(third)
 
 
-async def test_what_is_ignored_is_named(app: App) -> None:
+async def test_ignored_fields_are_named(app: App) -> None:
     app.will_say("Port 8000.")
     answer = await app.http.post(PATH, json=request_of(1, [ASKED, *ELSEWHERE[1:]]), headers=HEADERS)
     warning = answer.headers["warning"]
@@ -167,7 +167,7 @@ async def test_what_is_ignored_is_named(app: App) -> None:
     assert warning.count("(") == 2
 
 
-async def test_what_another_provider_has_said_is_shown(app: App) -> None:
+async def test_another_providers_content_is_shown_as_text(app: App) -> None:
     """By its words: as long as the same history told in this server's own."""
     told = [
         {"role": "user", "content": "And this?\n[An image was here, which this model can't read.]"},
@@ -198,7 +198,7 @@ async def test_what_another_provider_has_said_is_shown(app: App) -> None:
     assert counts[0] == counts[1]
 
 
-async def test_a_full_context_says_so(fake_model: Path) -> None:
+async def test_a_full_context_is_reported(fake_model: Path) -> None:
     """Claude Code then makes room; of `max_tokens` it would ask for more."""
     async with app_in_process(fake_model, max_model_len=100) as small:
         small.will_say("a" * 100)
@@ -207,7 +207,7 @@ async def test_a_full_context_says_so(fake_model: Path) -> None:
             assert message["stop_reason"] == reason
 
 
-def test_the_demo_model_answers_it(demo_server: Running) -> None:
+def test_the_demo_model_completes_a_session(demo_server: Running) -> None:
     """With real tokens: Anthropic's client streams, calls a tool and goes on with a switch of its model."""
     weather = tool("get_weather", "city", city={"type": "string"})
     settings: Any = {

@@ -225,7 +225,7 @@ async def test_a_session_of_codex_with_its_tools_in_the_input(app: App) -> None:
     assert (call["type"], call["name"]) == ("function_call", "wait")
 
 
-async def test_codex_goes_on_with_another_providers_session(app: App) -> None:
+async def test_codex_can_continue_another_providers_session(app: App) -> None:
     shell = {"type": "exec", "command": ["bash", "-lc", "ls"], "timeout_ms": None, "env": None}
     search = {"type": "search", "query": "x", "queries": ["x"]}
     history = [
@@ -261,7 +261,7 @@ async def test_codex_goes_on_with_another_providers_session(app: App) -> None:
     assert answer["content"][0]["text"] == "Yes."
 
 
-async def test_a_session_of_codex_says_what_it_leaves_out(app: App) -> None:
+async def test_a_session_of_codex_names_ignored_tools(app: App) -> None:
     app.will_say("Yes.")
     response = await app.http.post(PATH, json=codex(BEGINNING))
     warning = response.headers["warning"]

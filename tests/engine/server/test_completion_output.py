@@ -179,7 +179,7 @@ def reader_factory(echo: str, *, inside: bool, shows: bool, parallel: bool) -> C
     parallel=st.booleans(),
     wants_more=st.booleans(),
 )
-def test_a_chat_with_thoughts_and_tools(
+def test_a_chat_with_reasoning_and_tools(
     case: Case, sizes: list[int], inside: bool, shows: bool, parallel: bool, wants_more: bool
 ) -> None:
     body = ChatBody.model_validate(

@@ -44,18 +44,18 @@ async def post(app: App, body: bytes, coding: str, path: str = COMPLETIONS) -> t
         ("identity", BODY),
     ],
 )
-async def test_it_is_read_as_if_it_were_plain(app: App, coding: str, body: bytes) -> None:
+async def test_a_compressed_body_is_read_like_a_plain_one(app: App, coding: str, body: bytes) -> None:
     assert await post(app, body, coding) == (200, "")
     assert (await post(app, body, coding, "/tokenize"))[0] == 200
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
-async def test_another_coding_is_refused_by_its_name(app: App, coding: str) -> None:
+async def test_an_unsupported_coding_is_refused_by_name(app: App, coding: str) -> None:
     status, message = await post(app, b"xx", coding)
     assert status == 415 and coding in message
 
 
-async def test_what_is_broken_or_too_long_is_said_so(app: App) -> None:
+async def test_broken_and_oversized_bodies_are_refused(app: App) -> None:
     for broken in (BODY, gzip.compress(BODY, mtime=0)[:-1], gzip.compress(BODY) + b"x"):
         status, message = await post(app, broken, "gzip")
         assert status == 400 and "gzip" in message

@@ -20,7 +20,7 @@ def read(raw: str, size: int) -> tuple[str, str]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_the_text_is_the_same_however_it_comes(size: int, ascii_only: bool) -> None:
+def test_the_text_does_not_depend_on_how_it_is_split(size: int, ascii_only: bool) -> None:
     raw = json.dumps({"input": PATCH}, ensure_ascii=ascii_only)
     assert read(raw, size) == (PATCH, PATCH)
 
@@ -44,11 +44,11 @@ def test_the_text_is_the_same_however_it_comes(size: int, ascii_only: bool) -> N
     ],
 )
 @pytest.mark.parametrize("size", [1, 4, 1000])
-def test_what_is_written_otherwise_is_the_text_too(raw: str, text: str, size: int) -> None:
+def test_json_of_another_form_is_taken_as_the_text(raw: str, text: str, size: int) -> None:
     assert read(raw, size) == (text, text)
 
 
-def test_it_is_told_as_it_comes() -> None:
+def test_the_text_is_streamed() -> None:
     reader = CustomInput()
     assert [reader.feed(piece) for piece in ('{"inp', 'ut": "a', "b\\", 'nc"', "}")] == [
         "",

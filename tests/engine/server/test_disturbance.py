@@ -53,7 +53,7 @@ def engine() -> Iterator[AttackedEngine]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_stream_goes_on_while_another_client_sends(engine: AttackedEngine, name: str) -> None:
+def test_a_stream_continues_while_another_client_sends(engine: AttackedEngine, name: str) -> None:
     path, content = ATTACKS[name]()
     for tries_left in reversed(range(TRIES)):
         result = engine.disturb(path, content)

@@ -37,7 +37,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 @pytest.mark.parametrize("kind", LARGE)
-async def test_all_sequences_of_a_request_share_one_share(
+async def test_all_sequences_of_a_request_belong_to_one_group(
     app: App, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those of another have their own, even under the same id."""
@@ -75,7 +75,7 @@ def demo() -> Iterator[Running]:
     [{"prompt": "Once", "n": NUM_SEATS}, {"prompt": [f"{number} and" for number in range(3 * NUM_SEATS)]}],
     ids=["choices", "prompts"],
 )
-def test_a_small_request_is_answered_while_one_that_fills_the_engine_goes_on(
+def test_a_small_request_finishes_while_a_large_one_fills_the_engine(
     demo: Running, large: dict[str, Any]
 ) -> None:
     """Its answers are long, and none of them has ended by then."""

@@ -124,7 +124,7 @@ async def longest_stall() -> float:
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_an_error_comes_soon_and_nobody_waits_for_it(app: App, name: str) -> None:
+async def test_errors_are_fast_and_do_not_block_the_loop(app: App, name: str) -> None:
     """The calmest of three attempts counts: what else runs on the machine only ever makes it slower."""
     times: list[tuple[float, float]] = []
     while len(times) < 3 and (not times or times[-1][0] >= ANSWER_S or times[-1][1] >= STALL_S):
@@ -159,7 +159,7 @@ async def test_a_body_may_be_too_large(app: App) -> None:
     assert str(MAX_BODY_BYTES) in response.json()["error"]["message"]
 
 
-async def test_a_large_body_that_is_right_is_answered(app: App) -> None:
+async def test_a_large_valid_body_is_answered(app: App) -> None:
     app.will_say("abc")
     answer = await app.ask(COMPLETIONS, prompt="b" * TEN_MB, truncate_prompt_tokens=5, max_tokens=3)
     assert answer["usage"]["prompt_tokens"] == 5

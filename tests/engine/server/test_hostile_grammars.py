@@ -194,7 +194,7 @@ async def attack(
     return gap - undisturbed, new
 
 
-def test_who_leaves_while_its_grammar_compiles_leaves_no_process(demo_server: Running) -> None:
+def test_a_disconnect_during_compilation_leaves_no_process(demo_server: Running) -> None:
     def num_processes() -> int:
         first = [one for one in psutil.Process().children() if "engine.structured.worker" in one.cmdline()]
         return sum(len(one.children()) for one in first)
@@ -221,7 +221,7 @@ def impatient_server() -> Iterator[str]:
             yield server.url
 
 
-def test_who_follows_a_grammar_that_becomes_slow_is_told(impatient_server: str) -> None:
+def test_a_grammar_that_becomes_slow_fails_its_request(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(RUNS))
         streamed: list[Any] = []
@@ -237,7 +237,7 @@ def test_who_follows_a_grammar_that_becomes_slow_is_told(impatient_server: str) 
         assert "takes too long to follow" in error["message"] and "Simplify it" in error["message"]
 
 
-def test_a_response_that_breaks_off_by_its_grammar_says_whose_fault_it_is(impatient_server: str) -> None:
+def test_a_response_failed_by_its_grammar_is_a_client_error(impatient_server: str) -> None:
     body = {**spelling(RUNS), "stream": True}
     body["input"] = body.pop("messages")
     body["max_output_tokens"] = body.pop("max_tokens")
@@ -251,7 +251,7 @@ def test_a_response_that_breaks_off_by_its_grammar_says_whose_fault_it_is(impati
     assert last["response"]["error"]["code"] == "invalid_prompt"
 
 
-def test_who_asks_for_what_never_compiles_is_told(impatient_server: str) -> None:
+def test_a_grammar_that_never_compiles_is_refused(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(ENDLESS))
     assert answer.status_code == 400

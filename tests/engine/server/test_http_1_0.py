@@ -36,7 +36,7 @@ def test_a_stream_has_no_chunks_and_ends_with_its_connection(fake_server: Runnin
     assert stream.startswith((b"data: ", b"event: ")) and stream.endswith(b"\n\n")
 
 
-def test_what_has_a_length_keeps_it(fake_server: Running) -> None:
+def test_a_response_with_a_length_keeps_it(fake_server: Running) -> None:
     for path in ("/health", "/v1/models", "/nothing"):
         headers, body = ask(fake_server, f"GET {path}")
         assert int(headers["content-length"]) == len(body)

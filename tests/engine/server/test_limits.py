@@ -67,7 +67,7 @@ def holding(limit: SizeLimit, size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: str) -> None:
+def test_a_body_above_a_limit_is_refused_by_name_and_one_at_it_is_accepted(name: str) -> None:
     model, limit = CASES[name]
     began = time.process_time()
     try:
@@ -85,7 +85,7 @@ def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: s
     assert caught.value.param.split("[")[0] == limit.path.split("[")[0]
 
 
-def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
+def test_every_field_that_can_be_large_has_a_limit() -> None:
     """One that doesn't is one that somebody forgot: give it a limit in engine/server/protocol/limits.py."""
     forgotten = [
         f"{model.__name__}: {place.kind} {place.path}"
@@ -96,7 +96,7 @@ def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
     assert forgotten == []
 
 
-def test_every_whole_number_has_a_bound() -> None:
+def test_every_integer_has_a_limit() -> None:
     """Its field's own, or one that engine/server/protocol/limits.py names."""
     forgotten = {
         place.path
@@ -107,7 +107,7 @@ def test_every_whole_number_has_a_bound() -> None:
     assert forgotten == set()
 
 
-def test_a_field_without_a_cap_is_found() -> None:
+def test_a_field_without_a_limit_is_found() -> None:
     class Forgetful(Strict):
         listed: list[str]
         told: str | None = None
@@ -118,7 +118,7 @@ def test_a_field_without_a_cap_is_found() -> None:
     assert not any(is_limited(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
 
 
-def test_sums_run_over_all_entries() -> None:
+def test_total_limits_sum_over_all_entries() -> None:
     limit = SizeLimit("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
     check_sizes(body, tree_of((limit,)))
@@ -152,11 +152,11 @@ FIELDS = b'{"a": {%s}}'
         (b'{"a": ["\\\\",' + b'"x",[],' * 500_000 + b"[]]}", False),
     ],
 )
-def test_only_what_is_outside_strings_counts(raw: bytes, is_within: bool) -> None:
+def test_only_characters_outside_strings_count(raw: bytes, is_within: bool) -> None:
     assert (find_json_excess(raw) is None) == is_within
 
 
-def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() -> None:
+def test_escapes_and_strings_across_windows_are_parsed_correctly() -> None:
     """Slowly, over many lengths: where a window ends must not matter."""
     for shift in range(6):
         filler = b"a" * (2**18 - 12 + shift)
@@ -251,7 +251,7 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
 
 
 @pytest.mark.parametrize("name", ABOVE)
-async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
+async def test_requested_amounts_are_limited(app: App, name: str) -> None:
     path, body, param, said = ABOVE[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     began = time.process_time()
@@ -282,7 +282,7 @@ async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
         {"n": limits.MAX_CHOICES},
     ],
 )
-async def test_values_at_their_edges_are_served(app: App, fields: dict[str, Any]) -> None:
+async def test_values_at_their_limits_are_accepted(app: App, fields: dict[str, Any]) -> None:
     app.will_say("abc")
     answer = await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
@@ -305,7 +305,7 @@ AT_THE_CAP: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", AT_THE_CAP)
-async def test_a_request_at_a_cap_is_served_in_time(app: App, name: str) -> None:
+async def test_a_request_at_a_limit_is_served_in_time(app: App, name: str) -> None:
     app.will_say("abc")
     began = time.process_time()
     fields = {name: AT_THE_CAP[name], **({"logprobs": 1} if name == "logprob_token_ids" else {})}
@@ -320,14 +320,14 @@ async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
         assert response.status_code == 400, (name, response.text[:200])
 
 
-async def test_a_text_at_its_cap_is_encoded_in_time(app: App) -> None:
+async def test_a_text_at_its_limit_is_tokenized_in_time(app: App) -> None:
     began = time.process_time()
     status, answer = await app.post("/tokenize", prompt="a b " * (limits.MAX_TEXT_BYTES // 4))
     assert status == 200 and answer["count"] > 100_000
     assert time.process_time() - began < IN_TIME_S
 
 
-async def test_what_agents_send_passes(app: App) -> None:
+async def test_large_agent_requests_are_within_the_limits(app: App) -> None:
     """500 turns, 100 tools of 10 KB: too long for this model, but not for the server."""
     schema = {
         "type": "object",

@@ -39,7 +39,7 @@ def post(server: Running, **fields: Any) -> httpx.Response:
         return client.post(COMPLETIONS, json={**BODY, **fields})
 
 
-def test_a_full_queue_turns_away_and_takes_again(fake_model: Path) -> None:
+def test_a_full_queue_refuses_and_later_accepts_requests(fake_model: Path) -> None:
     """Two run, two wait, the fifth is told to come again; what got in is answered."""
     valve = Valve()
     with (
@@ -60,7 +60,7 @@ def test_a_full_queue_turns_away_and_takes_again(fake_model: Path) -> None:
         assert post(server).status_code == 200
 
 
-def test_a_disconnect_makes_room_at_once(fake_model: Path) -> None:
+def test_a_disconnect_frees_a_place_at_once(fake_model: Path) -> None:
     """Of a full server: who leaves, waiting or running, leaves a place that the next one gets."""
     valve = Valve()
     with held(fake_model, valve, max_num_seqs=1, max_waiting=1) as server:
@@ -84,7 +84,7 @@ def test_a_disconnect_makes_room_at_once(fake_model: Path) -> None:
         server.wait_idle()
 
 
-def test_the_more_urgent_run_first(fake_model: Path) -> None:
+def test_requests_run_in_the_order_of_their_priority(fake_model: Path) -> None:
     """While one fills all places, three wait; they run in the order of their priority, lowest first."""
     valve = Valve()
     ran: list[str] = []
@@ -106,7 +106,7 @@ def test_the_more_urgent_run_first(fake_model: Path) -> None:
     assert list(dict.fromkeys(ran)) == ["first", "-1", "0", "5"]
 
 
-def test_streams_flow_while_a_long_prompt_is_read(fake_model: Path) -> None:
+def test_streams_continue_while_a_long_prompt_is_prefilled(fake_model: Path) -> None:
     """Between two tokens of a running stream lies one step, whatever else the steps have to do.
 
     The steps are counted, not timed: each must bring the stream a token while the prompt, longer than a
@@ -163,7 +163,7 @@ def test_answers_do_not_depend_on_the_batch(fake_server: Running) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_thousand_requests_leave_nothing(fake_model: Path) -> None:
+async def test_a_thousand_requests_leave_nothing_behind(fake_model: Path) -> None:
     """Whole and streamed, ended and abandoned: then no sequence, no block and no task is left."""
     num_requests, at_once = 1000, 50
     with running(fake_model, fake_core(fake_model)) as server:

@@ -42,7 +42,7 @@ def ask(server: Running, path: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_a_completion_tells_of_them(demo_server: Running, reference: Any) -> None:
+def test_a_completion_has_the_named_logprobs(demo_server: Running, reference: Any) -> None:
     answer = ask(demo_server, COMPLETIONS, prompt="Hello", logprobs=2, logprob_token_ids=NAMED, **AS_IDS)
     choice = answer["choices"][0]
     told = choice["logprobs"]["top_logprobs"]
@@ -51,7 +51,9 @@ def test_a_completion_tells_of_them(demo_server: Running, reference: Any) -> Non
         assert row == pytest.approx(values, abs=1e-4)
 
 
-def test_a_chat_tells_of_the_sampled_and_of_them_in_their_order(demo_server: Running, reference: Any) -> None:
+def test_a_chat_has_the_sampled_token_and_the_named_ones_in_order(
+    demo_server: Running, reference: Any
+) -> None:
     body = {"messages": MESSAGES, "logprobs": True, "logprob_token_ids": NAMED, **AS_IDS}
     answer = ask(demo_server, CHAT, **body)
     choice = answer["choices"][0]
@@ -65,7 +67,7 @@ def test_a_chat_tells_of_the_sampled_and_of_them_in_their_order(demo_server: Run
         assert row == pytest.approx(values, abs=1e-4)
 
 
-def test_a_prompt_that_is_echoed_keeps_its_most_likely(demo_server: Running) -> None:
+def test_an_echoed_prompt_keeps_its_top_logprobs(demo_server: Running) -> None:
     body = {"prompt": "Hello there", "echo": True, "logprobs": 2, "logprob_token_ids": NAMED, **AS_IDS}
     choice = ask(demo_server, COMPLETIONS, **body)["choices"][0]
     tops = choice["logprobs"]["top_logprobs"]
@@ -87,7 +89,7 @@ def test_a_prompt_that_is_echoed_keeps_its_most_likely(demo_server: Running) -> 
         (CHAT, {"logprob_token_ids": NAMED, "logprobs": False}),
     ],
 )
-def test_what_can_t_be_told_is_refused_by_name(
+def test_unavailable_logprobs_are_refused_by_name(
     demo_server: Running, path: str, wrong: dict[str, Any]
 ) -> None:
     asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -97,7 +99,7 @@ def test_what_can_t_be_told_is_refused_by_name(
     assert response.json()["error"]["param"].startswith("logprob_token_ids")
 
 
-def test_as_many_as_may_be(demo_server: Running) -> None:
+def test_the_maximum_is_accepted_and_one_more_is_refused(demo_server: Running) -> None:
     named = list(range(128))
     answer = ask(demo_server, COMPLETIONS, prompt="x", logprobs=0, logprob_token_ids=named, **AS_IDS)
     assert all(len(top) >= 128 for top in answer["choices"][0]["logprobs"]["top_logprobs"])

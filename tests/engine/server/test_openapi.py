@@ -81,7 +81,7 @@ def test_a_route_that_takes_a_body_says_which() -> None:
     }
 
 
-def test_references_lead_somewhere() -> None:
+def test_references_are_resolvable() -> None:
     document = build_document(ServerKind.ANY)
 
     def walk(value: Any) -> None:
@@ -111,7 +111,7 @@ def test_references_lead_somewhere() -> None:
         ({}, "anything"),
     ],
 )
-def test_types_in_words(schema: dict[str, Any], words: str) -> None:
+def test_types_have_short_forms(schema: dict[str, Any], words: str) -> None:
     assert describe_type(schema) == words
 
 
@@ -129,7 +129,7 @@ def test_the_page_shows_every_route(fake_server: Running) -> None:
 @pytest.mark.parametrize(
     ("operation_id", "mode"), questions(ServerKind.GENERATING), ids=lambda one: getattr(one, "value", one)
 )
-def test_nothing_that_may_be_asked_breaks_the_server(
+def test_no_generated_request_causes_a_server_error(
     fake_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
     fuzz(fake_server, ServerKind.GENERATING, operation_id, mode)

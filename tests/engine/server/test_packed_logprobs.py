@@ -22,7 +22,7 @@ def packed() -> PackedLogprobs:
     return told
 
 
-def test_what_is_packed_comes_out_as_it_was() -> None:
+def test_packed_logprobs_are_unchanged_when_unpacked() -> None:
     told = packed()
     assert list(told) == POSITIONS and told[1] == POSITIONS[1] and told[1:] == POSITIONS[1:]
     assert len(told) == 3 and told.num_entries == 6
@@ -30,7 +30,7 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
         told[3]
 
 
-def test_rows_are_a_list_that_is_made_in_parts() -> None:
+def test_rows_yield_a_list_in_parts() -> None:
     before = ["a", "b"]
     rows = before + Rows(packed(), lambda position: position.chosen.token_id)
     assert list(rows.parts(2)) == [["a", "b"], [5, 200_000], [0]]

@@ -76,7 +76,7 @@ def assert_refused(answer: tuple[int, Any], param: str | None, status: int = 400
         ({"prompt": ["a"] * 1024, "n": 5}, "n"),
     ],
 )
-def test_a_wrong_field_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
     assert_refused(post(fake_server, COMPLETIONS, **{"prompt": "a", **body}), param)
 
 
@@ -101,17 +101,17 @@ def test_a_wrong_field_is_named(fake_server: Running, body: dict[str, Any], para
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
-def test_a_wrong_field_of_a_chat_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_of_a_chat_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
     assert_refused(post(fake_server, CHAT, **{"messages": MESSAGES, **body}), param)
 
 
-def test_what_is_required_is_named(fake_server: Running) -> None:
+def test_a_missing_field_is_named(fake_server: Running) -> None:
     assert "required" in assert_refused(post(fake_server, COMPLETIONS), "prompt")
     assert "required" in assert_refused(post(fake_server, CHAT), "messages")
 
 
 @pytest.mark.parametrize(("path", "rules"), [(COMPLETIONS, field_rules.COMPLETION), (CHAT, field_rules.CHAT)])
-def test_a_field_that_is_not_supported_is_refused_unless_it_asks_for_nothing(
+def test_an_unsupported_field_is_refused_unless_its_value_is_neutral(
     fake_server: Running, path: str, rules: field_rules.FieldRules
 ) -> None:
     base: dict[str, Any] = {"prompt": "a"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -201,7 +201,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(fake_serv
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_a_chats_limit_of_minus_one_is_none(fake_server: Running, field: str) -> None:
+def test_a_chats_limit_of_minus_one_means_no_limit(fake_server: Running, field: str) -> None:
     """As LM Studio and llama.cpp have it: these servers' clients send it without being asked."""
     chat = {"messages": [{"role": "user", "content": "Hi"}], "seed": 1}
     status, said = post(fake_server, CHAT, **chat, **{field: -1})
@@ -214,7 +214,7 @@ def test_a_completion_without_limit_fills_the_context(fake_server: Running) -> N
     assert complete(fake_server, max_tokens=None, ignore_eos=True)["usage"]["completion_tokens"] == 16
 
 
-def test_of_minus_one_any_seed_will_do(fake_server: Running) -> None:
+def test_a_seed_of_minus_one_is_random(fake_server: Running) -> None:
     """As vLLM and llama.cpp have it."""
     seeds = {check({"prompt": "a", "seed": seed}, CompletionBody).seed for seed in (-1, None)}
     assert seeds == {None}
@@ -318,7 +318,7 @@ def test_request_ids(fake_server: Running) -> None:
     assert error.headers["x-request-id"] == "hers"
 
 
-def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
+def test_content_parts_and_assistant_messages_are_accepted(fake_server: Running) -> None:
     """An answer may be sent back as it came, and text in parts is text."""
     first = post(fake_server, CHAT, messages=MESSAGES, seed=1, max_tokens=5)[1]["choices"][0]["message"]
     parts = [{"type": "text", "text": "Hi"}]

@@ -207,7 +207,7 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
         ),
     ],
 )
-def test_a_call_of_another_provider_is_a_turn_like_others(items: list[Any], messages: list[Any]) -> None:
+def test_another_providers_call_becomes_a_call(items: list[Any], messages: list[Any]) -> None:
     assert said(HI, *items) == [HI, *messages]
 
 
@@ -222,13 +222,13 @@ def test_a_call_of_another_provider_is_a_turn_like_others(items: list[Any], mess
         ({"summary": None, "id": None}, None),
     ],
 )  # fmt: skip
-def test_a_thought_is_read_where_it_says_something(item: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_with_text_is_read(item: dict[str, Any], thought: str | None) -> None:
     messages = said(HI, {"type": "reasoning", **item}, {"role": "assistant", "content": "a"}, HI)
     expected = {"role": "assistant", "content": "a", **({"reasoning_content": thought} if thought else {})}
     assert messages == [HI, expected, HI]
 
 
-def test_a_turn_of_several_items_is_one_message() -> None:
+def test_items_of_one_turn_become_one_message() -> None:
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
     calls = [{"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"} for n in (1, 2)]
     outputs = [{"type": "function_call_output", "call_id": f"c{n}", "output": str(n)} for n in (1, 2)]
@@ -248,7 +248,7 @@ def test_a_turn_of_several_items_is_one_message() -> None:
         {"type": "summary_text", "text": "a"},
     ],
 )
-def test_text_is_text_whatever_its_part_is_called(part: dict[str, Any]) -> None:
+def test_text_parts_of_all_types_are_text(part: dict[str, Any]) -> None:
     message = {
         "type": "message",
         "id": "msg_1",
@@ -288,7 +288,7 @@ def warnings_of(items: Iterable[Any], **fields: Any) -> str:
         ),
     ],
 )
-def test_what_cannot_be_read_is_named_in_a_warning(item: dict[str, Any], name: str) -> None:
+def test_unreadable_content_is_named_in_a_warning(item: dict[str, Any], name: str) -> None:
     assert name in warnings_of([HI, item])
 
 
@@ -322,7 +322,7 @@ def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_item_is_named_by_its_own_place(items: list[Any], param: str) -> None:
+def test_an_invalid_item_is_named_by_its_path(items: list[Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         asked(*items).chat()
     assert caught.value.param == param
@@ -365,11 +365,11 @@ TEXT = {"type": "output_text", "text": "a", "annotations": None, "logprobs": Non
         ({"type": "custom_tool_call_output", "call_id": "c1", "output": True}, [result("true")]),
     ],
 )  # fmt: skip
-def test_a_history_is_read_for_its_words_whatever_they_stand_in(item: Any, messages: list[Any]) -> None:
+def test_the_text_of_any_history_is_read(item: Any, messages: list[Any]) -> None:
     assert said(HI, item, HI) == [HI, *messages, HI]
 
 
-def test_an_item_of_unknown_type_is_told_of() -> None:
+def test_an_item_of_unknown_type_is_named_in_a_warning() -> None:
     ignored = collect_ignored(refuses_unknown=True)
     said(HI, {"type": "role_play", "text": "a"})
     assert ignored.header == '299 berth "ignored: input[type=role_play] (unknown: read for its words alone)"'
@@ -379,7 +379,7 @@ def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:
     return StoredResponse({"id": name}, read_items(list(items)), len(items))
 
 
-def test_a_reference_stands_for_a_stored_item() -> None:
+def test_a_reference_is_replaced_by_its_stored_item() -> None:
     store = ResponseStore().of("")
     store.put(stored({"id": "msg_1", "role": "assistant", "content": "a"}))
     for reference in (
@@ -394,7 +394,7 @@ def test_a_reference_stands_for_a_stored_item() -> None:
     assert (caught.value.code, caught.value.param) == ("item_not_found", "input[1].id")
 
 
-def test_tools_that_a_conversation_brings_are_offered_from_then_on() -> None:
+def test_tools_added_by_items_are_offered_from_then_on() -> None:
     """As Codex sends all of its tools, and as a search finds more of them; the later one counts."""
     tools = [
         {
@@ -415,7 +415,7 @@ def test_tools_that_a_conversation_brings_are_offered_from_then_on() -> None:
     assert functions[1]["description"] == "newer"
 
 
-def test_a_conversation_goes_on_with_its_items() -> None:
+def test_a_continued_conversation_has_the_stored_items() -> None:
     store = ResponseStore().of("")
     tools = [{"type": "function", "name": "f"}]
     store.put(stored({"id": "at", "type": "additional_tools", "tools": tools}, {"id": "m", **HI}))
@@ -425,7 +425,7 @@ def test_a_conversation_goes_on_with_its_items() -> None:
     assert len(request.toolbox) == 1
 
 
-def test_the_oldest_turns_are_left_out_and_instructions_stay() -> None:
+def test_the_oldest_turns_are_dropped_and_instructions_kept() -> None:
     system = {"role": "developer", "content": "Be brief."}
     output = {"type": "function_call_output", "call_id": "c", "output": "x"}
     request = asked(HI, system, output, HI, HI)
@@ -435,7 +435,7 @@ def test_the_oldest_turns_are_left_out_and_instructions_stay() -> None:
 
 
 @pytest.mark.parametrize("least", range(6))
-def test_as_few_turns_go_as_may_be(least: int) -> None:
+def test_the_fewest_possible_turns_are_dropped(least: int) -> None:
     turns, fits = [2, 4, 6, 8, 10], dict[int, bool]()
     while (cut := fitting_cut(turns, fits)) is not None:
         assert cut not in fits

@@ -103,7 +103,7 @@ def test_a_process_with_a_stream_stops_in_time(tiny_model: Path, tmp_path: Path)
     assert "Traceback" not in log.read_text()
 
 
-def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_process_finishes_its_stream_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
     """After SIGTERM: the stream goes on to its [DONE], new requests are turned away, the code is 0."""
     log = tmp_path / "log"
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "60"]
@@ -131,7 +131,7 @@ def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_the_stop(tiny_model: Path, tmp_path: Path) -> None:
     """Its stream fills all buffers and stands still; the process is gone in time all the same."""
     log = tmp_path / "log"
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "0.5", "--max-num-seqs", "64"]
@@ -190,7 +190,7 @@ def test_a_signal_while_loading_ends_it_at_once(tiny_model: Path, tmp_path: Path
         (["--model", "{tiny}", "--host", "203.0.113.1"], 2, "Can't listen on 203.0.113.1"),
     ],
 )
-def test_what_stops_a_start_is_the_last_line(
+def test_a_startup_failure_is_the_last_log_line(
     tiny_model: Path, fake_model: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -211,13 +211,13 @@ def test_what_stops_a_start_is_the_last_line(
     assert "Traceback" not in text
 
 
-def test_a_port_that_is_taken_is_known_at_once() -> None:
+def test_a_port_in_use_is_reported_at_once() -> None:
     first = listen("127.0.0.1", 0)
     with first, pytest.raises(AddressInUse, match=f"port {first.getsockname()[1]}"):
         listen("127.0.0.1", first.getsockname()[1])
 
 
-def test_running_requests_may_end_before_a_stop(fake_model: Path) -> None:
+def test_running_requests_can_finish_before_a_stop(fake_model: Path) -> None:
     valve = Valve()
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=30) as server:
         body = {"prompt": "a", "max_tokens": 20, "ignore_eos": True, "stream": True}
@@ -236,7 +236,7 @@ def test_running_requests_may_end_before_a_stop(fake_model: Path) -> None:
         assert server.failure is None
 
 
-def test_a_stop_does_not_wait_longer_than_it_may(fake_model: Path) -> None:
+def test_a_stop_does_not_exceed_its_timeout(fake_model: Path) -> None:
     valve = Valve()
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.2) as server:
         body = {
@@ -314,7 +314,7 @@ def test_one_write_per_step(fake_model: Path) -> None:
     assert b'"finish_reason":"length"' in first
 
 
-def test_threads_of_servers_end(fake_model: Path) -> None:
+def test_server_threads_end(fake_model: Path) -> None:
     """What `running` checks after every server; here once for its own sake."""
     before = threading.active_count()
     with running(fake_model, fake_core(fake_model)) as server:
@@ -324,7 +324,7 @@ def test_threads_of_servers_end(fake_model: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_a_program_serves_by_a_call(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_program_can_call_run_server(tiny_model: Path, tmp_path: Path) -> None:
     """From the main thread until a signal; what is wrong is raised."""
     program = tmp_path / "program.py"
     program.write_text(

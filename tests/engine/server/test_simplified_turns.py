@@ -61,7 +61,7 @@ def test_a_call_and_its_result_have_one_short_id(name: str | None) -> None:
     assert said == render(ALTERNATING, USER, calls(name), result(name))
 
 
-def test_short_ids_stay() -> None:
+def test_short_ids_are_kept() -> None:
     assert "(abcDEF123)<assistant>[abcDEF123]" in render(
         ALTERNATING, USER, calls("abcDEF123"), result("abcDEF123")
     )
@@ -72,7 +72,7 @@ def test_several_results_without_ids_answer_the_calls_in_order() -> None:
     assert re.findall(r"\((\w+)\)", said) == re.findall(r"\[(\w+)\]", said)
 
 
-def test_turns_of_one_role_are_one_where_roles_must_alternate() -> None:
+def test_turns_of_one_role_are_merged_if_roles_must_alternate() -> None:
     """Codex's user speaks twice before the first answer."""
     turns = [{"role": "system", "content": "S"}, USER, {"role": "user", "content": "Go"}]
     assert render(ALTERNATING, *turns) == "<system>S<user>Hi\n\nGo"
@@ -84,19 +84,19 @@ def test_turns_of_one_role_are_one_where_roles_must_alternate() -> None:
     )
 
 
-def test_what_a_user_says_after_an_answer_is_a_turn_of_its_own() -> None:
+def test_user_text_after_an_answer_is_a_separate_turn() -> None:
     turns = [USER, calls("x"), result("x"), {"role": "assistant", "content": "Cold."}, USER]
     assert render(ALTERNATING, *turns).endswith("<tool>12<assistant>Cold.<user>Hi")
 
 
-def test_calls_come_one_at_a_time_each_with_its_result() -> None:
+def test_calls_are_split_each_with_its_result() -> None:
     turns = [USER, calls("a", "b", "c"), result("b", "2"), result("a", "1"), result("x", "?"), USER]
     assert render(SINGLE_CALLS, *turns) == (
         "<user>Hi(a)<assistant><tool>1(b)<assistant><tool>2(c)<assistant><tool>?<user>Hi"
     )
 
 
-def test_a_template_without_a_system_hears_it_from_the_user() -> None:
+def test_a_template_without_system_role_gets_it_in_the_user_turn() -> None:
     system = {"role": "system", "content": "S"}
     assert render(NO_SYSTEM, system, USER) == "<user>S\n\nHi"
     assert render(NO_SYSTEM, {"role": "developer", "content": "S"}, system, USER) == "<user>S\n\nS\n\nHi"
@@ -104,7 +104,7 @@ def test_a_template_without_a_system_hears_it_from_the_user() -> None:
     assert render(NO_SYSTEM, USER, system, USER).count("system-reminder") == 2
 
 
-def test_a_template_without_tools_hears_of_them_in_words() -> None:
+def test_a_template_without_tools_gets_calls_as_text() -> None:
     template = NO_SYSTEM.replace("m.role == 'system'", "m.role not in ('user', 'assistant')")
     turns = [USER, {**calls("f"), "content": "I look."}, result("f"), USER]
     assert render(template, *turns) == (
@@ -125,19 +125,19 @@ def test_parts_stay_parts() -> None:
     )
 
 
-def test_what_is_taken_stays_as_it_is() -> None:
+def test_an_accepted_conversation_is_unchanged() -> None:
     """The template of a model that knows all this."""
     turns = [{"role": "system", "content": "S"}, USER, USER, calls("a", "b"), result("a"), USER]
     taking = "{% for m in messages %}" + SAY + "{% endfor %}"
     assert render(taking, *turns) == "<system>S<user>Hi<user>Hi<assistant><tool>12<user>Hi"
 
 
-def test_a_refusal_is_told_in_the_words_for_what_was_sent() -> None:
+def test_the_rejection_of_the_original_conversation_is_reported() -> None:
     with pytest.raises(TemplateRejects, match="never"):
         render("{{ raise_exception('never ' ~ messages|length) }}", USER, USER)
 
 
-def test_a_long_conversation_takes_no_longer_than_it_is_long() -> None:
+def test_the_time_is_linear_in_the_conversation_length() -> None:
     many = 20_000
     turns = [USER, *[{"role": "system", "content": "S"}] * many, calls(*[str(n) for n in range(many)])]
     turns += [*[result(str(n)) for n in range(many)], *[USER] * many]

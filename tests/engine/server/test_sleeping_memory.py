@@ -108,7 +108,7 @@ def held(client: httpx.Client) -> dict[str, Any]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("dtype", "cache_bytes"), [(torch.bfloat16, 512 << 20), (torch.float32, 256 << 20)])
-def test_the_memory_is_really_given_back(dtype: torch.dtype, cache_bytes: int, tmp_path: Path) -> None:
+def test_the_memory_is_returned_to_the_system(dtype: torch.dtype, cache_bytes: int, tmp_path: Path) -> None:
     """In bfloat16 weights are packed copies of the checkpoint's, in float32 converted ones."""
     directory = write_large_model(tmp_path / "model")
     words = ["--dtype", str(dtype).removeprefix("torch."), "--max-model-len", "600"]

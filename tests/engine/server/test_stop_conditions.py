@@ -50,7 +50,7 @@ def complete(server: Running, **fields: Any) -> Any:
     return answer.json()
 
 
-def test_a_model_without_an_end_token_says_the_whole_of_a_constrained_answer(tmp_path: Path) -> None:
+def test_a_model_without_an_end_token_completes_a_constrained_output(tmp_path: Path) -> None:
     with serving(tmp_path, eos_token=None) as server:
         [choice] = complete(server, **YES_OR_NO)["choices"]
         assert choice["text"] in ("yes", "no")

@@ -115,7 +115,7 @@ def test_usage_comes_last_with_no_choices(fake_server: Running) -> None:
     assert last["usage"]["total_tokens"] == 12
 
 
-def test_usage_may_go_on_all_the_time(fake_server: Running) -> None:
+def test_usage_can_be_in_every_chunk(fake_server: Running) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     *chunks, last, _ = post_stream(fake_server, COMPLETIONS, prompt="abc", seed=1, stream_options=options)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
@@ -134,7 +134,7 @@ def test_every_choice_has_one_role_and_one_end(fake_server: Running) -> None:
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, valve: Valve, path: str) -> None:
+def test_each_token_is_sent_as_soon_as_it_is_generated(held_server: Running, valve: Valve, path: str) -> None:
     """Also one without text, as of an unfinished character: clients see that something happens."""
     body = {"seed": 1, "stream": True, "max_tokens": 20, "ignore_eos": True}
     ask = {"prompt": "a"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "a"}]}
@@ -155,7 +155,7 @@ def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, val
     assert any(texts)
 
 
-def test_no_event_holds_half_a_character(fake_server: Running) -> None:
+def test_no_event_has_an_incomplete_character(fake_server: Running) -> None:
     """The fake model speaks bytes of longer characters in any order; whole ones must arrive whole."""
     for seed in range(20):
         body: dict[str, Any] = {"prompt": "a", "seed": seed, "max_tokens": 60, "ignore_eos": True}
@@ -174,7 +174,7 @@ def test_an_error_before_the_first_token_has_a_status(held_server: Running, valv
     assert "no such device" in response.json()["error"]["message"]
 
 
-def test_an_error_within_a_stream_is_an_event_and_a_broken_connection(
+def test_an_error_in_a_stream_is_an_event_and_closes_the_connection(
     held_server: Running, valve: Valve
 ) -> None:
     body = {"prompt": "a", "stream": True, "max_tokens": 50, "ignore_eos": True}
@@ -200,7 +200,7 @@ def test_an_error_within_a_stream_is_an_event_and_a_broken_connection(
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("steps", [0, 4])
-def test_a_client_that_leaves_ends_its_request(
+def test_a_disconnect_ends_the_request(
     held_server: Running, valve: Valve, streamed: bool, number: int, steps: int
 ) -> None:
     """Before the first token (no steps yet) or later; then the blocks are free at the next step."""
