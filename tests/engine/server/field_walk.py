@@ -1,4 +1,4 @@
-"""Every place of a body that may hold more than one value: found in its JSON schema, as clients see it."""
+"""Finds every part of a body that can hold more than one value, from its JSON schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEEP = {
 }
 _COUNTED = {"list": {Measure.ENTRIES, Measure.INPUTS}, "object": {Measure.ENTRIES}}
 _CHOICES = ("anyOf", "oneOf", "allOf")
-_UNREAD = "Accepted, without effect."  # bounded with the body as a whole
+_UNREAD = "Accepted, without effect."  # limited with the body as a whole
 
 
 class Place(NamedTuple):

@@ -1,4 +1,4 @@
-"""What becomes of what a model says: thoughts, tool calls, echoes, token ids; streamed and not."""
+"""How model output is returned: reasoning, tool calls, echo, token ids; with and without streaming."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def plain_app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def answer(app: App, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the only choice, the whole answer), after making sure that a stream says the same."""
+    """(the only choice, the response), after checking that a stream has the same content."""
     body = {"messages": [USER], **body}
     whole = await app.ask(CHAT, **body)
     (choice,) = whole["choices"]
@@ -54,7 +54,7 @@ async def answer(app: App, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def without_cached(usage: dict[str, Any]) -> dict[str, Any]:
-    """A second request finds the first one's prompt in the cache."""
+    """Drop cached tokens: a second request finds the first one's prompt in the cache."""
     return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
 
 
@@ -176,8 +176,8 @@ async def test_token_ids_are_returned(app: App) -> None:
     assert whole["choices"][0]["token_ids"] == expected
     assert app.tokenizer.decode(whole["prompt_token_ids"], skip_special_tokens=False) == whole["prompt_text"]
     chunks = await app.stream(CHAT, **fields)
-    told = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
-    assert told == expected
+    token_ids = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
+    assert token_ids == expected
     for name in ("prompt_token_ids", "prompt_text"):
         assert [chunk[name] for chunk in chunks if name in chunk] == [whole[name]]
     logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]

@@ -1,4 +1,4 @@
-"""Several conversations in one request: each is answered as it would be by itself."""
+"""Several conversations in one request: each is answered as in a single request."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_each_conversation_is_answered_as_in_a_single_request(demo_server: Runni
         other = one["choices"][0]
         for name in ("message", "finish_reason", "stop_reason", "token_ids"):
             assert choice[name] == other[name]
-        told = [entry["token"] for entry in choice["logprobs"]["content"]]
-        assert told == [entry["token"] for entry in other["logprobs"]["content"]]
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert tokens == [entry["token"] for entry in other["logprobs"]["content"]]
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert whole["usage"][name] == sum(one["usage"][name] for one in alone)
 

@@ -1,4 +1,4 @@
-"""Templates render as Hugging Face renders them; what they can't take is the client's error."""
+"""Templates render as with Hugging Face; a rejected conversation is a client error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "  And now?\n"},
 ]
 
-# What real templates do: control white space, break loops, keep state, dump tools, refuse, mark generations.
+# Features of real templates: white-space control, loop control, state, tool dumps, errors, generation blocks.
 TEMPLATES = {
     "whitespace": (
         "{{ bos_token }}\n"
@@ -93,7 +93,7 @@ ONE_SYSTEM_TURN = (
 
 
 def test_a_template_for_one_system_turn_gets_one() -> None:
-    """Agents give several, and more later; a template that takes them gets them as they are."""
+    """Agents send several, also later; a template that accepts them gets them unchanged."""
     turns = [
         {"role": "system", "content": "A."},
         {"role": "developer", "content": "B."},
@@ -172,7 +172,7 @@ def test_arguments_of_tool_calls_are_objects() -> None:
     ]
     template = template_of("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
     assert template.render(turns) == '{"x": 1}'
-    turns[0]["tool_calls"][0]["function"]["arguments"] = '{"x'  # cut off: shown as it was
+    turns[0]["tool_calls"][0]["function"]["arguments"] = '{"x'  # truncated: unchanged
     assert template.render(turns) == '"{\\"x"'
 
 

@@ -1,4 +1,4 @@
-"""Completions: logprobs in the legacy shape, echo, token ids, what prompts tell."""
+"""Completions: logprobs in the legacy format, echo, token ids, prompt logprobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def complete(app: App, **body: Any) -> dict[str, Any]:
-    """The only choice, after making sure that a stream says the same."""
+    """The only choice, after checking that a stream has the same content."""
     (choice,) = (await app.ask(COMPLETIONS, **body))["choices"]
     streamed = [chunk["choices"][0] for chunk in await app.stream(COMPLETIONS, **body)]
     assert "".join(one["text"] for one in streamed) == choice["text"]

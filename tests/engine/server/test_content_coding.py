@@ -1,4 +1,4 @@
-"""Compressed bodies at the engine's own server, which /proxy/ hands on as they came."""
+"""Compressed bodies, which /proxy/ forwards unchanged to the engine's server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bare(data: bytes) -> bytes:
 
 
 async def post(app: App, body: bytes, coding: str, path: str = COMPLETIONS) -> tuple[int, str]:
-    """Status, and what the error says."""
+    """The status and the error message."""
     headers = {"content-encoding": coding, "content-type": "application/json"}
     answer = await app.http.post(path, content=body, headers=headers)
     return answer.status_code, answer.json().get("error", {}).get("message", "")

@@ -1,4 +1,4 @@
-"""What doesn't fit the context: a prompt is refused in words that clients look for, a limit is a limit."""
+"""The context: long prompts are refused with the wording that clients match; max_tokens may exceed it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def post(server: Running, path: str, **body: Any) -> tuple[int, Any]:
 
 
 def bodies(length: int, max_tokens: int | None) -> list[tuple[str, dict[str, Any]]]:
-    """A prompt of so many characters at least, by every route that generates."""
+    """Bodies with a prompt of at least this many characters, for every generating route."""
     text = "a" * length
     messages = [{"role": "user", "content": text}]
     asked: dict[str, dict[str, int]] = {

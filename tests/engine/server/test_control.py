@@ -1,4 +1,4 @@
-"""Requests ended by their ids, and the paths that are only told apart."""
+"""Aborting requests by id, and unsupported paths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def valve() -> Valve:
 
 @pytest.fixture
 def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
-    """A server whose engine steps only when the test lets it."""
+    """A server whose engine steps only when the test allows it."""
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.0) as server:
         try:
             yield server
@@ -35,7 +35,7 @@ def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
 
 
 def abort(server: Running, *ids: str, path: str = ABORT) -> int:
-    """How many sequences it reached."""
+    """The number of aborted sequences."""
     with server.http() as client:
         answer = client.post(path, json={"request_ids": ids})
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""A custom tool's text comes out of the model's JSON whole, however that is split and written."""
+"""A custom tool's text is extracted from the model's JSON, however it is split and written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PATCH = "*** Begin Patch\n*** Update File: a.py\n-x = \"é\\n\"\n+x = '🙂'\t\u
 
 
 def read(raw: str, size: int) -> tuple[str, str]:
-    """What is told in pieces of `size` characters, and the whole."""
+    """The streamed text for fragments of `size` characters, and the whole text."""
     reader = CustomInput()
-    told = "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size))
-    return told + reader.finish(), reader.text
+    streamed = "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size))
+    return streamed + reader.finish(), reader.text
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])

@@ -1,4 +1,4 @@
-"""Every limit of docs/limits.md: what is at it passes in time, what is one above is refused at once."""
+"""Every limit of docs/limits.md: a request at the limit is accepted in time, one above is refused at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.server.protocol.size_limit import Measure, SizeLimit
 from tests.engine.server.field_walk import is_limited, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
-IN_TIME_S = 8.0  # of all threads, whatever else the machine does: many times what it takes
+IN_TIME_S = 8.0  # CPU time of all threads; many times the expected value
 
 ENTRIES: dict[str, Any] = {
     "messages": {"role": "user", "content": "a"},
@@ -42,12 +42,12 @@ BODY_OF = {limit: model for model in reversed(body_models()) for limit in model.
 CASES = {
     f"{limit.path}, {limit.most} {limit.measure.value}{' in all' if limit.total else ''}": (model, limit)
     for limit, model in BODY_OF.items()
-    if limit.measure is not Measure.TEXT  # which is measured when it becomes tokens
+    if limit.measure is not Measure.TEXT  # checked when the text is tokenized
 }
 
 
 def holding(limit: SizeLimit, size: int) -> dict[str, Any]:
-    """A body, of which only what the limit is about matters."""
+    """A body for the limit; other fields do not matter."""
     value: Any
     match limit.measure:
         case Measure.CHARS:
@@ -86,7 +86,7 @@ def test_a_body_above_a_limit_is_refused_by_name_and_one_at_it_is_accepted(name:
 
 
 def test_every_field_that_can_be_large_has_a_limit() -> None:
-    """One that doesn't is one that somebody forgot: give it a limit in engine/server/protocol/limits.py."""
+    """If this fails, add a limit for the field in engine/server/protocol/body_limits.py."""
     forgotten = [
         f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
@@ -97,7 +97,7 @@ def test_every_field_that_can_be_large_has_a_limit() -> None:
 
 
 def test_every_integer_has_a_limit() -> None:
-    """Its field's own, or one that engine/server/protocol/limits.py names."""
+    """Either the field's own, or one named in engine/server/protocol/limits.py."""
     forgotten = {
         place.path
         for model in body_models()
@@ -157,7 +157,7 @@ def test_only_characters_outside_strings_count(raw: bytes, is_within: bool) -> N
 
 
 def test_escapes_and_strings_across_windows_are_parsed_correctly() -> None:
-    """Slowly, over many lengths: where a window ends must not matter."""
+    """Many lengths, since the position of a window's end must not matter."""
     for shift in range(6):
         filler = b"a" * (2**18 - 12 + shift)
         text = b'{"a": "' + filler + b'\\\\\\"[,' * 3 + b'\\\\", "b": "' + b",[" * 1_200_000 + b'"}'
@@ -328,7 +328,7 @@ async def test_a_text_at_its_limit_is_tokenized_in_time(app: App) -> None:
 
 
 async def test_large_agent_requests_are_within_the_limits(app: App) -> None:
-    """500 turns, 100 tools of 10 KB: too long for this model, but not for the server."""
+    """500 turns and 100 tools of 10 KB exceed this model's context, but not the server's limits."""
     schema = {
         "type": "object",
         "properties": {f"p{n}": {"type": "string", "description": "x" * 60} for n in range(100)},

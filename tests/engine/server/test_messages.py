@@ -1,4 +1,4 @@
-"""/v1/messages with the stock `anthropic` client, on a model that answers, calls tools and thinks."""
+"""/v1/messages with the official `anthropic` client and a model with tools and reasoning."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_a_tool_is_used_and_its_result_sent_back(client: anthropic.Anthropic, ch
     assert message.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 12, "sky": "cloudy"}'}
     said: Any = {"role": "assistant", "content": [use.model_dump(include={"type", "id", "name", "input"})]}
-    told = client.messages.create(
+    answer = client.messages.create(
         messages=[*question, said, {"role": "user", "content": [result]}], **arguments
     )
-    assert "12" in told.content[0].text  # type: ignore[union-attr]
+    assert "12" in answer.content[0].text  # type: ignore[union-attr]
 
 
 def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
@@ -102,8 +102,8 @@ def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
         **GREEDY,
     ) as stream:
         message = stream.get_final_message()
-    thought, said = message.content
-    assert thought.type == "thinking" and thought.thinking
+    reasoning, said = message.content
+    assert reasoning.type == "thinking" and reasoning.thinking
     assert said.type == "text" and "42" in said.text
 
 

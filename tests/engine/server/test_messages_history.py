@@ -1,4 +1,4 @@
-"""What a model is shown of a history that Anthropic's clients send, whoever has made it."""
+"""How histories of Anthropic's clients, from any provider, are shown to the model."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def result(content: Any, **fields: Any) -> dict[str, Any]:
 
 
 def result_text(content: Any, **fields: Any) -> str:
-    [_, _, told] = shown(HI, assistant(USE), user(result(content, **fields)))
-    assert (told["role"], told["tool_call_id"]) == ("tool", "t1")
-    return str(told["content"])
+    [_, _, messages] = shown(HI, assistant(USE), user(result(content, **fields)))
+    assert (messages["role"], messages["tool_call_id"]) == ("tool", "t1")
+    return str(messages["content"])
 
 
 def assistant_text(*content: Any) -> Any:
@@ -65,8 +65,8 @@ def assistant_text(*content: Any) -> Any:
 
 def test_a_system_turn_keeps_its_position() -> None:
     turns = [HI, {"role": "assistant", "content": "a"}, system("now"), HI, system([SO, SO])]
-    told = shown(*turns, system="first")
-    assert [(one["role"], one["content"]) for one in told] == [
+    messages = shown(*turns, system="first")
+    assert [(one["role"], one["content"]) for one in messages] == [
         ("system", "first"),
         ("user", "Hi"),
         ("assistant", "a"),
@@ -105,7 +105,7 @@ def user_text(text: str) -> dict[str, Any]:
     ],
 )
 def test_a_billing_header_is_removed(content: Any) -> None:
-    """It differs in every request, and would keep the prompt from being found in the cache."""
+    """It differs in every request, which would defeat the prefix cache."""
     assert shown(HI, system=content) == [system("Be brief."), HI]
     assert shown(system(content), HI) == [system("Be brief."), HI]
 
@@ -114,10 +114,10 @@ def test_a_billing_header_is_removed(content: Any) -> None:
 
 
 def test_consecutive_messages_of_one_role_are_merged() -> None:
-    told = shown(
+    messages = shown(
         HI, user(SO), {"role": "assistant", "content": "a"}, assistant(SO, USE), user(result("5")), HI
     )
-    assert told == [
+    assert messages == [
         user_text("Hi\nso"),
         {"role": "assistant", "content": "a\nso", "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "t1", "content": "5"},
@@ -126,8 +126,8 @@ def test_consecutive_messages_of_one_role_are_merged() -> None:
 
 
 def test_tool_results_precede_user_text_of_the_same_message() -> None:
-    told = shown(HI, assistant(USE), user(SO, result("5")))
-    assert [one["role"] for one in told] == ["user", "assistant", "tool", "user"]
+    messages = shown(HI, assistant(USE), user(SO, result("5")))
+    assert [one["role"] for one in messages] == ["user", "assistant", "tool", "user"]
 
 
 @pytest.mark.parametrize("empty", [[], "", [{"type": "text", "text": ""}]])
@@ -163,13 +163,13 @@ def test_messages_without_text_are_refused() -> None:
     assert error.value.param == "messages"
 
 
-# What an assistant has said elsewhere
+# Assistant messages of other providers
 
 
 @pytest.mark.parametrize("signature", [None, "", "EqoBCkgI", "a foreign one", 5])
 def test_reasoning_is_shown_whatever_its_signature(signature: Any) -> None:
-    thought = {"type": "thinking", "thinking": "Hm.", "signature": signature}
-    assert shown(HI, assistant(thought, SO))[1] == {
+    thinking_block = {"type": "thinking", "thinking": "Hm.", "signature": signature}
+    assert shown(HI, assistant(thinking_block, SO))[1] == {
         "role": "assistant",
         "reasoning_content": "Hm.",
         "content": "so",
@@ -200,12 +200,12 @@ def test_a_hosted_search_becomes_a_call_and_its_result() -> None:
         "encrypted_content": "x" * 50,
         "page_age": "2 days",
     }
-    told = shown(
+    messages = shown(
         HI,
         assistant(SO, use, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [found]}, SO),
     )
     function = {"name": "web_search", "arguments": '{"query": "Berth"}'}
-    assert told[1:] == [
+    assert messages[1:] == [
         {
             "role": "assistant",
             "content": "so",
@@ -284,8 +284,8 @@ DOCUMENT: Any = {
 )
 def test_results_of_hosted_tools_are_read(kind: str, content: Any, text: str) -> None:
     block = {"type": kind, "tool_use_id": "s1", "content": content}
-    told = shown(HI, assistant(SO, block))
-    assert told[-1] == {"role": "tool", "tool_call_id": "s1", "content": text}
+    messages = shown(HI, assistant(SO, block))
+    assert messages[-1] == {"role": "tool", "tool_call_id": "s1", "content": text}
 
 
 def test_cited_pieces_are_joined_without_separators() -> None:
@@ -304,7 +304,7 @@ def test_a_summary_replaces_everything_before_it() -> None:
     ]
 
 
-# Results of the client's tools
+# Tool results
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_result_of_an_unknown_call_is_shown() -> None:
     assert shown(HI, user(result("5")))[-1]["content"] == "5"
 
 
-# Pictures and papers
+# Images and documents
 
 
 @pytest.mark.parametrize("block", [IMAGE, PDF, {"type": "document", "source": {"type": "url", "url": "u"}}])
@@ -358,15 +358,15 @@ def test_an_image_in_the_question_is_refused_and_one_in_the_history_replaced(blo
     with pytest.raises(InvalidRequest) as error:
         shown(HI, assistant(SO), user(SO, block))
     assert error.value.param == "messages[2].content[1].type"
-    told = shown(user(SO, block), assistant(SO), HI)
-    assert told[0]["content"].startswith("so\n[A")
-    assert "can't read" in told[0]["content"]
+    messages = shown(user(SO, block), assistant(SO), HI)
+    assert messages[0]["content"].startswith("so\n[A")
+    assert "can't read" in messages[0]["content"]
 
 
 def test_an_image_next_to_tool_results_is_replaced() -> None:
-    """A client's tools have put it there, and would do so again."""
-    told = shown(HI, assistant(USE), user(result([SO])), user(PDF))
-    assert "can't read" in told[-1]["content"]
+    """The client's tools have added it, and would do so again."""
+    messages = shown(HI, assistant(USE), user(result([SO])), user(PDF))
+    assert "can't read" in messages[-1]["content"]
 
 
 def test_an_unknown_block_in_the_question_is_refused() -> None:
@@ -377,7 +377,7 @@ def test_an_unknown_block_in_the_question_is_refused() -> None:
     assert assistant_text(block) == "see"
 
 
-# Shapes of other SDKs
+# Formats of other SDKs
 
 
 def test_a_calls_input_may_be_json_text() -> None:

@@ -1,4 +1,4 @@
-"""How a request of Anthropic's is put to a model: tools, thoughts, efforts, templates that refuse some."""
+"""How the options of Anthropic requests reach the model: tools, reasoning, effort, rejecting templates."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_an_invalid_tool_definition_in_a_turn_is_named() -> None:
 def test_examples_of_a_tools_input_are_shown() -> None:
     tool = {**TOOL, "description": "Looks.", "input_examples": [{"at": 1}, {"at": 2}]}
     chat = to_chat(body_of(HI, tools=[tool]), ReasoningSupport())
-    [told] = chat.tools or []
-    assert told.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
+    [tool] = chat.tools or []
+    assert tool.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_last_effort_applies() -> None:
     assert to_chat(body_of(HI, later, HI, output_config=config), ReasoningSupport()).reasoning_effort == "low"
 
 
-# Templates that can't take all of it
+# Templates that reject some options
 
 STRICT_TEMPLATE = (
     "{% for message in messages %}"

@@ -1,4 +1,4 @@
-"""`logprob_token_ids`: what answers tell of the tokens that a request names."""
+"""`logprob_token_ids`: logprobs of the tokens that a request names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reference() -> Any:
 
 
 def expected(reference: Any, prompt: list[int], output: list[int]) -> list[dict[str, float]]:
-    """For each position of the output: the named tokens' and its own."""
+    """For each output position: logprobs of the named tokens and of its own."""
     with torch.inference_mode():
         logits = reference(torch.tensor([prompt + output])).logits[0]
     rows = logits.log_softmax(-1)[len(prompt) - 1 : -1]
@@ -45,9 +45,9 @@ def ask(server: Running, path: str, **body: Any) -> dict[str, Any]:
 def test_a_completion_has_the_named_logprobs(demo_server: Running, reference: Any) -> None:
     answer = ask(demo_server, COMPLETIONS, prompt="Hello", logprobs=2, logprob_token_ids=NAMED, **AS_IDS)
     choice = answer["choices"][0]
-    told = choice["logprobs"]["top_logprobs"]
+    logprobs = choice["logprobs"]["top_logprobs"]
     rows = expected(reference, choice["prompt_token_ids"], choice["token_ids"])
-    for row, values in zip(told, rows, strict=True):
+    for row, values in zip(logprobs, rows, strict=True):
         assert row == pytest.approx(values, abs=1e-4)
 
 
@@ -58,12 +58,12 @@ def test_a_chat_has_the_sampled_token_and_the_named_ones_in_order(
     answer = ask(demo_server, CHAT, **body)
     choice = answer["choices"][0]
     rows = expected(reference, answer["prompt_token_ids"], choice["token_ids"])
-    told = [
+    logprobs = [
         {one["token"]: one["logprob"] for one in entry["top_logprobs"]}
         for entry in choice["logprobs"]["content"]
     ]
-    assert [list(row) for row in told] == [list(row) for row in rows]
-    for row, values in zip(told, rows, strict=True):
+    assert [list(row) for row in logprobs] == [list(row) for row in rows]
+    for row, values in zip(logprobs, rows, strict=True):
         assert row == pytest.approx(values, abs=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The stock `openai` client against the server, around a fake and around a real model."""
+"""The official `openai` client with the server, for a fake and a real model."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_streamed_chat(server: Running) -> None:
 
 
 async def test_many_streams_at_once(server: Running) -> None:
-    """More than there is room for; each gives what it gives alone."""
+    """More than can run at once; each gives the same output as alone."""
     async with server.async_openai() as client:
 
         async def one(seed: int, stream: bool) -> str:

@@ -1,4 +1,4 @@
-"""The engine's description of itself: complete, valid, and nothing that it invites to breaks the server."""
+"""The OpenAPI document is complete and valid, and no request made from it breaks the server."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 
 
-def routes_of(gate: RequestMiddleware) -> set[tuple[str, str]]:
-    """What the app has of its own, in the document's way of writing parameters."""
+def routes_of(middleware: RequestMiddleware) -> set[tuple[str, str]]:
+    """The app's own routes, with parameters written as in the document."""
     found = set()
-    for route in gate.app.routes:  # type: ignore[attr-defined]
+    for route in middleware.app.routes:  # type: ignore[attr-defined]
         assert isinstance(route, Route)
         if route.endpoint not in (needs_generation, needs_pooling):
             method = next(iter((route.methods or set()) - {"HEAD"}))
@@ -49,7 +49,7 @@ PLAN = PoolingPlan(
 
 
 def nothing_to_build() -> Any:
-    raise AssertionError("nobody starts this engine")
+    raise AssertionError("this engine must not be started")
 
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
@@ -62,7 +62,7 @@ def test_every_route_is_described_and_every_description_is_a_route() -> None:
 
 
 def test_each_kind_of_server_describes_itself() -> None:
-    """And refers the other kind's clients to that."""
+    """It lacks the routes of the other kind."""
     assert "/v1/completions" in build_document(ServerKind.GENERATING)["paths"]
     assert "/v1/completions" not in build_document(ServerKind.POOLING)["paths"]
     assert set(POOLING_PATHS) <= set(build_document(ServerKind.POOLING)["paths"])

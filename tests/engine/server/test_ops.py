@@ -1,4 +1,4 @@
-"""The routes around generation: health, keys, metrics, tokenize, and what happens when there is too much."""
+"""Auxiliary routes and features: health, keys, metrics, tokenize, the queue limit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_tokenize_a_conversation(fake_server: Running) -> None:
 
 
 def metrics(server: Running) -> dict[str, float]:
-    """Sample by name; of labels, only the finish reason is kept."""
+    """Samples by name; of the labels, only the finish reason is kept."""
     with server.http() as client:
         response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")

@@ -1,4 +1,4 @@
-"""An error's `param` is the client's own path, whatever the choices between types are called here."""
+"""An error's `param` is the path in the client's body, without names of union variants."""
 
 from __future__ import annotations
 

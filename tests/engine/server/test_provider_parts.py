@@ -1,4 +1,4 @@
-"""Parts of a history that aren't text: pictures, another provider's thoughts and calls."""
+"""Content parts that are not text: images, another provider's reasoning and calls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_unreadable_parts_in_the_history_become_placeholders(part: dict[str, Any
 def test_images_of_tools_become_placeholders() -> None:
     called = {"role": "assistant", "tool_calls": [CALL]}
     shown = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
-    beside = {"role": "user", "content": [IMAGE]}  # where clients put what a result can't hold
+    beside = {"role": "user", "content": [IMAGE]}  # where clients put content that a result cannot contain
     read = messages(USER, called, shown, beside)
     assert [one["content"][0]["text"] for one in read[2:]] == [MARK, MARK]
 
@@ -70,7 +70,7 @@ def test_text_parts_of_all_types_are_read(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "thought"),
+    ("part", "reasoning"),
     [
         ({"type": "thinking", "thinking": "Hm.", "signature": "s"}, "Hm."),
         ({"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}], "closed": True}, "Hm."),
@@ -80,18 +80,18 @@ def test_text_parts_of_all_types_are_read(kind: str) -> None:
         ({"type": "redacted_thinking", "data": "x"}, None),
     ],
 )
-def test_reasoning_parts_become_reasoning(part: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_parts_become_reasoning(part: dict[str, Any], reasoning: str | None) -> None:
     said = {"type": "text", "text": "Cold."}
     read = assistant(part, said)
     assert read["content"] == [said]
-    assert read.get("reasoning_content") == thought
+    assert read.get("reasoning_content") == reasoning
     assert assistant(part, reasoning_content="Mine.")["reasoning_content"] == "Mine."
 
 
 def test_call_parts_become_calls() -> None:
     part = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
     assert assistant(part)["tool_calls"] == [CALL]
-    assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # as LangChain sends them, twice
+    assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # LangChain sends them twice
 
 
 CARD = {"type": "card", "id": "x", "title": "Oslo", "body": {"text": "cold"}}

@@ -1,4 +1,4 @@
-"""The engine's log while it serves: a line for each request, one of throughput, and nothing of a prompt."""
+"""The request log: one line per request, throughput, and no prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINE = re.compile(
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """What is told of requests, as it comes."""
+    """The logged request lines so far."""
 
     class Told(list[str]):
         def __iter__(self) -> Iterator[str]:
@@ -43,7 +43,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def parts_of(lines: list[str], number: int) -> dict[str, str]:
-    """Of the line of this number, once it is there: it comes after the answer."""
+    """The parts of the line with this number, once it is logged, which is after the response."""
     wait_until(lambda: len(lines) > number)
     match = LINE.fullmatch(lines[number])
     assert match is not None, lines[number]
@@ -66,12 +66,12 @@ def test_each_request_is_one_line_without_its_text(
             name = f"mine-{number}"
             answer = client.post(path, json={**body, "stream": stream}, headers={"x-request-id": name})
             assert answer.status_code == 200, answer.text
-            told = parts_of(lines, number)
-            assert (told["what"], told["status"], told["id"]) == (f"POST {path}", "200", name)
-            assert int(told["prompt"]) >= len(SECRET)
-            assert 0 <= int(told["output"]) <= (10 if body.get("n") else 5)
-            assert told["finish"] in ("length", "stop", "stop,length", "length,stop")
-            assert 0 <= float(told["ttft"]) <= float(told["time"])
+            logged = parts_of(lines, number)
+            assert (logged["what"], logged["status"], logged["id"]) == (f"POST {path}", "200", name)
+            assert int(logged["prompt"]) >= len(SECRET)
+            assert 0 <= int(logged["output"]) <= (10 if body.get("n") else 5)
+            assert logged["finish"] in ("length", "stop", "stop,length", "length,stop")
+            assert 0 <= float(logged["ttft"]) <= float(logged["time"])
         assert len(lines) == len(bodies)
     assert SECRET not in "".join(lines)
     if not stream:
@@ -155,7 +155,7 @@ def test_nothing_is_logged_while_idle() -> None:
 
 
 async def test_throughput_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
-    told = [EngineStats(), STATS, STATS, EngineStats(prompt_tokens=400, generation_tokens=50)]
+    logged = [EngineStats(), STATS, STATS, EngineStats(prompt_tokens=400, generation_tokens=50)]
     reads = 0
     enough = asyncio.Event()
 
@@ -164,7 +164,7 @@ async def test_throughput_is_logged_at_intervals(caplog: pytest.LogCaptureFixtur
         reads += 1
         if reads == 20:
             enough.set()
-        return told[min(reads, len(told)) - 1]
+        return logged[min(reads, len(logged)) - 1]
 
     with caplog.at_level(logging.INFO, "engine.stats"):
         telling = asyncio.create_task(log_throughput(read, generates=True, interval_s=0.001))

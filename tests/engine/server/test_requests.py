@@ -1,4 +1,4 @@
-"""What bodies may say, and how the server says what is wrong with the others."""
+"""Valid request bodies, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(fake_serv
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_a_chats_limit_of_minus_one_means_no_limit(fake_server: Running, field: str) -> None:
-    """As LM Studio and llama.cpp have it: these servers' clients send it without being asked."""
+    """As in LM Studio and llama.cpp, whose clients send it by default."""
     chat = {"messages": [{"role": "user", "content": "Hi"}], "seed": 1}
     status, said = post(fake_server, CHAT, **chat, **{field: -1})
     assert (status, said["choices"]) == (200, post(fake_server, CHAT, **chat)[1]["choices"])
@@ -215,7 +215,7 @@ def test_a_completion_without_limit_fills_the_context(fake_server: Running) -> N
 
 
 def test_a_seed_of_minus_one_is_random(fake_server: Running) -> None:
-    """As vLLM and llama.cpp have it."""
+    """As in vLLM and llama.cpp."""
     seeds = {check({"prompt": "a", "seed": seed}, CompletionBody).seed for seed in (-1, None)}
     assert seeds == {None}
     assert complete(fake_server, max_tokens=1, seed=-1, top_k=-1)["usage"]["completion_tokens"] == 1
@@ -260,7 +260,7 @@ def test_stop_strings(fake_server: Running) -> None:
 
 
 def test_stop_tokens(fake_server: Running) -> None:
-    """Token 4 is "b": it ends the answer, counts, is named, and is shown only if asked for."""
+    """Token 4 is "b": it ends the output, counts, is the stop_reason, and is shown only on request."""
     answer = complete(fake_server, max_tokens=190, ignore_eos=True, stop_token_ids=[4])
     [choice] = answer["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", 4)
@@ -319,7 +319,7 @@ def test_request_ids(fake_server: Running) -> None:
 
 
 def test_content_parts_and_assistant_messages_are_accepted(fake_server: Running) -> None:
-    """An answer may be sent back as it came, and text in parts is text."""
+    """Assistant messages may be sent back unchanged, and text may be split into parts."""
     first = post(fake_server, CHAT, messages=MESSAGES, seed=1, max_tokens=5)[1]["choices"][0]["message"]
     parts = [{"type": "text", "text": "Hi"}]
     usages = [
@@ -332,13 +332,15 @@ def test_content_parts_and_assistant_messages_are_accepted(fake_server: Running)
 
 
 def test_sampling_defaults_of_the_checkpoint(fake_server: Running) -> None:
-    """Greedy is not special to the fake runner, so look at what the engine is given."""
+    """The fake runner ignores temperature, so the engine's input is checked."""
     from engine.server.generation.sampling_params import TokenConstraints, make_sampling_params
     from engine.server.protocol.completion_body import CompletionBody
 
     defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     body = CompletionBody.model_validate({"prompt": "a", "top_p": 0.5})
-    wishes = TokenConstraints({}, None, ())
-    params = make_sampling_params(body, defaults, wishes, max_tokens=5, seed=-1, prompt_logprobs=None)
+    token_constraints = TokenConstraints({}, None, ())
+    params = make_sampling_params(
+        body, defaults, token_constraints, max_tokens=5, seed=-1, prompt_logprobs=None
+    )
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.6, 20, 0.5, 0.0)
     assert params.seed >= 0

@@ -1,4 +1,4 @@
-"""/v1/responses with the stock `openai` client, on a model that answers, calls tools and thinks."""
+"""/v1/responses with the official `openai` client and a model with tools and reasoning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/responses: what its fields do, and that none of OpenAI's is forgotten."""
+"""The fields of /v1/responses, including all of OpenAI's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation's items are read for what they say, whoever made them. Without a server."""
+"""Items of any provider are converted to messages. Without a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> C
 
 
 def said(*items: Any, **fields: Any) -> list[dict[str, Any]]:
-    """The chat's messages, without what is empty; a call's arguments parsed."""
+    """The chat's messages without empty fields, and with parsed arguments."""
     messages = []
     for message in asked(*items, **fields).chat().messages:
         shown = message.model_dump(exclude_none=True)
@@ -52,7 +52,7 @@ def said_by(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def thought(text: str) -> dict[str, Any]:
+def reasoning(text: str) -> dict[str, Any]:
     return {"role": "assistant", "reasoning_content": text}
 
 
@@ -212,7 +212,7 @@ def test_another_providers_call_becomes_a_call(items: list[Any], messages: list[
 
 
 @pytest.mark.parametrize(
-    ("item", "thought"),
+    ("item", "reasoning"),
     [
         ({"summary": []}, None),
         ({"summary": [], "content": None, "encrypted_content": "gAAAAA"}, None),
@@ -222,17 +222,21 @@ def test_another_providers_call_becomes_a_call(items: list[Any], messages: list[
         ({"summary": None, "id": None}, None),
     ],
 )  # fmt: skip
-def test_reasoning_with_text_is_read(item: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_with_text_is_read(item: dict[str, Any], reasoning: str | None) -> None:
     messages = said(HI, {"type": "reasoning", **item}, {"role": "assistant", "content": "a"}, HI)
-    expected = {"role": "assistant", "content": "a", **({"reasoning_content": thought} if thought else {})}
+    expected = {
+        "role": "assistant",
+        "content": "a",
+        **({"reasoning_content": reasoning} if reasoning else {}),
+    }
     assert messages == [HI, expected, HI]
 
 
 def test_items_of_one_turn_become_one_message() -> None:
-    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
+    reasoning = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
     calls = [{"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"} for n in (1, 2)]
     outputs = [{"type": "function_call_output", "call_id": f"c{n}", "output": str(n)} for n in (1, 2)]
-    messages = said(HI, thought, {"role": "assistant", "content": "Look:"}, *calls, *outputs, thought)
+    messages = said(HI, reasoning, {"role": "assistant", "content": "Look:"}, *calls, *outputs, reasoning)
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
     turn = messages[1]
     assert (turn["reasoning_content"], turn["content"], len(turn["tool_calls"])) == ("hm", "Look:", 2)
@@ -293,7 +297,7 @@ def test_unreadable_content_is_named_in_a_warning(item: dict[str, Any], name: st
 
 
 def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
-    """Which are dropped elsewhere in the same body."""
+    """Unknown fields elsewhere in the same body are dropped."""
     item = {"type": "web_search_call", "id": "ws", "status": "x", "action": {"query": "q"}}
     ignored = collect_ignored(refuses_unknown=False)
     messages = said({**HI, "mood": 1}, item)
@@ -349,10 +353,10 @@ TEXT = {"type": "output_text", "text": "a", "annotations": None, "logprobs": Non
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": None}]}, [said_by("")]),
         ({"role": "assistant", "content": [{"type": "output_text", "text": None}]}, [said_by("")]),
         ({"role": "assistant", "content": "a", "id": 5, "status": {}, "phase": ["x"]}, [ASSISTANT]),
-        ({"type": "reasoning", "summary": "a"}, [thought("a")]),
-        ({"type": "reasoning", "summary": ["a", {"type": "poem", "text": "b"}]}, [thought("a\n\nb")]),
-        ({"type": "reasoning", "summary": None, "content": "a"}, [thought("a")]),
-        ({"type": "reasoning", "encrypted_content": {"a": 1}, "summary": {"text": "a"}}, [thought("a")]),
+        ({"type": "reasoning", "summary": "a"}, [reasoning("a")]),
+        ({"type": "reasoning", "summary": ["a", {"type": "poem", "text": "b"}]}, [reasoning("a\n\nb")]),
+        ({"type": "reasoning", "summary": None, "content": "a"}, [reasoning("a")]),
+        ({"type": "reasoning", "encrypted_content": {"a": 1}, "summary": {"text": "a"}}, [reasoning("a")]),
         ({"type": "reasoning", "id": None, "status": None, "phase": None, "encrypted_content": None}, []),
         ({"type": "function_call", "call_id": "c1", "name": "f", "arguments": None}, [call("f", "")]),
         ({"type": "function_call", "id": "c1", "name": "f", "phase": "x", "status": None}, [call("f", "")]),
@@ -372,7 +376,9 @@ def test_the_text_of_any_history_is_read(item: Any, messages: list[Any]) -> None
 def test_an_item_of_unknown_type_is_named_in_a_warning() -> None:
     ignored = collect_ignored(refuses_unknown=True)
     said(HI, {"type": "role_play", "text": "a"})
-    assert ignored.header == '299 berth "ignored: input[type=role_play] (unknown: read for its words alone)"'
+    assert (
+        ignored.header == '299 berth "ignored: input[type=role_play] (unknown type: only its text is read)"'
+    )
 
 
 def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:
@@ -395,7 +401,7 @@ def test_a_reference_is_replaced_by_its_stored_item() -> None:
 
 
 def test_tools_added_by_items_are_offered_from_then_on() -> None:
-    """As Codex sends all of its tools, and as a search finds more of them; the later one counts."""
+    """Codex sends all its tools this way, and a tool search adds more; the later definition applies."""
     tools = [
         {
             "type": "namespace",

@@ -1,4 +1,4 @@
-"""What is kept of responses: items to refer to and to list, and what goes on without a store."""
+"""Stored responses: referring to and listing their items, and continuing without a store."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def test_sealed_reasoning_is_read_again(app: App, client: openai.AsyncOpen
     answer = await client.responses.create(
         model="fake", input="Hi", store=False, include=["reasoning.encrypted_content"]
     )
-    thought = answer.output[0]
-    assert thought.type == "reasoning" and thought.encrypted_content
-    bare: Any = {"type": "reasoning", "summary": [], "encrypted_content": thought.encrypted_content}
+    reasoning = answer.output[0]
+    assert reasoning.type == "reasoning" and reasoning.encrypted_content
+    bare: Any = {"type": "reasoning", "summary": [], "encrypted_content": reasoning.encrypted_content}
     plain: Any = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm é"}]}
     counts = [
         (

@@ -1,4 +1,4 @@
-"""Tools of /v1/responses: which are run, how each is called, and what becomes of the others."""
+"""Tools of /v1/responses: supported ones, how they are called, and ignored ones."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ async def test_a_regex_is_enforced(app: App) -> None:
     assert "warning" not in response.headers
     [call] = response.json()["output"]
     assert call["input"] == "aba"
-    app.will_say(spelling.replace("aba", "abc"))  # the runner says it though it may not
+    app.will_say(spelling.replace("aba", "abc"))  # the runner ignores constraints
     assert (await ask(app, **forced)).json()["error"]["code"] == "generation_failed"
     error = await error_of(
         app,

@@ -1,4 +1,4 @@
-"""Schemas in requests: where errors say they are, and what a tool's may cost."""
+"""Schemas in requests: the paths in errors, and tools with unenforceable schemas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.engine.server.in_process import CHAT, App, app_in_process
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USER = [{"role": "user", "content": "Hi"}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"tags": ["a", "a"], "n": 3}}\n</tool_call>'
-TAGS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}  # which no grammar can say
+TAGS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}  # which no grammar can express
 SCHEMA = {"type": "object", "properties": {"tags": TAGS, "n": {"type": "integer"}}, "required": ["tags", "n"]}
 NAMED = {"type": "function", "function": {"name": "f"}}
 PLAIN = {"name": "plain", "parameters": {"type": "object", "properties": {}}}
@@ -66,7 +66,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
             {"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
             "tools[0].input_schema.properties.tags",
         ),
-        (  # beside tools that are left out
+        (  # next to ignored tools
             CHAT,
             {"tools": [{"type": "web_search"}, function(SCHEMA, strict=True)]},
             "tools[1].function.parameters.properties.tags",
@@ -79,7 +79,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
             },
             "tools[1].function.parameters.properties.tags",
         ),
-        (  # beside a format of the answer
+        (  # next to a response format
             CHAT,
             {"tools": [function({})], "response_format": form(SCHEMA)},
             "response_format.json_schema.schema.properties.tags",
@@ -165,7 +165,7 @@ async def test_an_invalid_tool_schema_is_accepted_without_strict(app: App, schem
 
 
 async def test_the_enforceable_part_of_a_lax_tool_is_followed(app: App) -> None:
-    """The model says `true` for a whole number, which the mask doesn't let it."""
+    """The model tries `true` for an integer, which the mask prevents."""
     app.will_say(CALL.replace("3", "true"))
     tools = [function(SCHEMA, strict=False)]
     status, _ = await app.post(CHAT, messages=USER, tools=tools, tool_choice="required")

@@ -1,4 +1,4 @@
-"""Templates that refuse what agents send are given the same conversation in plainer turns."""
+"""Templates that reject a conversation get the same conversation in simplified turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.server.model.chat_template import ChatTemplate, TemplateRejects
 from engine.server.model.simplified_turns import simplifications
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
-# As Mistral's: users and assistants alternate, calls and results beside them; ids are nine letters.
+# Like Mistral's: users and assistants alternate, except for calls and results; ids have nine characters.
 ALTERNATING = (
     "{% set ns = namespace(n=0) %}{% for m in messages %}"
     "{% if m.role == 'system' and not loop.first %}{{ raise_exception('roles') }}{% endif %}"
@@ -26,12 +26,12 @@ ALTERNATING = (
     "{% if not m.tool_call_id or m.tool_call_id|length != 9 %}{{ raise_exception('length 9') }}{% endif %}"
     "[{{ m.tool_call_id }}]{% endif %}" + SAY + "{% endfor %}"
 )
-SINGLE_CALLS = (  # as Llama's
+SINGLE_CALLS = (  # like Llama's
     "{% for m in messages %}"
     "{% if m.tool_calls and m.tool_calls|length != 1 %}{{ raise_exception('single calls') }}{% endif %}"
     "{% for call in m.tool_calls or [] %}({{ call.function.name }}){% endfor %}" + SAY + "{% endfor %}"
 )
-NO_SYSTEM = (  # as Gemma's
+NO_SYSTEM = (  # like Gemma's
     "{% for m in messages %}"
     "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + SAY + "{% endfor %}"
 )
@@ -73,7 +73,7 @@ def test_several_results_without_ids_answer_the_calls_in_order() -> None:
 
 
 def test_turns_of_one_role_are_merged_if_roles_must_alternate() -> None:
-    """Codex's user speaks twice before the first answer."""
+    """Codex sends two user turns before the first answer."""
     turns = [{"role": "system", "content": "S"}, USER, {"role": "user", "content": "Go"}]
     assert render(ALTERNATING, *turns) == "<system>S<user>Hi\n\nGo"
     said = [calls("abcDEF123"), result("abcDEF123"), USER]
@@ -126,7 +126,7 @@ def test_parts_stay_parts() -> None:
 
 
 def test_an_accepted_conversation_is_unchanged() -> None:
-    """The template of a model that knows all this."""
+    """With the template of a model that supports everything."""
     turns = [{"role": "system", "content": "S"}, USER, USER, calls("a", "b"), result("a"), USER]
     taking = "{% for m in messages %}" + SAY + "{% endfor %}"
     assert render(taking, *turns) == "<system>S<user>Hi<user>Hi<assistant><tool>12<user>Hi"
@@ -144,4 +144,4 @@ def test_the_time_is_linear_in_the_conversation_length() -> None:
     begun = time.monotonic()
     *_, last = simplifications(turns)
     assert len(last) == 1 + 2 * many
-    assert time.monotonic() - begun < 10  # a look at each result for each call would take minutes
+    assert time.monotonic() - begun < 10  # comparing each result with each call would take minutes

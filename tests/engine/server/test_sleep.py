@@ -1,4 +1,4 @@
-"""/sleep and its like over HTTP: what they answer, and that the engine works as before afterwards."""
+"""/sleep and related routes over HTTP: their responses, and that the engine works afterwards."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_engine_sleeps_and_wakes_up(client: httpx.Client, level: int, tags: s
 
 
 def sleep_states(client: httpx.Client) -> dict[str, float]:
-    """What /metrics says, by vLLM's label."""
+    """The sleep state in /metrics, by vLLM's label."""
     [family] = [
         family
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -119,7 +119,7 @@ def test_sleep_can_deepen_but_never_wakes_up(client: httpx.Client) -> None:
 
 
 def test_running_requests_end_or_finish_before_sleep(server: Running, client: httpx.Client) -> None:
-    """As vLLM's mode `abort`; with `wait`, it is answered in full first."""
+    """With vLLM's mode `abort` they end with partial output; with `wait` they finish first."""
     long = {**BODY, "prompt": "a", "max_tokens": 199}
     for mode, reason in (("abort", "abort"), ("wait", "length")):
         with ThreadPoolExecutor(1) as pool:

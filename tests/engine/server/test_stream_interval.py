@@ -1,4 +1,4 @@
-"""`stream_interval`: fewer pieces, and nothing of the answer differs."""
+"""`stream_interval`: fewer chunks with the same content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_proces
 TEXT = "abcdefghijk"  # 11 tokens, and then the end
 MESSAGES = [{"role": "user", "content": "x"}]
 
-# By itself
+# The function alone
 
 FIRST, SECOND = cast(Choice, "first"), cast(Choice, "second")
 
@@ -73,12 +73,12 @@ async def test_choices_are_counted_separately() -> None:
 
 
 async def test_prompt_logprobs_are_in_the_chunk_of_their_delta() -> None:
-    told = ChoiceDelta(FIRST, "a", token_ids=(1,), prompt_logprobs=(None,))
-    pieces = await bundled([[told], [token(FIRST, 2)], [token(FIRST, 3, ends=True)]], 5)
+    first_delta = ChoiceDelta(FIRST, "a", token_ids=(1,), prompt_logprobs=(None,))
+    pieces = await bundled([[first_delta], [token(FIRST, 2)], [token(FIRST, 3, ends=True)]], 5)
     assert [delta.prompt_logprobs for deltas in pieces for delta in deltas] == [(None,), None]
 
 
-# In an answer
+# In responses
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 @pytest.fixture(scope="module")
 async def interval_app(fake_model: Path) -> AsyncIterator[App]:
-    """`--stream-interval 3`."""
+    """An app with `--stream-interval 3`."""
     async with app_in_process(fake_model, stream_interval=3) as app:
         app.will_say(TEXT)
         yield app
 
 
 async def pieces_of(app: App, **body: Any) -> list[dict[str, Any]]:
-    """Tokens that pile up while the loop is busy come together anyway: pieces may only be larger."""
+    """The chunks. They may be larger, since tokens accumulate while the loop is busy."""
     chunks = await app.stream(COMPLETIONS, prompt="x", return_token_ids=True, **body)
     return [chunk["choices"][0] for chunk in chunks]
 

@@ -1,4 +1,4 @@
-"""What one API key has made no other finds: stored responses, cached prefixes, running requests."""
+"""Isolation of API keys: stored responses, cached prefixes, running requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def by(key: str, tenant: str | None = None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", **named}
 
 
-# Two clients: of a server with two keys, and of Berth, which says whom it asks for.
+# Two clients: of a server with two keys, and of Berth, which names the tenant.
 PAIRS = {
     "two keys": (by(ONE), by(TWO)),
     "two of Berth's": (by(BERTH, "aa"), by(BERTH, "bb")),
@@ -60,7 +60,7 @@ async def make(app: App, headers: dict[str, str], **body: Any) -> dict[str, Any]
 
 
 def uses_of(name: str, item: str) -> dict[str, tuple[str, str, dict[str, Any] | None]]:
-    """Everything that can be done with a response, and with an item of it, by its id."""
+    """All uses of a response or of one of its items by id."""
     return {
         "read": ("GET", f"{RESPONSES}/{name}", None),
         "list": ("GET", f"{RESPONSES}/{name}/input_items", None),
@@ -93,7 +93,7 @@ async def test_a_response_is_invisible_to_other_keys(
 
 @pytest.mark.parametrize("is_same_client", [True, False], ids=["one client", "two clients"])
 async def test_a_response_is_never_overwritten(app: App, is_same_client: bool) -> None:
-    """By a request of the same id, in the header or in the body, or by what looks like its own id."""
+    """Neither by a request with the same id in the header or body, nor by one that imitates a response id."""
     first = await make(app, {**by(ONE), "x-request-id": "same"}, request_id="same", input="first")
     suffix = first["id"].removeprefix("resp_")
     ids = {first["id"]}
@@ -122,7 +122,7 @@ async def test_two_clients_may_use_the_same_ids_of_items(app: App) -> None:
 
 
 def asked(path: str, **more: Any) -> dict[str, Any]:
-    """A body with a prompt of several blocks, whatever the route."""
+    """A body with a prompt of several blocks, for any route."""
     if path == COMPLETIONS:
         return {"prompt": LONG, "max_tokens": 2, **more}
     if path == RESPONSES:
@@ -162,14 +162,14 @@ async def test_a_salt_works_without_keys(fake_model: Path) -> None:
         app.will_say("Hello")
         assert [await cached(app, COMPLETIONS, {}) > 0 for _ in range(2)] == [False, True]
         assert [await cached(app, COMPLETIONS, {}, cache_salt="s") > 0 for _ in range(2)] == [False, True]
-        assert await cached(app, COMPLETIONS, {TENANT_HEADER: "aa"}) > 0  # nobody is told apart by it
+        assert await cached(app, COMPLETIONS, {TENANT_HEADER: "aa"}) > 0  # it does not distinguish tenants
 
 
 async def test_prefixes_are_shared_if_berth_allows_it(app: App) -> None:
     assert await cached(app, CHAT, by(BERTH, "aa;shared")) == 0
     assert await cached(app, CHAT, by(BERTH, "bb;admin;shared")) > 0
     assert await cached(app, CHAT, by(BERTH, "aa")) == 0
-    name = (await make(app, by(BERTH, "aa;shared")))["id"]  # what is stored isn't
+    name = (await make(app, by(BERTH, "aa;shared")))["id"]  # stored responses are not
     assert (await app.http.get(f"{RESPONSES}/{name}", headers=by(BERTH, "bb;shared"))).status_code == 404
     assert (await app.http.get(f"{RESPONSES}/{name}", headers=by(BERTH, "aa"))).status_code == 200
 
@@ -200,7 +200,7 @@ def valve() -> Valve:
 
 @pytest.fixture
 def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
-    """A server with keys whose engine steps only when the test lets it."""
+    """A server with keys whose engine steps only when the test allows it."""
     keys: dict[str, Any] = {"api_keys": (ONE, TWO, BERTH), "berth_key": BERTH}
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.0, **keys) as server:
         try:
@@ -248,11 +248,11 @@ def test_admins_can_abort_all_requests(held_server: Running, valve: Valve, admin
         wait_until(lambda: client.get(f"{RESPONSES}/{name}").json()["status"] == "cancelled")
 
 
-# Ends that are none of completion
+# Ends other than completion
 
 
 def test_an_aborted_response_is_not_complete(held_server: Running, valve: Valve) -> None:
-    """Streamed or whole; and it is told so to whoever asks for it later."""
+    """Streamed or whole, and when it is retrieved later."""
     valve.let_pass(3)
     with held_server.http(headers=by(ONE)) as client:
         body = {"input": "abc", "ignore_eos": True, "stream": True}
@@ -286,7 +286,7 @@ def test_an_aborted_background_response_is_cancelled(held_server: Running, valve
 
 def test_a_disconnect_cancels_the_response(held_server: Running, valve: Valve) -> None:
     valve.let_pass(3)
-    # Under another seed the three tokens may be a character's first bytes, of which no text is told.
+    # With another seed, the three tokens may be part of a character, which has no text yet.
     body = {"input": "abc", "ignore_eos": True, "stream": True, "seed": 0}
     with held_server.http(headers=by(ONE)) as client:
         with client.stream("POST", RESPONSES, json=body) as response:
@@ -331,7 +331,7 @@ def _responses_events(response: httpx.Response) -> Iterator[Any]:
             yield json.loads(line.removeprefix("data: "))
 
 
-# The bounds of the store
+# The limits of the store
 
 
 def _put(responses: TenantResponses, name: str, size: int = 10) -> None:
@@ -354,7 +354,7 @@ def test_a_tenant_within_its_share_loses_no_responses(monkeypatch: pytest.Monkey
     assert _names(few, kept) == kept
     assert len(many) == 3
     assert many.get("many-49")
-    for number in range(50):  # neither does whoever came later
+    for number in range(50):  # nor do later tenants
         _put(store.of("third"), f"third-{number}")
     assert [len(store.of(name)) for name in ("few", "many", "third")] == [2, 2, 2]
 

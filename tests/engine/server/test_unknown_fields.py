@@ -1,4 +1,4 @@
-"""Hints, unknown fields and histories of other servers don't cost the answer."""
+"""Hints, unknown fields and histories of other servers are accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def warning_of(app: App, path: str, **body: Any) -> str | None:
-    """Of an answer that is as it would be without the fields."""
+    """The warning of a response, which must equal the response without the fields."""
     response = await app.http.post(path, json=body)
     assert response.status_code == 200, response.text
     warning = response.headers.get("warning")
@@ -181,7 +181,7 @@ async def test_tool_calls_are_read_as_an_sdk_dumps_them(app: App, call: dict[str
 
 
 async def test_a_history_with_deprecated_fields_is_accepted(app: App) -> None:
-    """`function_call`, the role `function`, calls of custom tools, and results that are empty."""
+    """`function_call`, the role `function`, calls of custom tools, and empty results."""
     call = {"name": "look", "arguments": "{}"}
     custom = {"id": "c2", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
     messages = [
