@@ -228,8 +228,8 @@ async def a_custom_tool_is_called(api: Api) -> None:
 
 @group.each(
     {
-        "an-empty-thought": [{"type": "reasoning", "id": "rs_1", "summary": []}],
-        "an-encrypted-thought": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}],
+        "empty-reasoning": [{"type": "reasoning", "id": "rs_1", "summary": []}],
+        "encrypted-reasoning": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}],
         "a-web-search": [{"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {}}],
         "a-custom-call": [
             {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": "x"},

@@ -153,7 +153,7 @@ def _reader_factory(
             counter=None if reasoning is None else reasoning.make_counter(),
             tools=parser,
             shows_reasoning=body.include_reasoning,
-            is_parallel=body.parallel_tool_calls,
+            allows_parallel_calls=body.parallel_tool_calls,
             echo=body.echoed,
         )
 

@@ -39,7 +39,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
         chunks = ChatChunks(
             head_of(request_id, "chat.completion.chunk", model),
             details,
-            None if prepared.is_plain else prepared.readers,
+            None if prepared.is_plain_content else prepared.readers,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )

@@ -23,7 +23,7 @@ def _drop_hosted_tools(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
         [_PLACEHOLDER if number in hosted else tool for number, tool in enumerate(tools)] if hosted else tools
     )
     for number, kind in hosted.items():
-        report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run here")
+        report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run on this server")
     return [tool.placed(number) for number, tool in enumerate(checked) if number not in hosted]
 
 

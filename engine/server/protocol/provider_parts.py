@@ -22,9 +22,7 @@ UNSUPPORTED_MEDIA = {
 }
 REASONING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _MAX_TURNS = 100_000  # or parts of one: more fit no context, and scanning millions takes seconds
-_PLAIN = frozenset(
-    {"input_text", "output_text", "summary_text", "reasoning_text"}
-)  # text types of other APIs
+_PLAIN = frozenset({"input_text", "output_text", "summary_text", "reasoning_text"})  # in other APIs
 _READ = _PLAIN | REASONING_PARTS | {"text", "refusal"}  # types that are read in place
 _RESULTS = frozenset({"tool_result", "function_response"})  # tool results in a user's turn
 
@@ -123,26 +121,28 @@ def normalize_assistant_message(message: dict[str, Any]) -> dict[str, Any]:
     calls = [part for part in content if type_of(part) == "tool_use"]
     if not reasoning_parts and not calls:
         return message
-    said = [part for part in content if type_of(part) not in REASONING_PARTS and type_of(part) != "tool_use"]
-    read = {**message, "content": said or None}
+    remaining = [
+        part for part in content if type_of(part) not in REASONING_PARTS and type_of(part) != "tool_use"
+    ]
+    normalized = {**message, "content": remaining or None}
     reasoning = "".join(_reasoning_text(part) for part in reasoning_parts)
     if reasoning and not (message.get("reasoning") or message.get("reasoning_content")):
-        read["reasoning_content"] = reasoning
+        normalized["reasoning_content"] = reasoning
     if calls and not message.get("tool_calls"):  # otherwise they are repeated there
-        read["tool_calls"] = [_call(part) for part in calls]
-    return read
+        normalized["tool_calls"] = [_call(part) for part in calls]
+    return normalized
 
 
 def _reasoning_text(part: Mapping[str, Any]) -> str:
-    said = next((part[name] for name in ("thinking", "reasoning", "text", "summary") if part.get(name)), "")
-    return str(read_reasoning(said) or "")
+    value = next((part[name] for name in ("thinking", "reasoning", "text", "summary") if part.get(name)), "")
+    return str(read_reasoning(value) or "")
 
 
-def read_reasoning(said: Any) -> Any:
+def read_reasoning(value: Any) -> Any:
     """The text of reasoning that is given as a part or a list of parts."""
-    if isinstance(said, list):
-        return "".join(str(part.get("text") or "") for part in said if isinstance(part, dict)) or None
-    return (_reasoning_text(said) or None) if isinstance(said, dict) else said
+    if isinstance(value, list):
+        return "".join(str(part.get("text") or "") for part in value if isinstance(part, dict)) or None
+    return (_reasoning_text(value) or None) if isinstance(value, dict) else value
 
 
 def _call(part: Mapping[str, Any]) -> dict[str, Any]:

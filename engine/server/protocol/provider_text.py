@@ -15,9 +15,7 @@ from engine.server.protocol.unknown_fields import report_ignored
 Block = Mapping[str, Any]
 
 _ARTICLES = {"image": "An", "document": "A", "file": "A"}
-_UNLABELED = frozenset(
-    {"text", "content", "data", "thinking", "summary"}
-)  # values shown without the field name
+_UNLABELED = frozenset({"text", "content", "data", "thinking", "summary"})  # shown without the name
 _SKIPPED = frozenset(
     {
         "cache_control",
@@ -44,8 +42,8 @@ def unreadable_kind(block: Block) -> str | None:
         return "image"
     if kind == "container_upload":
         return "file"
-    is_elsewhere = isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
-    return "document" if is_elsewhere else None
+    is_attached = isinstance(source, dict) and source.get("type") in ("base64", "url", "file")
+    return "document" if is_attached else None
 
 
 def readable_text(block: Block, where: str = "messages[].content") -> str:

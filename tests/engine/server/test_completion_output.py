@@ -167,7 +167,7 @@ def reader_factory(echo: str, *, inside: bool, shows: bool, parallel: bool) -> C
         reasoning=ReasoningParser("qwen3", inside=inside),
         tools=make_tool_parser("hermes", []),
         shows_reasoning=shows,
-        is_parallel=parallel,
+        allows_parallel_calls=parallel,
         echo=echo,
     )
 
