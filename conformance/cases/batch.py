@@ -26,7 +26,7 @@ async def each_conversation_has_a_choice(api: Api) -> None:
 @group.case()
 async def each_answer_equals_a_single_request(api: Api) -> None:
     batch = (await api.post(_PATH, api.chat_body(_CONVERSATIONS))).ok()
-    alone = [await api.chat(one) for one in _CONVERSATIONS]
+    alone = [await api.chat(messages) for messages in _CONVERSATIONS]
     for choice, answer in zip(batch["choices"], alone, strict=True):
         equal(choice["message"]["content"], answer["choices"][0]["message"]["content"], "content")
     for name in ("prompt_tokens", "completion_tokens"):

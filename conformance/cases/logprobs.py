@@ -249,7 +249,7 @@ async def tokens_may_be_named(api: Api) -> None:
     fields = {"logprobs": 0, "return_tokens_as_token_ids": True, "logprob_token_ids": named}
     logprobs = (await api.complete(**fields))["choices"][0]["logprobs"]
     for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True):
-        equal(set(top), {token, *(f"token_id:{one}" for one in named)}, "tokens with logprobs")
+        equal(set(top), {token, *(f"token_id:{token_id}" for token_id in named)}, "tokens with logprobs")
 
 
 @group.each({"without-logprobs": {}, "empty": {"logprobs": 1, "logprob_token_ids": []}})

@@ -209,8 +209,8 @@ _FOUND = {"type": "web_search_result", "title": "T", "url": "https://x.invalid",
     }
 )
 async def accepts_another_providers_blocks(api: Api, blocks: list[Any]) -> None:
-    said = {"role": "assistant", "content": [*blocks, {"type": "text", "text": "So."}]}
-    (await _create(api, messages=[*_USER, said, *_USER])).ok()
+    answer = {"role": "assistant", "content": [*blocks, {"type": "text", "text": "So."}]}
+    (await _create(api, messages=[*_USER, answer, *_USER])).ok()
 
 
 @group.each({"text": "Be brief.", "blocks": [{"type": "text", "text": "Be brief."}]})

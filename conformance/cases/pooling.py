@@ -50,7 +50,7 @@ async def usage_adds_up(api: Api) -> None:
 @group.case(Need.EMBED)
 async def vectors_are_in_order(api: Api) -> None:
     answer = await _embed(api, _TEXTS)
-    equal([one["index"] for one in answer["data"]], [0, 1, 2], "indices")
+    equal([item["index"] for item in answer["data"]], [0, 1, 2], "indices")
     for text, one in zip(_TEXTS, answer["data"], strict=True):
         _same(one["embedding"], await _vector(api, text), f"vectors of {text!r}")
 
@@ -59,7 +59,7 @@ async def vectors_are_in_order(api: Api) -> None:
 async def many_are_in_order(api: Api) -> None:
     texts = [f"{text} {number}" for number in range(20) for text in _TEXTS]
     data = (await _embed(api, texts))["data"]
-    equal([one["index"] for one in data], list(range(60)), "indices")
+    equal([item["index"] for item in data], list(range(60)), "indices")
     _same(data[37]["embedding"], await _vector(api, texts[37]), "vectors")
 
 
@@ -185,7 +185,7 @@ async def a_score(api: Api, path: str) -> None:
 @group.case(Need.SCORE)
 async def one_to_many(api: Api) -> None:
     data = (await _score(api, _TEXTS[0], _TEXTS))["data"]
-    equal([one["index"] for one in data], [0, 1, 2], "indices")
+    equal([item["index"] for item in data], [0, 1, 2], "indices")
     for text, one in zip(_TEXTS, data, strict=True):
         close(one["score"], (await _score(api, _TEXTS[0], text))["data"][0]["score"], f"score of {text!r}")
 

@@ -1,4 +1,4 @@
-"""Tools: calls that were asked for come, follow their schema, and assemble from a stream."""
+"""Tools: required calls are made, follow their schema, and assemble from a stream."""
 
 from __future__ import annotations
 

@@ -43,12 +43,12 @@ class _Turn:
 
     @property
     def message(self) -> dict[str, Any]:
-        said = "".join(self.pieces)
+        text = "".join(self.pieces)
         message: dict[str, Any] = {"role": self.role}
         if self.reasoning:
             message["reasoning_content"] = "".join(self.reasoning)
-        if said or not self.calls:
-            message["content"] = said
+        if text or not self.calls:
+            message["content"] = text
         if self.calls:
             message["tool_calls"] = self.calls
         if self.call_id is not None:
@@ -147,9 +147,9 @@ def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
         _BILLING_HEADER.sub("", block.text, count=1) if isinstance(block, TextBlock) else _block_text(block)
         for block in blocks
     ]
-    said = "\n".join(text for text in texts if text)
-    if said:
-        history.system(said)
+    text = "\n".join(text for text in texts if text)
+    if text:
+        history.system(text)
 
 
 def _add_assistant(history: ChatHistory, block: Any) -> None:

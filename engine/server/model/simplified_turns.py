@@ -74,8 +74,8 @@ def _split_calls(turn: Turn, results: list[Turn]) -> list[Turn]:
         by_call.get(result.get("tool_call_id"), others).append(result)
     split: list[Turn] = []
     for number, call in enumerate(calls):
-        said = turn if number == 0 else {"role": turn["role"], "content": None}
-        split += [{**said, "tool_calls": [call]}, *by_call.pop(call.get("id"), [])]
+        base = turn if number == 0 else {"role": turn["role"], "content": None}
+        split += [{**base, "tool_calls": [call]}, *by_call.pop(call.get("id"), [])]
     return [*split, *others]
 
 
@@ -157,10 +157,10 @@ def _without_system_turn(turns: list[Turn]) -> list[Turn]:
 def _with_calls_as_text(turns: list[Turn]) -> list[Turn]:
     """For templates without tools: calls and results become text."""
     as_parts = any(isinstance(turn.get("content"), list) for turn in turns)
-    said = [_as_text(turn) for turn in turns]
+    converted = [_as_text(turn) for turn in turns]
     if as_parts:
-        said = [{**turn, "content": _parts(turn.get("content") or "")} for turn in said]
-    return _with_alternating_turns(said)
+        converted = [{**turn, "content": _parts(turn.get("content") or "")} for turn in converted]
+    return _with_alternating_turns(converted)
 
 
 def _as_text(turn: Turn) -> Turn:
@@ -169,9 +169,9 @@ def _as_text(turn: Turn) -> Turn:
     if "tool_calls" not in turn:
         return turn
     called = [_call_as_text(call["function"]) for call in turn["tool_calls"]]
-    said = {name: value for name, value in turn.items() if name != "tool_calls"}
+    without_calls = {name: value for name, value in turn.items() if name != "tool_calls"}
     words = [text for text in (_text(turn.get("content")), *called) if text]
-    return {**said, "content": "\n".join(words)}
+    return {**without_calls, "content": "\n".join(words)}
 
 
 def _call_as_text(function: Turn) -> str:

@@ -31,9 +31,7 @@ MAX_CHOICES = 128  # `n`
 MAX_SEQUENCES = 2048  # prompts times choices
 MAX_PROMPT_TOKENS = 2**23  # over all sequences of a request
 MAX_PROMPT_LOGPROBS = 2**19  # of a request's prompts, including alternatives
-MAX_ANSWER_LOGPROBS = (
-    2**22
-)  # logprobs of a non-streamed response with several choices, including alternatives
+MAX_ANSWER_LOGPROBS = 2**22  # of a non-streamed response with several choices, including alternatives
 MAX_PROMPTS = 1024
 MAX_STOPS = 256
 MAX_BEAMS = 32  # `n` with `use_beam_search`

@@ -126,7 +126,7 @@ def _count(value: Any, enough: int, throttle: GilThrottle, *, chars: bool) -> in
     for number, (values, names) in enumerate(_groups(value)):
         num_values += len(values)
         if chars:
-            num_chars += sum(map(len, names)) + sum(len(one) for one in values if isinstance(one, str))
+            num_chars += sum(map(len, names)) + sum(len(item) for item in values if isinstance(item, str))
         size = num_chars if chars else num_values
         if size > enough:
             return size
