@@ -12,7 +12,7 @@ from typing import Any
 from conformance.differences import VLLM
 from engine.server.app.openapi import ServerKind, build_document, describe_type
 from engine.server.app.openapi_operations import GENERATING, NO_OP_FIELDS, OPERATIONS, POOLING, Operation
-from engine.server.app.unsupported_routes import UNSUPPORTED
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
 from engine.server.http.errors import status_table
 from engine.server.protocol.field_rules import ALTERNATIVES, FieldRules
@@ -106,7 +106,7 @@ def render() -> str:
         "They return 501 with the reason.\n",
         table(
             ("path", "reason"),
-            ((f"`{method} {path}`", reason) for (method, path), reason in UNSUPPORTED.items()),
+            ((f"`{method} {path}`", reason) for (method, path), reason in UNSUPPORTED_ROUTES.items()),
         ),
         _DIFFERENCES,
         table(("Berth", "vLLM", "reason", "cases"), _differences()),
@@ -187,7 +187,7 @@ def _differences() -> Iterator[tuple[str, ...]]:
 
 
 def _absent() -> Iterator[tuple[str, ...]]:
-    for (method, path), reason in UNSUPPORTED.items():
+    for (method, path), reason in UNSUPPORTED_ROUTES.items():
         yield f"`{method} {path}`", reason
 
 

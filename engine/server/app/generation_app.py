@@ -16,10 +16,10 @@ from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
 from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import docs_page, openapi_document
-from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
 from engine.server.generation.service import GenerationService
-from engine.server.http.errors import UnknownRoute, WrongMethod, error_response
+from engine.server.http.errors import MethodNotAllowed, UnknownRoute, error_response
 from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model.model_service import ModelService
 from engine.server.openai.chat import create_chat_completion
@@ -68,7 +68,7 @@ _ROUTES = (
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),
     *(("POST", path, needs_pooling) for path in POOLING_PATHS),
-    *((method, path, unsupported_route) for method, path in UNSUPPORTED),
+    *((method, path, unsupported_route) for method, path in UNSUPPORTED_ROUTES),
 )
 
 
@@ -103,7 +103,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Raised by Starlette: unknown route, or wrong method."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         response = error_response(
-            WrongMethod(f"Method {request.method} is not allowed for {request.url.path}."), request.url.path
+            MethodNotAllowed(f"Method {request.method} is not allowed for {request.url.path}."),
+            request.url.path,
         )
         response.headers.update(error.headers or {})
         return response

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.http.client_disconnect import set_client
-from engine.server.http.errors import NotReady, ShuttingDown, WrongKey, error_response, speaks_anthropic
+from engine.server.http.errors import InvalidApiKey, NotReady, ShuttingDown, error_response, speaks_anthropic
 from engine.server.http.request_ids import set_request_id
 from engine.server.http.request_log import RequestRecord, begin_record
 from engine.server.http.tenants import (
@@ -97,7 +97,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         key = self._matching_key(headers) if self._keys else None
         if self._keys and path not in _OPEN_PATHS and key is None:
-            raise WrongKey(
+            raise InvalidApiKey(
                 "Invalid or missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         if path in _ALWAYS_SERVED_PATHS or self._service.is_ready:

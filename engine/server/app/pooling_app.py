@@ -6,7 +6,7 @@ from engine.server.app import control_routes, utility_routes
 from engine.server.app.generation_app import build_app
 from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import docs_page, openapi_document
-from engine.server.app.unsupported_routes import UNSUPPORTED, unsupported_route
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import GENERATION_PATHS, needs_generation
 from engine.server.pooling.scores import create_rerank, create_score
 from engine.server.pooling.service import PoolingService
@@ -39,7 +39,7 @@ _ROUTES = (
     ("GET", "/memory", control_routes.memory),
     ("GET", "/openapi.json", openapi_document),
     ("GET", "/docs", docs_page),
-    *((method, path, unsupported_route) for method, path in UNSUPPORTED),
+    *((method, path, unsupported_route) for method, path in UNSUPPORTED_ROUTES),
     *(("POST", path, needs_generation) for path in GENERATION_PATHS),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.server.http.errors import NotImplementedHere
+from engine.server.http.errors import UnsupportedRoute
 
 _NO_SCALE_OUT = "the engine renders, generates and parses in one process"
 _NO_LORA = "LoRA adapters are not supported"
@@ -16,7 +16,7 @@ _NO_SPEECH = "the engine supports text only"
 _ONE_DEVICE = "the engine runs on one device"
 _NO_TRAINING = "weights are loaded from the checkpoint and never change"
 
-UNSUPPORTED: dict[tuple[str, str], str] = {
+UNSUPPORTED_ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/v1/systemone"): "it belongs to the protocol of a single model",
     ("POST", "/invocations"): "call the route directly, such as /v1/chat/completions",
     ("POST", "/generative_scoring"): "use logprobs of /v1/completions",
@@ -48,6 +48,8 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
 
 
 async def unsupported_route(request: Request) -> Response:
-    """Always raises NotImplementedHere."""
+    """Always raises UnsupportedRoute."""
     path = request.url.path
-    raise NotImplementedHere(f"{path} is not supported by this engine: {UNSUPPORTED[request.method, path]}.")
+    raise UnsupportedRoute(
+        f"{path} is not supported by this engine: {UNSUPPORTED_ROUTES[request.method, path]}."
+    )

@@ -71,7 +71,7 @@ class ChatRun:
 
 
 async def start_chat(service: GenerationService, body: ChatBody) -> ChatRun:
-    """Prepare a chat, which runs once the result is entered. Raises InvalidRequest and TooManyWaiting."""
+    """Prepare a chat, which runs once the result is entered. Raises InvalidRequest and QueueFull."""
     return ChatRun(await prepare_chat(service, body))
 
 

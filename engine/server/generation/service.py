@@ -20,7 +20,7 @@ from engine.server.generation.generation import Choice, Generation
 from engine.server.generation.response_store import ResponseStore
 from engine.server.generation.sampling_params import TokenConstraints, check_logprobs, make_sampling_params
 from engine.server.generation.stream_interval import IntervalGeneration
-from engine.server.http.client_disconnect import while_client_stays
+from engine.server.http.client_disconnect import raise_on_disconnect
 from engine.server.http.request_ids import choose_request_id, current_group, new_sequence_id
 from engine.server.http.tenants import cache_salt, current_tenant
 from engine.server.model.model_service import ModelService
@@ -69,7 +69,7 @@ class GenerationService(ModelService):
         tenant = current_tenant().name
         if spec is None:
             return await make_constraint_factory(self.model.structurer, spec, reasoning, budget, tenant)
-        return await while_client_stays(
+        return await raise_on_disconnect(
             lambda: make_constraint_factory(self.model.structurer, spec, reasoning, budget, tenant)
         )
 
@@ -82,7 +82,7 @@ class GenerationService(ModelService):
         skip_special_tokens: bool | None = None,
         first_index: int = 0,
     ) -> tuple[Generation, list[Choice]]:
-        """The request's generation and choices, ready to run. Raises InvalidRequest and TooManyWaiting."""
+        """The request's generation and choices, ready to run. Raises InvalidRequest and QueueFull."""
         self.check_num_sequences(len(prompts), body.n)
         self.check_capacity(len(prompts) * body.n)
         check_logprobs(body, body.logprobs_param, self.config.max_logprobs)

@@ -22,7 +22,7 @@ def set_client(receive: Receive) -> None:
     _receive.set(receive)
 
 
-async def while_client_stays(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+async def raise_on_disconnect(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """The result of `work`. The body must have been read. Raises InvalidRequest if the client has left."""
     receive = _receive.get()
     if receive is None:
@@ -31,13 +31,13 @@ async def while_client_stays(work: Callable[[], Coroutine[Any, Any, Result]]) ->
     async def boxed() -> tuple[Result]:
         return (await work(),)
 
-    result = await unless_client_leaves(receive, boxed)
+    result = await cancel_on_disconnect(receive, boxed)
     if result is None:
         raise InvalidRequest("The client has disconnected.")
     return result[0]
 
 
-async def unless_client_leaves(
+async def cancel_on_disconnect(
     receive: Receive, work: Callable[[], Coroutine[Any, Any, Result]]
 ) -> Result | None:
     """The result of `work`, or None if the client left first and `work` was cancelled.

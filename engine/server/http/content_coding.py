@@ -6,7 +6,7 @@ import asyncio
 import zlib
 
 from engine.errors import InvalidRequest
-from engine.server.http.errors import BodyTooLarge, WrongMediaType
+from engine.server.http.errors import BodyTooLarge, UnsupportedMediaType
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 
@@ -18,7 +18,7 @@ async def decoded(raw: bytes, header: str | None, max_bytes: int) -> bytes:
     if not coding or not raw:
         return raw
     if coding not in ("gzip", "x-gzip", "deflate"):
-        raise WrongMediaType(
+        raise UnsupportedMediaType(
             f"Content-Encoding {coding[:80]} is not supported: send the body as is, or use gzip or deflate."
         )
     return await asyncio.to_thread(_decode, coding, raw, max_bytes)

@@ -35,11 +35,11 @@ class UnknownItem(InvalidRequest):
     code = "item_not_found"
 
 
-class WrongMethod(InvalidRequest):
+class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
 
 
-class WrongMediaType(InvalidRequest):
+class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
@@ -47,11 +47,11 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
-class WrongKey(EngineError):
+class InvalidApiKey(EngineError):
     code = "invalid_api_key"
 
 
-class TooManyWaiting(EngineError):
+class QueueFull(EngineError):
     code = "queue_full"
 
 
@@ -63,7 +63,7 @@ class ShuttingDown(EngineError):
     code = "shutting_down"
 
 
-class NotImplementedHere(InvalidRequest):
+class UnsupportedRoute(InvalidRequest):
     """A path of vLLM or OpenAI that this engine does not support."""
 
     code = "not_implemented"
@@ -76,17 +76,17 @@ _STATUS = {
     UnknownRoute.code: HTTPStatus.NOT_FOUND,
     UnknownResponse.code: HTTPStatus.NOT_FOUND,
     UnknownItem.code: HTTPStatus.NOT_FOUND,
-    WrongMethod.code: HTTPStatus.METHOD_NOT_ALLOWED,
-    WrongMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    MethodNotAllowed.code: HTTPStatus.METHOD_NOT_ALLOWED,
+    UnsupportedMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    WrongKey.code: HTTPStatus.UNAUTHORIZED,
-    TooManyWaiting.code: HTTPStatus.TOO_MANY_REQUESTS,
+    InvalidApiKey.code: HTTPStatus.UNAUTHORIZED,
+    QueueFull.code: HTTPStatus.TOO_MANY_REQUESTS,
     NotReady.code: HTTPStatus.SERVICE_UNAVAILABLE,
     ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineAsleep.code: HTTPStatus.SERVICE_UNAVAILABLE,
     OutOfMemory.code: HTTPStatus.SERVICE_UNAVAILABLE,  # when waking up; other processes may free memory
-    NotImplementedHere.code: HTTPStatus.NOT_IMPLEMENTED,
+    UnsupportedRoute.code: HTTPStatus.NOT_IMPLEMENTED,
 }
 
 _TYPES = {

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from engine.server.protocol.generation_body import Ignored, Strict, none_as
+from engine.server.protocol.generation_body import Ignored, Strict, null_as
 
 
 class _Block(Strict):
@@ -21,7 +21,7 @@ class _Block(Strict):
 
 class TextBlock(_Block):
     type: Literal["text"]
-    text: Annotated[str, none_as("")]
+    text: Annotated[str, null_as("")]
     citations: list[Any] | None = Field(
         default=None, description="Accepted, but the cited text is not shown to the model."
     )
@@ -30,7 +30,7 @@ class TextBlock(_Block):
 
 class ThinkingBlock(_Block):
     type: Literal["thinking"]
-    thinking: Annotated[str, none_as("")] = ""
+    thinking: Annotated[str, null_as("")] = ""
     signature: Ignored = None
 
 
@@ -46,7 +46,7 @@ class ToolUseBlock(_Block):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: Annotated[dict[str, Any], BeforeValidator(_as_object), none_as({})] = Field(default={})
+    input: Annotated[dict[str, Any], BeforeValidator(_as_object), null_as({})] = Field(default={})
     caller: Ignored = None
     toolset_name: Ignored = None
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from engine.server.messages.blocks import Block, TextBlock
 from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, none_as
+from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_STOPS, MAX_TOOLS
 
 COUNT_RULES = FieldRules(
@@ -129,7 +129,7 @@ OfferedTool = Annotated[
 
 class AnyChoice(Strict):
     type: Literal["auto", "any"]
-    disable_parallel_tool_use: Annotated[bool, none_as(False)] = False
+    disable_parallel_tool_use: Annotated[bool, null_as(False)] = False
 
 
 class NoneChoice(Strict):
@@ -140,7 +140,7 @@ class NoneChoice(Strict):
 class ToolChoice(Strict):
     type: Literal["tool"]
     name: str
-    disable_parallel_tool_use: Annotated[bool, none_as(False)] = False
+    disable_parallel_tool_use: Annotated[bool, null_as(False)] = False
 
 
 class _Thinking(Strict):
@@ -213,12 +213,12 @@ class CountBody(RequestBody):
 class MessagesBody(CountBody):
     max_tokens: int = Field(ge=0, description="0 = read the prompt into the cache and generate nothing.")
     stop_sequences: Annotated[
-        list[Annotated[str, Field(min_length=1)]], none_as([]), Field(max_length=MAX_STOPS)
+        list[Annotated[str, Field(min_length=1)]], null_as([]), Field(max_length=MAX_STOPS)
     ] = Field(default=[])
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
-    stream: Annotated[bool, none_as(False)] = False
+    stream: Annotated[bool, null_as(False)] = False
     cache_salt: CacheSalt = None
 
 

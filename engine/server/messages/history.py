@@ -12,7 +12,7 @@ from engine.errors import InvalidRequest
 from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from engine.server.messages.bodies import AnthropicMessage, CountBody
 from engine.server.messages.provider_blocks import (
-    SILENT,
+    WITHOUT_TEXT,
     is_call,
     is_result,
     is_unknown,
@@ -218,7 +218,7 @@ def _add_other(history: ChatHistory, block: Mapping[str, Any], add_text: Callabl
 def _block_text(block: Mapping[str, Any]) -> str:
     if is_unknown(block):
         report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown type: only its text is read")
-    return "" if kind_of(block) in SILENT else readable_text(block)
+    return "" if kind_of(block) in WITHOUT_TEXT else readable_text(block)
 
 
 def _result_text(block: ToolResultBlock) -> str:

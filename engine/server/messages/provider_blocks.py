@@ -10,7 +10,9 @@ from typing import Any
 
 Block = Mapping[str, Any]
 
-SILENT = frozenset({"redacted_thinking", "fallback", "mcp_tool_listing", "tool_addition", "tool_removal"})
+WITHOUT_TEXT = frozenset(
+    {"redacted_thinking", "fallback", "mcp_tool_listing", "tool_addition", "tool_removal"}
+)
 """Types without any text for the model."""
 
 _READ = frozenset(
@@ -32,7 +34,7 @@ def is_result(block: Block) -> bool:
 
 def is_unknown(block: Block) -> bool:
     """Whether the block's type is undocumented."""
-    return not (kind_of(block) in _READ | SILENT | {"compaction"} or is_call(block) or is_result(block))
+    return not (kind_of(block) in _READ | WITHOUT_TEXT | {"compaction"} or is_call(block) or is_result(block))
 
 
 def summary_of(block: Block) -> str | None:

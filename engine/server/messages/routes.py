@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.errors import EngineError, InvalidRequest
 from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.generation.service import GenerationService
-from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import anthropic_envelope, error_response
 from engine.server.http.large_work import LARGE_BYTES
 from engine.server.http.request_ids import request_id_of
@@ -90,7 +90,7 @@ class MessageObject:
         self._writer = writer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await unless_client_leaves(receive, self._collect)
+        response = await cancel_on_disconnect(receive, self._collect)
         if response is not None:
             await response(scope, receive, send)
 
@@ -124,7 +124,7 @@ class MessageStream:
                 return error
             return None
 
-        error = await unless_client_leaves(receive, stream)
+        error = await cancel_on_disconnect(receive, stream)
         if error is not None and not self._has_begun:
             await error_response(error, PATH)(scope, receive, send)
         elif error is not None:

@@ -10,7 +10,7 @@ from engine.core.sleep import HeldMemory
 from engine.core.sleep_controller import Sleeper
 from engine.core.types import EngineStats
 from engine.errors import InvalidRequest, PromptTooLong
-from engine.server.http.errors import NotReady, TooManyWaiting
+from engine.server.http.errors import NotReady, QueueFull
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
 from engine.server.model.metrics import Metrics
 from engine.server.model.served_model import ServedModel
@@ -127,10 +127,10 @@ class ModelService:
             raise InvalidRequest(f"{param}: at most {most} bytes of text, not {num_bytes}.", param=param)
 
     def check_capacity(self, num_sequences: int) -> None:
-        """Raises TooManyWaiting if the queue is full. An idle server accepts a request of any size."""
+        """Raises QueueFull if the queue is full. An idle server accepts a request of any size."""
         num_unfinished = self.engine.num_unfinished
         if num_unfinished and num_unfinished + num_sequences > self._capacity:
-            raise TooManyWaiting(
+            raise QueueFull(
                 f"The queue is full: {num_unfinished} sequences are running or waiting, and the maximum is "
                 f"{self._capacity}. Retry later."
             )

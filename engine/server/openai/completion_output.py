@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from engine.core.types import FinishReason
 from engine.errors import EngineError
 from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
-from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import envelope, error_response
 from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.http.sse import STREAM_HEADERS
@@ -100,7 +100,7 @@ class CompletionObject:
         self._to_object = to_object
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await unless_client_leaves(receive, self._collect)
+        response = await cancel_on_disconnect(receive, self._collect)
         if response is not None:
             await response(scope, receive, send)
 
@@ -202,7 +202,7 @@ class CompletionStream:
                 return error
             return None
 
-        error = await unless_client_leaves(receive, stream)
+        error = await cancel_on_disconnect(receive, stream)
         if error is not None and not self._has_begun:
             await error_response(error)(scope, receive, send)
         elif error is not None:

@@ -12,7 +12,7 @@ from engine.server.protocol import body_limits
 from engine.server.protocol.completion_body import TokenIds, are_ids
 from engine.server.protocol.conversation_body import ConversationBody, TextPart
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, none_as
+from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_INPUTS
 
 _INT64 = 2**63
@@ -40,7 +40,7 @@ class PoolingOptions(RequestBody):
         default=None, description="The side that is truncated: `right` (the default) keeps the beginning."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
-    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
+    priority: Annotated[int, null_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
     cache_salt: str | None = Field(default=None, description="Without effect: nothing is cached.")
     use_activation: bool | None = Field(
         default=None,
@@ -54,9 +54,9 @@ class VectorOptions(PoolingOptions):
     dimensions: int | None = Field(
         default=None, ge=1, description="Only for models trained with Matryoshka dimensions."
     )
-    encoding_format: Annotated[Literal["float", "base64"], none_as("float")] = "float"
-    embed_dtype: Annotated[Literal["float32", "float16"], none_as("float32")] = "float32"
-    endianness: Annotated[Literal["native", "little", "big"], none_as("native")] = "native"
+    encoding_format: Annotated[Literal["float", "base64"], null_as("float")] = "float"
+    embed_dtype: Annotated[Literal["float32", "float16"], null_as("float32")] = "float32"
+    endianness: Annotated[Literal["native", "little", "big"], null_as("native")] = "native"
 
     @model_validator(mode="after")
     def _check_encoding(self) -> VectorOptions:
@@ -92,13 +92,13 @@ class InputBody(VectorOptions):
     size_limits = body_limits.POOLING
 
     input: Annotated[list[Any], BeforeValidator(_check_input)]
-    add_special_tokens: Annotated[bool, none_as(True)] = True
+    add_special_tokens: Annotated[bool, null_as(True)] = True
 
 
 class ConversationInputBody(ConversationBody, VectorOptions):
     """One conversation, rendered by the chat template."""
 
-    add_generation_prompt: Annotated[bool, none_as(False)] = False
+    add_generation_prompt: Annotated[bool, null_as(False)] = False
 
 
 class PoolingBody(InputBody):
@@ -125,9 +125,9 @@ class CohereEmbedBody(RequestBody):
     embedding_types: (
         Annotated[list[Literal["float", "binary", "ubinary", "base64"]], Field(min_length=1)] | None
     ) = None
-    truncate: Annotated[Literal["NONE", "START", "END"], none_as("END")] = "END"
+    truncate: Annotated[Literal["NONE", "START", "END"], null_as("END")] = "END"
     max_tokens: int | None = Field(default=None, ge=1)
-    priority: Annotated[int, none_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
+    priority: Annotated[int, null_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
 
     @model_validator(mode="after")
     def _check_inputs(self) -> CohereEmbedBody:
@@ -166,10 +166,10 @@ Texts = Annotated[list[str], BeforeValidator(_texts_of), Field(min_length=1, max
 class PairOptions(PoolingOptions):
     size_limits = body_limits.PAIRS
 
-    max_tokens_per_query: Annotated[int, none_as(0), Field(ge=0)] = Field(
+    max_tokens_per_query: Annotated[int, null_as(0), Field(ge=0)] = Field(
         default=0, description="Truncate the query to this many tokens; 0 = no separate limit."
     )
-    max_tokens_per_doc: Annotated[int, none_as(0), Field(ge=0)] = Field(
+    max_tokens_per_doc: Annotated[int, null_as(0), Field(ge=0)] = Field(
         default=0, description="Truncate each document to this many tokens; 0 = no separate limit."
     )
     instruction: str | None = Field(default=None, description="Passed to the model's score template.")
@@ -190,8 +190,8 @@ class RerankBody(PairOptions):
 
     query: OneText
     documents: Texts
-    top_n: Annotated[int, none_as(0), Field(ge=0)] = Field(default=0, description="0 = all.")
-    return_documents: Annotated[bool, none_as(True)] = True
+    top_n: Annotated[int, null_as(0), Field(ge=0)] = Field(default=0, description="0 = all.")
+    return_documents: Annotated[bool, null_as(True)] = True
 
 
 class ScoreBody(PairOptions):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import EngineError
-from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import error_response
 from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.pooling.bodies import VectorOptions
@@ -30,7 +30,7 @@ class CancellableResponse:
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await unless_client_leaves(receive, self._run)
+        response = await cancel_on_disconnect(receive, self._run)
         if response is not None:
             await response(scope, receive, send)
 

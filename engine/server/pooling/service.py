@@ -64,7 +64,7 @@ class PoolingService(ModelService):
     ) -> list[Encoded]:
         """Tokenize texts; large ones in a thread. `param`: their field in the body.
 
-        Raises TooManyWaiting, and PromptTooLong before tokenizing texts that cannot fit.
+        Raises QueueFull, and PromptTooLong before tokenizing texts that cannot fit.
         """
         self.check_capacity(len(texts))
         texts = self._check_text_lengths(texts, param, cut)
@@ -125,7 +125,7 @@ class PoolingService(ModelService):
     ) -> list[array[float]]:
         """The values of each input, in order. `param`: the inputs' field in the body, for errors.
 
-        Raises InvalidRequest, PromptTooLong, TooManyWaiting and what the engine raises.
+        Raises InvalidRequest, PromptTooLong, QueueFull and what the engine raises.
         """
         self._check_lengths(inputs, param)
         self.check_capacity(len(inputs))

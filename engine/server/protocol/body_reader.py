@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from engine.errors import InvalidRequest
 from engine.server.http.content_coding import decoded
-from engine.server.http.errors import BodyTooLarge, WrongMediaType
+from engine.server.http.errors import BodyTooLarge, UnsupportedMediaType
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
 from engine.server.protocol.field_rules import NO_RULES, FieldRules, apply_rules
 from engine.server.protocol.generation_body import Strict
@@ -102,7 +102,7 @@ def _check_media_type(content_type: str | None) -> None:
     """Require a JSON media type: pages of any origin can send forms and plain text without a preflight."""
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise WrongMediaType(
+        raise UnsupportedMediaType(
             f"The body must be application/json, not {media_type}: send the header "
             "`Content-Type: application/json` (curl -H 'Content-Type: application/json' …)."
         )

@@ -15,34 +15,34 @@ from engine.server.protocol.conversation_body import AllowedToolsChoice, Convers
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     GenerationBody,
-    none_as,
+    null_as,
 )
 
 
 class ChatBody(GenerationBody, ConversationBody):
     size_limits = body_limits.CHAT
 
-    echo: Annotated[bool, none_as(False)] = Field(
+    echo: Annotated[bool, null_as(False)] = Field(
         default=False, description="Prepend the last message to the answer if it is the assistant's."
     )
-    return_prompt_text: Annotated[bool, none_as(False)] = Field(
+    return_prompt_text: Annotated[bool, null_as(False)] = Field(
         default=False, description="Return the rendered prompt as `prompt_text`."
     )
     max_completion_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
-    logprobs: Annotated[bool, none_as(False)] = False
+    logprobs: Annotated[bool, null_as(False)] = False
     top_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
         | None
     ) = None
-    parallel_tool_calls: Annotated[bool, none_as(True)] = True
+    parallel_tool_calls: Annotated[bool, null_as(True)] = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None,
         description="none sets the template's enable_thinking to false, others set it to true.",
     )
-    include_reasoning: Annotated[bool, none_as(True)] = True
+    include_reasoning: Annotated[bool, null_as(True)] = True
     thinking_token_budget: int | None = Field(
         default=None, ge=-1, description="At most this many tokens of reasoning; -1 = no limit."
     )

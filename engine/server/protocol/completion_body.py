@@ -11,7 +11,7 @@ from engine.server.protocol import body_limits
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     GenerationBody,
-    none_as,
+    null_as,
 )
 from engine.server.protocol.limits import MAX_PROMPTS
 
@@ -51,13 +51,13 @@ _PROMPT_SCHEMA = {
 class CompletionBody(GenerationBody):
     size_limits = body_limits.COMPLETION
 
-    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, none_as(16)] = Field(
+    max_tokens: Annotated[int | None, MINUS_ONE_AS_NONE, null_as(16)] = Field(
         default=16, ge=0, description="-1 = as many as fit."
     )
     prompt: Annotated[list[Any], BeforeValidator(_check_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
-    echo: Annotated[bool, none_as(False)] = False
+    echo: Annotated[bool, null_as(False)] = False
     logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
-    add_special_tokens: Annotated[bool, none_as(True)] = True
+    add_special_tokens: Annotated[bool, null_as(True)] = True
 
     @model_validator(mode="after")
     def _check_named_logprobs(self) -> CompletionBody:

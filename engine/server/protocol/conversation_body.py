@@ -18,7 +18,7 @@ from engine.server.protocol.generation_body import (
     Ignored,
     RequestBody,
     Strict,
-    none_as,
+    null_as,
 )
 from engine.server.protocol.hosted_tools import FUNCTIONS_ONLY
 from engine.server.protocol.limits import MAX_TOOLS
@@ -35,7 +35,7 @@ _CHARS_PER_MESSAGE = 64  # what the template adds around each
 
 class FunctionCall(Strict):
     name: str
-    arguments: Annotated[str | dict[str, Any], none_as("")] = ""
+    arguments: Annotated[str | dict[str, Any], null_as("")] = ""
     parsed_arguments: Ignored = None
     provider_specific_fields: Ignored = None
 
@@ -60,7 +60,7 @@ def _as_function_call(call: Any) -> Any:
 class ToolCall(Strict):
     id: str | None = None
     index: Ignored = None  # some clients send back the stream's field
-    type: Annotated[Literal["function"], none_as("function")] = "function"
+    type: Annotated[Literal["function"], null_as("function")] = "function"
     function: FunctionCall
     extra_content: Ignored = None
     provider_specific_fields: Ignored = None
@@ -68,7 +68,7 @@ class ToolCall(Strict):
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: Annotated[str, none_as("")]
+    text: Annotated[str, null_as("")]
     cache_control: Ignored = None
     annotations: Ignored = None
 
@@ -213,11 +213,11 @@ class ConversationBody(RequestBody):
         default=None, description="Accepted only with --trust-request-chat-template."
     )
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: Annotated[bool, none_as(True)] = True
-    continue_final_message: Annotated[bool, none_as(False)] = Field(
+    add_generation_prompt: Annotated[bool, null_as(True)] = True
+    continue_final_message: Annotated[bool, null_as(False)] = Field(
         default=False, description="The last message is the start of the answer, which the model continues."
     )
-    add_special_tokens: Annotated[bool, none_as(False)] = False
+    add_special_tokens: Annotated[bool, null_as(False)] = False
 
     def is_larger(self, chars: int) -> bool:
         """Whether there are about `chars` characters or more to render; many messages count as large."""

@@ -47,7 +47,7 @@ class Strict(BaseModel):
         return tuple(limit for of_field in size_limits.values() for limit in of_field)
 
 
-def none_as(default: Any) -> BeforeValidator:
+def null_as(default: Any) -> BeforeValidator:
     """Treat null as not given, as both protocols do."""
     return BeforeValidator(lambda value: default if value is None else value)
 
@@ -160,16 +160,16 @@ class GenerationBody(RequestBody):
 
     size_limits = body_limits.GENERATION
 
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), none_as(1)] = 1
-    use_beam_search: Annotated[bool, none_as(False)] = Field(
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), null_as(1)] = 1
+    use_beam_search: Annotated[bool, null_as(False)] = Field(
         default=False,
         description=f"Return the `n` best results of a search with `n` beams (at most {MAX_BEAMS}).",
     )
-    length_penalty: Annotated[float, Field(ge=-10, le=10), none_as(1.0)] = Field(
+    length_penalty: Annotated[float, Field(ge=-10, le=10), null_as(1.0)] = Field(
         default=1.0, description="Beam scores are divided by length ** length_penalty."
     )
     max_tokens: int | None = Field(default=None, ge=0)
-    min_tokens: Annotated[int, Field(ge=0), none_as(0)] = Field(
+    min_tokens: Annotated[int, Field(ge=0), null_as(0)] = Field(
         default=0, description="No stop token or stop string ends the output before this many tokens."
     )
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 = greedy decoding.")
@@ -179,27 +179,27 @@ class GenerationBody(RequestBody):
     seed: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(
         default=None, ge=-_INT64, lt=_INT64, description="-1 = any."
     )
-    presence_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2), none_as(0.0)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), null_as(0.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), null_as(0.0)] = 0.0
     repetition_penalty: float | None = Field(default=None, ge=_LEAST_PENALTY, le=10, description="1 = none.")
     logit_bias: Annotated[
         dict[str, float],
         Field(max_length=MAX_LISTED),
-        none_as({}),
+        null_as({}),
         AfterValidator(_check_bias),
     ] = Field(default={}, description="Token id → -100 … 100, added to its logit.")
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
     bad_words: Annotated[
-        list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), none_as([])
+        list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), null_as([])
     ] = Field(default=[], description="Words that must not be generated; they are tokenized by the server.")
     stop: Annotated[
         str | Annotated[list[str], Field(fail_fast=True)] | None, AfterValidator(_check_stops)
     ] = Field(default=[], description=f"At most {MAX_STOPS} strings that end the output.")
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LISTED), none_as([])] = []
-    include_stop_str_in_output: Annotated[bool, none_as(False)] = False
-    ignore_eos: Annotated[bool, none_as(False)] = False
-    skip_special_tokens: Annotated[bool, none_as(True)] = True
-    spaces_between_special_tokens: Annotated[bool, none_as(True)] = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LISTED), null_as([])] = []
+    include_stop_str_in_output: Annotated[bool, null_as(False)] = False
+    ignore_eos: Annotated[bool, null_as(False)] = False
+    skip_special_tokens: Annotated[bool, null_as(True)] = True
+    spaces_between_special_tokens: Annotated[bool, null_as(True)] = Field(
         default=True,
         description="Without effect, as with vLLM's fast tokenizers: no spaces are added.",
     )
@@ -218,18 +218,18 @@ class GenerationBody(RequestBody):
     )
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    return_token_ids: Annotated[bool, none_as(False)] = False
-    return_tokens_as_token_ids: Annotated[bool, none_as(False)] = Field(
+    return_token_ids: Annotated[bool, null_as(False)] = False
+    return_tokens_as_token_ids: Annotated[bool, null_as(False)] = Field(
         default=False, description='In logprobs, tokens are written as "token_id:17".'
     )
-    stream: Annotated[bool, none_as(False)] = False
+    stream: Annotated[bool, null_as(False)] = False
     stream_options: StreamOptions | None = None
     stream_interval: int | None = Field(
         default=None,
         ge=1,
         description="Tokens per chunk of a stream, but for the first and last; at least `--stream-interval`.",
     )
-    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), none_as(0)] = Field(
+    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), null_as(0)] = Field(
         default=0, description="Lower values run first."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")

@@ -11,7 +11,7 @@ from engine.server.protocol.conversation_body import ConversationBody
 from engine.server.protocol.generation_body import (
     RequestBody,
     TokenId,
-    none_as,
+    null_as,
 )
 
 
@@ -19,12 +19,12 @@ class TokenizePromptBody(RequestBody):
     size_limits = body_limits.TOKENIZE
 
     prompt: str
-    add_special_tokens: Annotated[bool, none_as(True)] = True
-    return_token_strs: Annotated[bool, none_as(False)] = False
+    add_special_tokens: Annotated[bool, null_as(True)] = True
+    return_token_strs: Annotated[bool, null_as(False)] = False
 
 
 class TokenizeChatBody(ConversationBody):
-    return_token_strs: Annotated[bool, none_as(False)] = False
+    return_token_strs: Annotated[bool, null_as(False)] = False
 
 
 class DetokenizeBody(RequestBody):

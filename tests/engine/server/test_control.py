@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.server.app.unsupported_routes import UNSUPPORTED
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES
 from engine.server.http.request_ids import choose_request_id, new_sequence_id, sequence_ids_of, set_request_id
 from engine.server.http.tenants import DEFAULT_TENANT
 from tests.engine.server.serving import Running, fake_core, running, wait_until
@@ -131,7 +131,7 @@ def test_ids_of_sequences() -> None:
     assert sequence_ids_of(["with"], [new_sequence_id()], DEFAULT_TENANT) == []
 
 
-@pytest.mark.parametrize(("method", "path"), list(UNSUPPORTED), ids=lambda word: word)
+@pytest.mark.parametrize(("method", "path"), list(UNSUPPORTED_ROUTES), ids=lambda word: word)
 def test_unsupported_paths_return_the_reason(fake_server: Running, method: str, path: str) -> None:
     with fake_server.http() as client:
         answer = client.request(method, path)

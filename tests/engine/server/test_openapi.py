@@ -18,7 +18,7 @@ from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import ServerKind, build_document, describe_type
 from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING
 from engine.server.app.pooling_app import create_pooling_app
-from engine.server.app.unsupported_routes import UNSUPPORTED
+from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_generation, needs_pooling
 from engine.server.generation.service import GenerationService
 from engine.server.pooling.service import PoolingService
@@ -55,10 +55,10 @@ def nothing_to_build() -> Any:
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     config = ServerConfig(served_model_names=("m",))
     generating = create_app(GenerationService(AsyncEngine(nothing_to_build), config, max_num_seqs=1))
-    assert routes_of(generating) == set(GENERATING) | set(UNSUPPORTED)
+    assert routes_of(generating) == set(GENERATING) | set(UNSUPPORTED_ROUTES)
     engine = PoolingEngine(nothing_to_build, PLAN)
     pooling = create_pooling_app(PoolingService(engine, config, max_num_seqs=1))
-    assert routes_of(pooling) == set(POOLING) | set(UNSUPPORTED)
+    assert routes_of(pooling) == set(POOLING) | set(UNSUPPORTED_ROUTES)
 
 
 def test_each_kind_of_server_describes_itself() -> None:

@@ -20,7 +20,7 @@ from engine.server.protocol.generation_body import (
     Ignored,
     RequestBody,
     Strict,
-    none_as,
+    null_as,
 )
 from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.unknown_fields import report_ignored
@@ -134,10 +134,10 @@ class InputTokensBody(RequestBody):
     previous_response_id: str | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: Annotated[bool, none_as(True)] = True
+    parallel_tool_calls: Annotated[bool, null_as(True)] = True
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
-    truncation: Annotated[Literal["auto", "disabled"], none_as("disabled")] = Field(
+    truncation: Annotated[Literal["auto", "disabled"], null_as("disabled")] = Field(
         default="disabled", description="auto: the oldest turns are dropped until the rest fits the context."
     )
     chat_template_kwargs: dict[str, Any] | None = None
@@ -153,13 +153,13 @@ class ResponsesBody(InputTokensBody):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     include: Annotated[list[str], AfterValidator(_check_include)] | None = None
-    include_reasoning: Annotated[bool, none_as(True)] = True
+    include_reasoning: Annotated[bool, null_as(True)] = True
     metadata: dict[str, str] | None = Field(default=None, description="Returned with the response.")
-    store: Annotated[bool, none_as(True)] = Field(
+    store: Annotated[bool, null_as(True)] = Field(
         default=True, description="Stored in memory; the least recently used responses are evicted first."
     )
-    background: Annotated[bool, none_as(False)] = False
-    stream: Annotated[bool, none_as(False)] = False
+    background: Annotated[bool, null_as(False)] = False
+    stream: Annotated[bool, null_as(False)] = False
     stream_options: ResponseStreamOptions | None = None
     # vLLM's fields, validated as in chat completions.
     top_k: int | None = None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.generation_body import Ignored, Strict, none_as
+from engine.server.protocol.generation_body import Ignored, Strict, null_as
 from engine.server.protocol.provider_parts import REASONING_PARTS, UNSUPPORTED_MEDIA, type_of
 from engine.server.protocol.provider_text import readable_text
 
@@ -21,7 +21,7 @@ _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_t
 
 class TextContent(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-    text: Annotated[str, none_as("")]
+    text: Annotated[str, null_as("")]
     annotations: Ignored = None
     logprobs: Ignored = None
     prompt_cache_breakpoint: Ignored = None
@@ -29,7 +29,7 @@ class TextContent(Strict):
 
 class RefusalPart(Strict):
     type: Literal["refusal"]
-    refusal: Annotated[str, none_as("")]
+    refusal: Annotated[str, null_as("")]
 
     @property
     def text(self) -> str:
@@ -41,7 +41,7 @@ class OtherPart(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Annotated[str, none_as("")] = ""
+    type: Annotated[str, null_as("")] = ""
 
 
 MessagePart = Annotated[TextContent | RefusalPart, Field(discriminator="type")]
@@ -106,7 +106,7 @@ class _Item(Strict):
 
 
 class MessageItem(_Item):
-    type: Annotated[Literal["message"], none_as("message")] = "message"
+    type: Annotated[Literal["message"], null_as("message")] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[MessagePart], Field(fail_fast=True)]
 
@@ -137,7 +137,7 @@ class FunctionCallItem(_Item):
     call_id: str | None = None
     name: str
     namespace: str | None = None
-    arguments: Annotated[str | dict[str, Any], none_as("")] = ""
+    arguments: Annotated[str | dict[str, Any], null_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
@@ -146,7 +146,7 @@ class CustomCallItem(_Item):
     call_id: str | None = None
     name: str
     namespace: str | None = None
-    input: Annotated[str, none_as("")] = ""
+    input: Annotated[str, null_as("")] = ""
     async_: Ignored = Field(default=None, alias="async")
 
 
@@ -171,7 +171,7 @@ class ToolSearchOutputItem(_Item):
     type: Literal["tool_search_output"]
     call_id: str | None = None
     execution: str | None = None
-    tools: Annotated[Tools, none_as([])]
+    tools: Annotated[Tools, null_as([])]
 
 
 class AdditionalToolsItem(_Item):
@@ -179,7 +179,7 @@ class AdditionalToolsItem(_Item):
 
     type: Literal["additional_tools"]
     role: str | None = None
-    tools: Annotated[Tools, none_as([])]
+    tools: Annotated[Tools, null_as([])]
 
 
 class ReasoningItem(_Item):

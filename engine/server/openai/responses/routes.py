@@ -16,7 +16,7 @@ from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
 from engine.server.generation.response_store import StoredResponse, TenantResponses
 from engine.server.generation.service import GenerationService
-from engine.server.http.client_disconnect import unless_client_leaves
+from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import error_response
 from engine.server.http.request_ids import new_response_id
 from engine.server.http.sse import STREAM_HEADERS
@@ -204,7 +204,7 @@ class ResponseObject:
         self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await unless_client_leaves(receive, self._collect)
+        response = await cancel_on_disconnect(receive, self._collect)
         if response is not None:
             await response(scope, receive, send)
 
@@ -235,7 +235,7 @@ class ResponseStream:
                 raise
             return None
 
-        error = await unless_client_leaves(receive, stream)
+        error = await cancel_on_disconnect(receive, stream)
         if error is not None and not self._has_begun:
             await error_response(error)(scope, receive, send)
         elif error is not None:
