@@ -89,7 +89,7 @@ def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
 
 def _tools(body: ChatBody) -> dict[str, dict[str, Any]]:
     """Tools by their path in the client's body."""
-    return {f"tools[{tool.place}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
+    return {f"tools[{tool.index}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
 
 
 def _from_format(body: GenerationBody) -> StructuredOutput | None:

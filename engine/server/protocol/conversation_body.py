@@ -149,15 +149,15 @@ class Tool(Strict):
     type: Literal["function"] = "function"
     function: FunctionDefinition
     cache_control: Ignored = None
-    _place: int = PrivateAttr(default=0)
+    _index: int = PrivateAttr(default=0)
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Its index in the client's list, of which hosted tools are dropped."""
-        return self._place
+        return self._index
 
-    def placed(self, place: int) -> Self:
-        self._place = place
+    def with_index(self, index: int) -> Self:
+        self._index = index
         return self
 
 

@@ -24,7 +24,7 @@ def _drop_hosted_tools(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
     )
     for number, kind in hosted.items():
         report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run on this server")
-    return [tool.placed(number) for number, tool in enumerate(checked) if number not in hosted]
+    return [tool.with_index(number) for number, tool in enumerate(checked) if number not in hosted]
 
 
 def _is_hosted(tool: Any) -> bool:
