@@ -11,7 +11,7 @@ from conformance.client import Api
 
 Run = Callable[[Api], Awaitable[None]]
 RunWithValue = Callable[[Api, Any], Awaitable[None]]
-RunFunction = TypeVar("AskFunction", bound=Callable[..., Awaitable[None]])
+RunFunction = TypeVar("RunFunction", bound=Callable[..., Awaitable[None]])
 
 
 class Need(StrEnum):

@@ -45,12 +45,12 @@ class BeamGeneration(Generation):
         self._engine_hold.enter_context(self._engine.hold(new_sequence_id(), self._abort))
         return self
 
-    async def _leave(self) -> None:
+    async def _close(self) -> None:
         for search in self._searches:
             search.cancel()
         for choice in self._choices:
             choice.end(FinishReason.ABORT, self._metrics)
-        await super()._leave()
+        await super()._close()
         self._engine_hold.close()
 
     def steps(self) -> AsyncIterator[list[ChoiceDelta]]:

@@ -14,7 +14,7 @@ from engine.text.parsers.reasoning import ReasoningParser, marks_of
 class ReasoningState(StrEnum):
     OPEN = "open"  # the prompt ends inside reasoning, which the model continues
     POSSIBLE = "possible"  # the model may start reasoning
-    CLOSED = "over"  # the prompt has closed or disabled reasoning: the answer follows
+    CLOSED = "closed"  # the prompt has closed or disabled reasoning: the answer follows
 
 
 @dataclass(frozen=True, slots=True)
