@@ -194,7 +194,7 @@ def _scoring_service(request: Request) -> PoolingService:
     classifier = service.plan.classifier
     if classifier is not None and classifier.num_labels != 1:
         raise UnknownRoute(
-            f"{request.url.path} needs a model with one label, and this model has {classifier.num_labels}: "
-            "use /pooling."
+            f"{request.url.path} needs a model with one label, but this one has {classifier.num_labels} "
+            "labels: use /pooling."
         )
     return service
