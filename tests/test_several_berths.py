@@ -68,9 +68,9 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 
 from app import main
-from instance_manager.state import session
+from instance_manager import state_session
 
-session._LEASE_S = 1.5
+state_session._LEASE_S = 1.5
 sys.exit(main([]))
 """
 
