@@ -1,4 +1,4 @@
-"""Does a server speak the OpenAI API as Berth's engine promises it? Asked over HTTP alone, of any server.
+"""Tests over HTTP whether a server implements the OpenAI API as Berth's engine does. Works with any server.
 
-Knows nothing of the engine: no import of it, no wording of any model. `python -m conformance --help`.
+Knows nothing of the engine and does not depend on a model's output. `python -m conformance --help`.
 """

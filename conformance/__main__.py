@@ -1,4 +1,7 @@
-"""`python -m conformance --base-url http://… [--model NAME]`: asks, prints the counts, ends with 0 or 1."""
+"""`python -m conformance --base-url http://… [--model NAME]` runs the cases and prints the results.
+
+The exit status is 1 if any case fails.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,25 @@ from conformance.runner import CASE_TIMEOUT_S, Outcome, Result, run_cases, stale
 def main() -> None:
     options = _parse()
     try:
-        results, stale = asyncio.run(_examine(options))
+        results, stale = asyncio.run(_run(options))
     except (Unusable, httpx.HTTPError) as error:
-        sys.exit(f"{options.base_url} can't be examined: {error}")
+        sys.exit(f"{options.base_url} can't be tested: {error}")
     _report(results, stale, verbose=options.verbose)
     sys.exit(any(result.outcome is Outcome.FAILED for result in results) or bool(stale))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
-    parser.add_argument("--base-url", required=True, help="the server, without /v1")
-    parser.add_argument("--model", help="default: the first that the server names")
+    parser.add_argument("--base-url", required=True, help="the server's URL, without /v1")
+    parser.add_argument("--model", help="default: the first model that the server lists")
     parser.add_argument("--api-key", help="sent as a bearer token")
-    parser.add_argument("--only", default="*", help="a pattern of case names, such as 'chat/*'")
-    parser.add_argument("--at-once", type=int, default=4, help="cases that run side by side")
-    parser.add_argument("--verbose", action="store_true", help="every case, and why some were not asked")
+    parser.add_argument("--only", default="*", help="run only cases whose names match, such as 'chat/*'")
+    parser.add_argument("--at-once", type=int, default=4, help="number of concurrent cases")
+    parser.add_argument("--verbose", action="store_true", help="list every case, and why cases were skipped")
     return parser.parse_args()
 
 
-async def _examine(options: argparse.Namespace) -> tuple[list[Result], list[Difference]]:
+async def _run(options: argparse.Namespace) -> tuple[list[Result], list[Difference]]:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     base_url = options.base_url.rstrip("/").removesuffix("/v1")
     async with httpx.AsyncClient(
@@ -60,7 +63,7 @@ def _report(results: Sequence[Result], stale: Sequence[Difference], *, verbose: 
                 + (f"\n    {result.detail}" * bool(result.detail))
             )
     for difference in stale:
-        print(f"{'STALE':20} {difference.ours}: no longer a difference; take it out")
+        print(f"{'STALE':20} {difference.ours}: no longer a difference; remove it")
     groups: dict[str, Counter[Outcome]] = {}
     for result in results:
         groups.setdefault(result.name.partition("/")[0], Counter())[result.outcome] += 1

@@ -1,4 +1,4 @@
-"""A case: a name, what it needs of a server, and a function that asks and compares."""
+"""A case: a name, the abilities it needs, and a function that sends requests and checks the responses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from conformance.client import Api
 
-Ask = Callable[[Api], Awaitable[None]]
-AskOne = Callable[[Api, Any], Awaitable[None]]
-AskFunction = TypeVar("AskFunction", bound=Callable[..., Awaitable[None]])
+Run = Callable[[Api], Awaitable[None]]
+RunWithValue = Callable[[Api, Any], Awaitable[None]]
+RunFunction = TypeVar("RunFunction", bound=Callable[..., Awaitable[None]])
 
 
 class Need(StrEnum):
-    """What a server must be able to do for a case to be asked of it."""
+    """An ability that a server must have for a case to apply."""
 
     GENERATE = "generates text"
     CHAT = "has a chat template"
@@ -30,45 +30,45 @@ class Need(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Case:
     name: str  # group/case[label]
-    ask: Ask
+    run: Run
     needs: frozenset[Need]
-    alone: bool  # reads what other requests change, so nothing else may run beside it
+    alone: bool  # depends on global state such as metrics, so no other case may run at the same time
 
 
 class Group:
-    """The cases of one subject; a decorated function is a case, or one per label."""
+    """The cases of one subject; a decorated function is one case, or one per label."""
 
     def __init__(self, name: str, *needs: Need) -> None:
         self.name = name
         self.cases: list[Case] = []
         self._needs = frozenset(needs)
 
-    def case(self, *needs: Need, alone: bool = False) -> Callable[[AskFunction], AskFunction]:
-        def register(ask: AskFunction) -> AskFunction:
-            self._add(ask.__name__, ask, needs, alone)
-            return ask
+    def case(self, *needs: Need, alone: bool = False) -> Callable[[RunFunction], RunFunction]:
+        def register(run: RunFunction) -> RunFunction:
+            self._add(run.__name__, run, needs, alone)
+            return run
 
         return register
 
     def each(
         self, values: Mapping[str, Any], *needs: Need, alone: bool = False
-    ) -> Callable[[AskFunction], AskFunction]:
-        """One case per label; the function gets the label's value."""
+    ) -> Callable[[RunFunction], RunFunction]:
+        """One case per label; the function receives the label's value."""
 
-        def register(ask: AskFunction) -> AskFunction:
+        def register(run: RunFunction) -> RunFunction:
             for label, value in values.items():
-                self._add(f"{ask.__name__}[{label}]", _bind(ask, value), needs, alone)
-            return ask
+                self._add(f"{run.__name__}[{label}]", _bind(run, value), needs, alone)
+            return run
 
         return register
 
-    def _add(self, name: str, ask: Ask, needs: tuple[Need, ...], alone: bool) -> None:
+    def _add(self, name: str, run: Run, needs: tuple[Need, ...], alone: bool) -> None:
         full = f"{self.name}/{name.replace('_', '-')}"
-        self.cases.append(Case(full, ask, self._needs | frozenset(needs), alone))
+        self.cases.append(Case(full, run, self._needs | frozenset(needs), alone))
 
 
-def _bind(ask: AskOne, value: Any) -> Ask:
+def _bind(run: RunWithValue, value: Any) -> Run:
     async def bound(api: Api) -> None:
-        await ask(api, value)
+        await run(api, value)
 
     return bound

@@ -1,4 +1,4 @@
-"""What a case says when a server answers otherwise than promised."""
+"""Checks that report how a response differs from the expected one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Mismatch(Exception):
-    """The server's answer isn't the promised one; the message says what came and what was expected."""
+    """The response is not the expected one; the message has both."""
 
 
 class NotApplicable(Exception):
-    """The case can't be asked of this server or model; the message says why."""
+    """The case does not apply to this server or model; the message says why."""
 
 
 def check(condition: object, what: str) -> None:
@@ -32,8 +32,8 @@ def close(actual: float, expected: float, what: str, *, within: float = 1e-3) ->
 
 
 def has_keys(value: Any, keys: Collection[str], what: str) -> None:
-    """That `value` is an object with at least these keys."""
-    check(isinstance(value, dict), f"{what}: {brief(value)} is no object")
+    """Check that `value` is an object with at least these keys."""
+    check(isinstance(value, dict), f"{what}: {brief(value)} is not an object")
     missing = sorted(set(keys) - set(value))
     check(not missing, f"{what} lacks {', '.join(missing)}: {brief(value)}")
 

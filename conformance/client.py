@@ -1,4 +1,4 @@
-"""How cases talk to a server: plain HTTP, nothing hidden, every answer kept as it came."""
+"""The HTTP client of the cases. Responses are kept unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
 GREEDY: dict[str, Any] = {"temperature": 0}
-# The widest distribution there is, whatever the checkpoint recommends.
+# The widest distribution, regardless of the checkpoint's recommendations.
 WIDE: dict[str, Any] = {"temperature": 2.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
 
 
@@ -30,7 +30,7 @@ class Answer:
         try:
             return json.loads(self.text)
         except ValueError:
-            check(False, f"status {self.status}, and no JSON: {brief(self.text)}")
+            check(False, f"status {self.status}, not JSON: {brief(self.text)}")
 
     def ok(self) -> Any:
         """The body of a 200."""
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream's events, after their grammar has been checked."""
+    """The events of a stream whose format has been checked."""
 
     headers: Mapping[str, str]
     chunks: list[Any]  # without [DONE]
@@ -53,14 +53,14 @@ class Stream:
         return [choice for choice in self.choices if choice["index"] == index]
 
     def text(self, index: int = 0) -> str:
-        """Assembled, of a completion or a chat."""
+        """The text of a completion or a chat, assembled from the chunks."""
         return "".join(
             choice["text"] if "text" in choice else choice["delta"].get("content") or ""
             for choice in self.of(index)
         )
 
     def end(self, index: int = 0) -> Any:
-        """The choice's chunk that says why it ended."""
+        """The choice's chunk with the finish reason."""
         ends = [choice for choice in self.of(index) if choice.get("finish_reason") is not None]
         equal(len(ends), 1, f"chunks of choice {index} with a finish_reason")
         return ends[0]
@@ -68,7 +68,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of the server before the first case, found out by asking."""
+    """Facts about the server, determined before the first case."""
 
     model: str
     max_model_len: int
@@ -93,7 +93,7 @@ class Api:
         return _answer(await self.http.post(path, **options))
 
     async def complete(self, prompt: Any = None, **fields: Any) -> Any:
-        """A completion's whole answer; unless told otherwise, 16 tokens, greedy, past the end of sequence."""
+        """A completion; by default 16 tokens, greedy, ignoring end-of-sequence tokens."""
         return (await self.post(COMPLETIONS, self.completion_body(prompt, **fields))).ok()
 
     async def chat(self, messages: Any = None, **fields: Any) -> Any:
@@ -117,31 +117,31 @@ class Api:
 
     def completion_body(self, prompt: Any = None, **fields: Any) -> dict[str, Any]:
         prompt = self.facts.prompt if prompt is None else prompt
-        return _given(
+        return _without_omitted(
             {"model": self.facts.model, "prompt": prompt, "max_tokens": 16, "ignore_eos": True, **GREEDY},
             fields,
         )
 
     def chat_body(self, messages: Any = None, **fields: Any) -> dict[str, Any]:
         messages = [{"role": "user", "content": "Hello"}] if messages is None else messages
-        return _given(
+        return _without_omitted(
             {"model": self.facts.model, "messages": messages, "max_tokens": 16, "ignore_eos": True, **GREEDY},
             fields,
         )
 
     async def stream(self, path: str, body: dict[str, Any]) -> Stream:
-        """A whole stream, its frame checked: server-sent events of JSON, `[DONE]` last and once."""
+        """A complete stream, checked to be server-sent events of JSON with a single `[DONE]` at the end."""
         async with self.http.stream("POST", path, json={**body, "stream": True}) as response:
             if response.status_code != 200:
                 await response.aread()
                 check(False, f"status {response.status_code}: {brief(response.text)}")
-            kind = response.headers["content-type"]
-            check(kind.startswith("text/event-stream"), f"content-type of a stream: {kind}")
+            content_type = response.headers["content-type"]
+            check(content_type.startswith("text/event-stream"), f"content-type of a stream: {content_type}")
             lines = [line async for line in response.aiter_lines()]
         for line in lines:
-            check(not line or line.startswith(("data: ", ":")), f"no SSE data line: {brief(line)}")
+            check(not line or line.startswith(("data: ", ":")), f"not an SSE data line: {brief(line)}")
         data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-        check(data and data[-1] == "[DONE]", f"a stream must end with [DONE], not {brief(data[-1:])}")
+        check(data and data[-1] == "[DONE]", f"the stream must end with [DONE], not {brief(data[-1:])}")
         equal(data.count("[DONE]"), 1, "number of [DONE]")
         chunks = [json.loads(piece) for piece in data[:-1]]
         for chunk in chunks:
@@ -149,7 +149,7 @@ class Api:
         return Stream(response.headers, chunks)
 
     async def refused(self, answer: Answer, status: int = 400) -> Any:
-        """The error object of an answer that must be one, in OpenAI's envelope."""
+        """Check that the response is an error in OpenAI's envelope; the error object."""
         equal(answer.status, status, f"status (body {brief(answer.text)})")
         has_keys(answer.json, ["error"], "the body of an error")
         error = answer.json["error"]
@@ -158,10 +158,10 @@ class Api:
         return error
 
 
-OMIT = object()  # a field's value: leave the field out
+OMIT = object()  # as a field's value: omit the field
 
 
-def _given(defaults: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+def _without_omitted(defaults: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**defaults, **fields}.items() if value is not OMIT}
 
 

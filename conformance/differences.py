@@ -1,4 +1,4 @@
-"""Where we mean to differ from vLLM, and why; each with the cases that vLLM therefore doesn't pass."""
+"""Intended differences from vLLM and their reasons, each with the cases that vLLM fails because of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Difference:
     ours: str
     theirs: str
     reason: str
-    cases: tuple[str, ...]  # patterns as of file names; [ and ] stand for themselves
+    cases: tuple[str, ...]  # glob patterns, in which [ and ] are literal
 
     def covers(self, name: str) -> bool:
         return any(matches(name, pattern) for pattern in self.cases)
@@ -27,9 +27,9 @@ def _plain(name: str) -> str:
 
 VLLM: tuple[Difference, ...] = (
     Difference(
-        "Every error is OpenAI's envelope",
-        '`{"detail": …}` for unknown paths, wrong methods and bodies that are no JSON',
-        "clients read one shape of error",
+        "Every error uses OpenAI's envelope",
+        '`{"detail": …}` for unknown paths, wrong methods and bodies that are not JSON',
+        "clients need to handle only one error format",
         (
             "models/an-unknown-model-is-404",
             "errors/an-unknown-path-is-404[*",
@@ -39,26 +39,26 @@ VLLM: tuple[Difference, ...] = (
         ),
     ),
     Difference(
-        "An error's `param` is the field as the client wrote it: `messages[1].content`",
-        "null, or a location with names of classes in it",
-        "a client can point at the field without reading the message",
+        "An error's `param` is the field's path in the request: `messages[1].content`",
+        "null, or a location that contains class names",
+        "clients can identify the field without parsing the message",
         (
             "errors/a-completions-error-names[*",
             "errors/a-chats-error-names[*",
-            "structured/names-what-it-refuses-in-a-chat[*",
-            "pooling/names-what-it-refuses[*",
-            "pooling/fewer-dimensions-or-a-clear-no",
+            "structured/names-the-refused-field-in-a-chat[*",
+            "pooling/names-the-refused-field[*",
+            "pooling/fewer-dimensions-work-or-are-refused",
         ),
     ),
     Difference(
-        "`max_tokens` of a chat beyond the context is a cap: what fits is what you get",
+        "`max_tokens` of a chat may exceed the context; the output is limited to what fits",
         "400",
-        "agents ask for 32000 tokens without knowing the context",
+        "agents request 32000 tokens without knowing the context length",
         ("chat/a-limit-beyond-the-context-is-a-cap[*", "messages/max-tokens-beyond-the-context-are-a-cap"),
     ),
     Difference(
-        "A prompt that doesn't fit is refused in the words that clients look for, with a code",
-        "other words by release and by route, and no code",
+        "A prompt that does not fit is refused with the wording that clients look for, and a code",
+        "the wording varies by release and route, and there is no code",
         "agents that read `prompt is too long` or `context_length_exceeded` shorten the conversation",
         (
             "chat/a-conversation-longer-than-the-context-is-400",
@@ -66,15 +66,15 @@ VLLM: tuple[Difference, ...] = (
         ),
     ),
     Difference(
-        "An unknown field is ignored and named in the header `Warning`",
+        "An unknown field is ignored and named in the `Warning` header",
         "ignored",
-        "a misspelt field must not go unnoticed",
+        "a misspelt field should be noticed",
         ("errors/an-unknown-field-is-named-in-a-warning[*",),
     ),
     Difference(
         "`best_of` above 1, `modalities` and `audio` are refused",
         "ignored",
-        "accepted and ignored is a lie",
+        "silently ignoring them would be misleading",
         (
             "errors/a-completion*[best-of]",
             "errors/a-chat-is-refused[modalities]",
@@ -82,21 +82,21 @@ VLLM: tuple[Difference, ...] = (
         ),
     ),
     Difference(
-        "400 for a role that isn't OpenAI's",
-        "any role is handed to the template",
-        "a misspelt role would vanish in most templates",
+        "400 for a role that OpenAI does not define",
+        "any role is passed to the template",
+        "most templates drop messages with a misspelt role",
         ("chat/refuses-the-role[unknown-role]", "errors/a-chat-is-refused[a-message-has-a-wrong-role]"),
     ),
     Difference(
         "400 for a user's message without content",
-        "taken as an empty one",
-        "only an assistant's message may lack it, when it calls tools or thinks",
+        "accepted as an empty message",
+        "only an assistant's message with tool calls or reasoning may lack content",
         ("errors/a-chat-is-refused[a-users-message-has-no-content]",),
     ),
     Difference(
-        "415 for a body that isn't said to be JSON",
+        "415 for a body whose media type is not JSON",
         "400",
-        "HTTP has a status for it",
+        "HTTP defines a status for it",
         ("errors/another-media-type-is-415[*",),
     ),
     Difference(
@@ -106,45 +106,45 @@ VLLM: tuple[Difference, ...] = (
         ("models/one-model-by-name", "responses/one-may-be-deleted"),
     ),
     Difference(
-        "400 for a token id that the model doesn't have, in /detokenize",
+        "400 for a token id outside the vocabulary, in /detokenize",
         "an empty text",
-        "it is a mistake of the caller's",
+        "it is a client error",
         ("tokenize/refuses[token-is-outside-the-vocabulary]",),
     ),
     Difference(
-        "`n` above 1 with temperature 0 gives equal choices",
+        "`n` above 1 with temperature 0 returns equal choices",
         "400",
-        "OpenAI takes it, and nothing about it is ambiguous",
+        "OpenAI accepts it, and its meaning is clear",
         ("completions/n-choices-are-equal-when-greedy", "stops/each-of-n-choices-stops-for-itself"),
     ),
     Difference(
         "`echo` with `max_tokens: 0` generates nothing and counts nothing",
         "one token is generated, hidden and counted",
-        "nobody pays for what wasn't asked for",
+        "users should not pay for tokens that they did not request",
         ("completions/echo-alone-generates-nothing",),
     ),
     Difference(
-        "Streams carry `X-Accel-Buffering: no`",
-        "they don't",
-        "a proxy that buffers turns a stream into a wait",
-        ("streams/proxies-are-told-not-to-buffer",),
+        "Streams have the header `X-Accel-Buffering: no`",
+        "no such header",
+        "a proxy that buffers would delay the whole stream",
+        ("streams/proxies-must-not-buffer",),
     ),
     Difference(
-        "White space between JSON's tokens is bounded",
-        "unbounded: a model may fill its limit with it",
-        "an answer must come to its end",
+        "White space between JSON tokens is limited",
+        "unlimited: a model can use up its token limit with it",
+        "the output must end",
         (
             "structured/a-chat-follows-the-schema[*",
             "structured/wide-sampling-follows-the-schema[*",
-            "structured/strict-is-taken",
+            "structured/strict-is-accepted",
             "structured/a-completion-follows[json]",
             "responses/a-response-follows-a-schema",
         ),
     ),
     Difference(
-        "Calls that were required or named follow the tool's schema",
+        "Required and named calls follow the tool's schema",
         "only with `strict`; otherwise they are any JSON, which may never end",
-        "a caller that demands a call means one that can be made",
+        "a client that forces a call needs valid arguments",
         (
             "tools/a-call-follows-its-schema*",
             "tools/a-streamed-call-is-the-same-as-whole[*",
@@ -160,9 +160,9 @@ VLLM: tuple[Difference, ...] = (
         ),
     ),
     Difference(
-        "/v1/messages answers errors in Anthropic's envelope, with its types",
-        "in OpenAI's, or with names of its own",
-        "Anthropic's clients read that",
+        "Errors of /v1/messages use Anthropic's envelope and types",
+        "OpenAI's envelope, or types of its own",
+        "Anthropic's clients expect that",
         ("messages/refuses[*", "messages/an-unknown-model-is-404"),
     ),
 )
@@ -171,5 +171,5 @@ _BY_OWNER: dict[str, tuple[Difference, ...]] = {"vllm": VLLM}
 
 
 def intended_differences(owner: str) -> tuple[Difference, ...]:
-    """Those of a server whose models are `owned_by` this owner."""
+    """The differences of a server whose models are `owned_by` this owner."""
     return _BY_OWNER.get(owner, ())

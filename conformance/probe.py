@@ -1,4 +1,4 @@
-"""What can this server do? Asked once, before the cases."""
+"""Determines the server's abilities and facts, once before the cases."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _TOOL = {
 
 
 class Unusable(Exception):
-    """The server can't be examined at all."""
+    """The server can't be tested at all."""
 
 
 async def probe(http: httpx.AsyncClient, model: str | None) -> tuple[Api, frozenset[Need]]:
-    """Facts and abilities of the server. Raises Unusable if it has no such model, or none."""
+    """Facts and abilities of the server. Raises Unusable if it lacks the model, or has none."""
     response = await http.get("/v1/models")
     if response.status_code != 200:
-        raise Unusable(f"GET /v1/models answers {response.status_code}: {response.text[:200]}")
+        raise Unusable(f"GET /v1/models returned {response.status_code}: {response.text[:200]}")
     cards = {card["id"]: card for card in response.json()["data"]}
     if not cards or (model is not None and model not in cards):
         raise Unusable(f"The server has the models {sorted(cards)}, not {model!r}.")
@@ -38,7 +38,7 @@ async def probe(http: httpx.AsyncClient, model: str | None) -> tuple[Api, frozen
     facts = Facts(card["id"], card.get("max_model_len") or 2048, card.get("owned_by", ""))
     api = Api(http, facts)
     abilities = {need for need, request in _requests(facts.model).items() if await _works(api, *request)}
-    if not await _can_think(api):
+    if not await _can_switch_reasoning(api):
         abilities.discard(Need.REASONING)
     if Need.GENERATE in abilities:
         api = Api(http, await _with_sample(api))
@@ -63,8 +63,8 @@ async def _works(api: Api, path: str, body: dict[str, Any]) -> bool:
     return (await api.post(path, body)).status == 200
 
 
-async def _can_think(api: Api) -> bool:
-    """Whether the chat template has a switch for it."""
+async def _can_switch_reasoning(api: Api) -> bool:
+    """Whether the chat template can enable and disable reasoning."""
     body: dict[str, Any] = {"model": api.facts.model, "messages": [{"role": "user", "content": "Hi"}]}
     prompts = [
         await api.post("/tokenize", {**body, "chat_template_kwargs": {"enable_thinking": switch}})
@@ -76,18 +76,18 @@ async def _can_think(api: Api) -> bool:
 
 
 async def _with_sample(api: Api) -> Facts:
-    """A prompt, of those here, whose greedy continuation has the most different characters."""
+    """Facts with the prompt whose greedy continuation has the most distinct characters."""
     best, best_text = "", ""
     for prompt in _PROMPTS:
         answer = await api.complete(prompt, max_tokens=NUM_TOKENS)
         text = answer["choices"][0]["text"]
         if not best or len(set(text)) > len(set(best_text)):
             best, best_text = prompt, text
-    known = api.facts
+    facts = api.facts
     return Facts(
-        known.model,
-        known.max_model_len,
-        known.owner,
+        facts.model,
+        facts.max_model_len,
+        facts.owner,
         prompt=best,
         prompt_ids=await api.tokens_of(best, add_special_tokens=True),
         text=best_text,
@@ -96,7 +96,7 @@ async def _with_sample(api: Api) -> Facts:
 
 
 async def _sampled_ids(api: Api, prompt: str) -> list[int]:
-    """The ids of the greedy continuation; empty where the server doesn't give them."""
+    """The token ids of the greedy continuation; empty if the server does not return them."""
     answer = await api.post(
         COMPLETIONS, api.completion_body(prompt, max_tokens=NUM_TOKENS, return_token_ids=True)
     )

@@ -1,4 +1,4 @@
-"""Runs the cases, several at once, and sorts their outcomes."""
+"""Runs the cases concurrently and classifies their outcomes."""
 
 from __future__ import annotations
 
@@ -41,38 +41,40 @@ async def run_cases(
     *,
     num_at_once: int,
 ) -> list[Result]:
-    """In the order of the cases; those that must be alone run after all others."""
+    """Results in the order of the cases. Cases marked `alone` run after all others."""
     slots = asyncio.Semaphore(num_at_once)
 
-    async def ask(case: Case) -> Result:
+    async def run(case: Case) -> Result:
         async with slots:
-            return await _ask(api, case, abilities, differences)
+            return await _run_case(api, case, abilities, differences)
 
     together = [case for case in cases if not case.alone]
-    results = dict(zip(together, await asyncio.gather(*map(ask, together)), strict=True))
+    results = dict(zip(together, await asyncio.gather(*map(run, together)), strict=True))
     for case in cases:
         if case.alone:
-            results[case] = await ask(case)
+            results[case] = await run(case)
     return [results[case] for case in cases]
 
 
-async def _ask(api: Api, case: Case, abilities: frozenset[Need], differences: Sequence[Difference]) -> Result:
+async def _run_case(
+    api: Api, case: Case, abilities: frozenset[Need], differences: Sequence[Difference]
+) -> Result:
     missing = case.needs - abilities
     if missing:
         return Result(case.name, Outcome.SKIPPED, f"needs a server that {', '.join(sorted(missing))}")
     try:
         async with asyncio.timeout(CASE_TIMEOUT_S):
-            await case.ask(api)
+            await case.run(api)
     except NotApplicable as error:
         return Result(case.name, Outcome.SKIPPED, str(error))
     except Mismatch as error:
         detail = str(error)
     except TimeoutError:
-        detail = f"no end within {CASE_TIMEOUT_S} s"
+        detail = f"not finished within {CASE_TIMEOUT_S} s"
     except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
-        # An answer of another shape than the case reads, or none: the place tells which part it was.
+        # An unexpected response format, or no response: the source line shows which part.
         place = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"{type(error).__name__}: {error} (reading the answer: {place.line})"
+        detail = f"{type(error).__name__}: {error} (reading the response: {place.line})"
     else:
         return Result(case.name, Outcome.PASSED)
     for difference in differences:
@@ -82,11 +84,11 @@ async def _ask(api: Api, case: Case, abilities: frozenset[Need], differences: Se
 
 
 def stale_differences(results: Iterable[Result], differences: Sequence[Difference]) -> list[Difference]:
-    """Those that no case showed, though some were asked."""
-    asked = [result for result in results if result.outcome is not Outcome.SKIPPED]
+    """Differences whose cases all pass, if any of them ran."""
+    ran = [result for result in results if result.outcome is not Outcome.SKIPPED]
     stale = []
     for difference in differences:
-        covered = [result.outcome for result in asked if difference.covers(result.name)]
+        covered = [result.outcome for result in ran if difference.covers(result.name)]
         if covered and Outcome.DIFFERS not in covered:
             stale.append(difference)
     return stale

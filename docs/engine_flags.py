@@ -1,6 +1,6 @@
-"""Writes what the manager knows of the embedded engine's flags: `python -m docs.engine_flags`.
+"""Writes the manager's table of the embedded engine's flags: `python -m docs.engine_flags`.
 
-No import crosses from one to the other; a test compares the file with the engine's parser."""
+The manager does not import the engine; a test compares the file with the engine's parser."""
 
 from __future__ import annotations
 

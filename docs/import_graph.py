@@ -1,6 +1,6 @@
-"""The modules of a tree and the imports between them, read with `ast`; nothing is loaded.
+"""The modules of a tree and their imports, read with `ast`; nothing is imported.
 
-The words are explained in docs/structure.py."""
+docs/structure.py defines the terms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Module:
 
     @cached_property
     def code(self) -> int:
-        """Lines that are not blank, comment or docstring."""
+        """Number of lines that are not blank, comment or docstring."""
         held: set[int] = set()
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             if token.type not in _NOT_CODE:
@@ -53,12 +53,12 @@ class Module:
 
     @cached_property
     def functions(self) -> list[tuple[int, str]]:
-        """(lines without decorators, name), methods and inner functions included."""
+        """(lines without decorators, name), including methods and nested functions."""
         found = (node for node in self.nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
         return [(len(_span(node)), node.name) for node in found]
 
     def imported(self) -> Iterator[str]:
-        """Full names; of `from a import b` both `a` and `a.b`, since either may be the module."""
+        """Full names. `from a import b` yields `a` and `a.b`, since either may be the module."""
         for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -76,7 +76,7 @@ def _span(node: ast.stmt) -> range:
 
 
 def read_modules(root: Path, tops: Iterable[str]) -> list[Module]:
-    """Of the packages and single modules of these names, as far as `root` has them."""
+    """The modules of these packages and top-level modules that exist in `root`."""
     found = (path for top in tops for path in [root / f"{top}.py", *sorted((root / top).rglob("*.py"))])
     return [Module(_name(path.relative_to(root)), path) for path in found if path.is_file()]
 
@@ -86,76 +86,84 @@ def _name(path: Path) -> str:
 
 
 class Layer(NamedTuple):
-    rooms: frozenset[str]
-    apart: bool  # they may not import each other
+    members: frozenset[str]
+    independent: bool  # its members may not import each other
 
 
 class Package:
     def __init__(self, name: str, modules: Iterable[Module], contracts: Iterable[Mapping[str, Any]]) -> None:
         self.name = name
         self.modules = [module for module in modules if f"{module.name}.".startswith(f"{name}.")]
-        self.rooms = {room for module in self.modules if (room := self._room(module.name))}
-        self.arrows: dict[str, set[str]] = {room: set() for room in self.rooms}
+        self.members = {member for module in self.modules if (member := self._member_of(module.name))}
+        self.dependencies: dict[str, set[str]] = {member: set() for member in self.members}
         for module in self.modules:
-            if room := self._room(module.name):
-                self.arrows[room] |= self.rooms.intersection(map(self._room, module.imported())) - {room}
+            if member := self._member_of(module.name):
+                self.dependencies[member] |= self.members.intersection(
+                    map(self._member_of, module.imported())
+                ) - {member}
         self.orders = [order for contract in contracts if (order := self._order(contract))]
-        self.ordered = {room for order in self.orders for layer in order for room in layer.rooms}
+        self.ordered = {member for order in self.orders for layer in order for member in layer.members}
 
-    def _room(self, name: str) -> str:
-        """The room that a module is in; empty for `__init__`, `__main__` and what is outside this package."""
+    def _member_of(self, name: str) -> str:
+        """The member that a module belongs to; empty for `__init__`, `__main__` and other packages."""
         inside = name.startswith(f"{self.name}.")
-        room = name.removeprefix(f"{self.name}.").split(".")[0] if inside else ""
-        return "" if room == "__main__" else room
+        member = name.removeprefix(f"{self.name}.").split(".")[0] if inside else ""
+        return "" if member == "__main__" else member
 
     def _order(self, contract: Mapping[str, Any]) -> list[Layer]:
-        """The contract's layers, highest first; none if it isn't about this package's rooms."""
+        """The contract's layers, highest first; empty if it does not cover this package's members."""
         prefix = f"{self.name}."
         layers = []
         for text in contract["layers"]:
             names = [name.strip(" ()") for name in text.replace("|", ":").split(":")]
             if self.name not in contract.get("containers", ()):
                 names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-            layers.append(Layer(frozenset(self.rooms.intersection(names)), "|" in text))
-        return [layer for layer in layers if layer.rooms]
+            layers.append(Layer(frozenset(self.members.intersection(names)), "|" in text))
+        return [layer for layer in layers if layer.members]
 
     @cached_property
-    def upward(self) -> list[str]:
-        arrows = [(here, there) for here in sorted(self.rooms) for there in sorted(self.arrows[here])]
-        return [f"{a} -> {b}" for a, b in arrows if any(_forbids(order, a, b) for order in self.orders)]
+    def violations(self) -> list[str]:
+        dependencies = [
+            (source, target)
+            for source in sorted(self.members)
+            for target in sorted(self.dependencies[source])
+        ]
+        return [f"{a} -> {b}" for a, b in dependencies if any(_forbids(order, a, b) for order in self.orders)]
 
     @cached_property
     def _reached(self) -> dict[str, set[str]]:
-        """From each room along the arrows; a room reaches itself if it is part of a circle."""
+        """The members reachable from each member; one reaches itself if it is part of a cycle."""
         reached: dict[str, set[str]] = {}
-        for room in self.rooms:
-            seen = reached[room] = set()
-            ahead = list(self.arrows[room])
+        for member in self.members:
+            seen = reached[member] = set()
+            ahead = list(self.dependencies[member])
             while ahead:
-                if (there := ahead.pop()) not in seen:
-                    seen.add(there)
-                    ahead += self.arrows[there]
+                if (target := ahead.pop()) not in seen:
+                    seen.add(target)
+                    ahead += self.dependencies[target]
         return reached
 
     @cached_property
-    def circles(self) -> list[list[str]]:
-        return sorted(map(sorted, filter(None, {self._circle(room) for room in self.rooms})))
+    def cycles(self) -> list[list[str]]:
+        return sorted(map(sorted, filter(None, {self._cycle_of(member) for member in self.members})))
 
-    def _circle(self, room: str) -> frozenset[str]:
-        return frozenset(there for there in self._reached[room] if room in self._reached[there])
+    def _cycle_of(self, member: str) -> frozenset[str]:
+        return frozenset(target for target in self._reached[member] if member in self._reached[target])
 
     @cached_property
-    def floors(self) -> int:
+    def depth(self) -> int:
         @cache
-        def floor(room: str) -> int:
-            circle = self._circle(room)
-            return (len(circle) or 1) + max(map(floor, self._reached[room] - circle), default=0)
+        def depth_of(member: str) -> int:
+            cycle = self._cycle_of(member)
+            return (len(cycle) or 1) + max(map(depth_of, self._reached[member] - cycle), default=0)
 
-        return max(map(floor, self.rooms), default=0)
+        return max(map(depth_of, self.members), default=0)
 
 
-def _forbids(order: Sequence[Layer], here: str, there: str) -> bool:
-    level = {room: number for number, layer in enumerate(order) for room in layer.rooms}
-    if here not in level or there not in level:
+def _forbids(order: Sequence[Layer], source: str, target: str) -> bool:
+    level = {member: number for number, layer in enumerate(order) for member in layer.members}
+    if source not in level or target not in level:
         return False
-    return level[there] < level[here] or (level[there] == level[here] and order[level[here]].apart)
+    return level[target] < level[source] or (
+        level[target] == level[source] and order[level[source]].independent
+    )

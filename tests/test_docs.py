@@ -9,7 +9,7 @@ import pytest
 
 from docs import limits_table
 from docs.api_tables import PAGE, render
-from engine.server.app.openapi_operations import OPERATIONS, NO_OP_FIELDS
+from engine.server.app.openapi_operations import NO_OP_FIELDS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""`make structure`, on trees whose imports are known."""
+"""Tests `make structure` on trees with known imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.import_graph import Package
-from docs.structure import MAX_FILE_LINES, PACKAGES, House, main
+from docs.structure import MAX_FILE_LINES, PACKAGES, Codebase, main
 
 CONTRACTS = """
 [[tool.importlinter.contracts]]
@@ -41,22 +41,22 @@ API = {
 }
 
 
-def build(root: Path, files: Mapping[str, str]) -> House:
+def build(root: Path, files: Mapping[str, str]) -> Codebase:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return House(root)
+    return Codebase(root)
 
 
-def arrows(package: Package) -> set[str]:
-    return {f"{here} -> {there}" for here, found in package.arrows.items() for there in found}
+def dependencies_of(package: Package) -> set[str]:
+    return {f"{source} -> {target}" for source, targets in package.dependencies.items() for target in targets}
 
 
-def test_arrows_are_imports_from_room_to_room_in_every_form(tmp_path: Path) -> None:
+def test_every_form_of_import_between_members_is_a_dependency(tmp_path: Path) -> None:
     api = build(tmp_path, API).packages["api"]
-    assert api.rooms == {"door", "hall", "stairs", "cellar", "well"}
-    assert arrows(api) == {
+    assert api.members == {"door", "hall", "stairs", "cellar", "well"}
+    assert dependencies_of(api) == {
         "door -> hall",
         "door -> cellar",
         "hall -> stairs",
@@ -67,58 +67,61 @@ def test_arrows_are_imports_from_room_to_room_in_every_form(tmp_path: Path) -> N
     assert len(api.modules) == 9
 
 
-def test_floors_count_all_rooms_of_a_circle(tmp_path: Path) -> None:
+def test_the_depth_counts_all_members_of_a_cycle(tmp_path: Path) -> None:
     api = build(tmp_path, API).packages["api"]
-    assert api.circles == [["cellar", "hall", "stairs", "well"]]
-    assert api.floors == 5
+    assert api.cycles == [["cellar", "hall", "stairs", "well"]]
+    assert api.depth == 5
     api = build(tmp_path, {"api/well.py": ""}).packages["api"]
-    assert api.circles == []
-    assert api.floors == 5  # door, hall, stairs, cellar, well
+    assert api.cycles == []
+    assert api.depth == 5  # door, hall, stairs, cellar, well
 
 
-def test_upward_is_what_a_layers_contract_forbids(tmp_path: Path) -> None:
+def test_violations_are_what_a_layers_contract_forbids(tmp_path: Path) -> None:
     server = {"engine/server/app.py": "", "engine/server/stream.py": "from .app import App"}
-    house = build(tmp_path, {**API, **server, "engine/core.py": "", "pyproject.toml": CONTRACTS})
-    assert house.packages["api"].upward == ["hall -> stairs", "well -> hall"]  # `|` keeps apart, `:` doesn't
-    assert house.packages["api"].ordered == {"door", "hall", "stairs", "cellar", "well"}
-    assert house.packages["engine.server"].upward == ["stream -> app"]
-    assert house.packages["engine"].rooms == {"core", "server"}
-    assert not house.packages["engine"].orders, "another package's contract"
+    codebase = build(tmp_path, {**API, **server, "engine/core.py": "", "pyproject.toml": CONTRACTS})
+    assert codebase.packages["api"].violations == [
+        "hall -> stairs",
+        "well -> hall",
+    ]  # `|` forbids imports, `:` does not
+    assert codebase.packages["api"].ordered == {"door", "hall", "stairs", "cellar", "well"}
+    assert codebase.packages["engine.server"].violations == ["stream -> app"]
+    assert codebase.packages["engine"].members == {"core", "server"}
+    assert not codebase.packages["engine"].orders, "another package's contract"
 
 
-def test_without_a_contract_no_arrow_is_upward_and_the_target_is_missed(tmp_path: Path) -> None:
+def test_without_a_contract_there_are_no_violations_and_the_target_is_missed(tmp_path: Path) -> None:
     targets = {target.name: target for target in build(tmp_path, API).targets()}
-    assert targets["api: arrows upward"].figure is None
-    assert not targets["api: arrows upward"].met
-    assert targets["api: rooms without an order"].figure == 5
+    assert targets["api: violations"].figure is None
+    assert not targets["api: violations"].met
+    assert targets["api: members without an order"].figure == 5
 
 
 def test_code_is_neither_blank_nor_comment_nor_docstring(tmp_path: Path) -> None:
     head, value = '"""One\n\ntwo."""\n\n# why\n', 'X = """a\n\nb"""  # and this\n\n\n'
     text = head + value + 'def f():\n    """Three."""\n    return X\n'
-    house = build(tmp_path, {"app.py": text, "tests/test_app.py": "X = 1\n"})
-    assert (house.lines, house.code) == (13, 5)
+    codebase = build(tmp_path, {"app.py": text, "tests/test_app.py": "X = 1\n"})
+    assert (codebase.lines, codebase.code) == (13, 5)
 
 
 def test_long_functions_are_counted_without_their_decorators(tmp_path: Path) -> None:
     body = "    pass\n"
     long = "@cache\n@wraps(\n    1\n)\nasync def long():\n" + body * 50
-    house = build(tmp_path, {"cli/a.py": long + "def fits():\n" + body * 49})
-    assert house.long_functions == [(51, "cli.a: long")]
+    codebase = build(tmp_path, {"cli/a.py": long + "def fits():\n" + body * 49})
+    assert codebase.long_functions == [(51, "cli.a: long")]
 
 
 def test_long_files_are_listed_longest_first(tmp_path: Path) -> None:
     files = {
         f"cli/n{lines}.py": "X = 1\n" * lines for lines in (300, 301, MAX_FILE_LINES, MAX_FILE_LINES + 1)
     }
-    house = build(tmp_path, files)
-    assert house.long_files == [(321, "cli.n321"), (320, "cli.n320"), (301, "cli.n301")]
+    codebase = build(tmp_path, files)
+    assert codebase.long_files == [(321, "cli.n321"), (320, "cli.n320"), (301, "cli.n301")]
 
 
-def test_classes_are_doubled_within_a_process_only(tmp_path: Path) -> None:
+def test_classes_are_duplicates_within_a_process_only(tmp_path: Path) -> None:
     lease, state = "class Lease: ...\n", "class State: ...\n"
     files = {"api/a.py": lease + state, "configs/b.py": lease, "engine/c.py": state, "cli/d.py": state}
-    assert list(build(tmp_path, files).doubled_classes()) == [("berth", "Lease", ["api.a", "configs.b"])]
+    assert list(build(tmp_path, files).duplicate_classes()) == [("berth", "Lease", ["api.a", "configs.b"])]
 
 
 def test_only_check_fails_over_a_missed_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +129,7 @@ def test_only_check_fails_over_a_missed_target(tmp_path: Path, capsys: pytest.Ca
     assert main([str(tmp_path)]) == 0
     assert main([str(tmp_path), "--check"]) == 1
     header, app, api = capsys.readouterr().out.splitlines()[:3]
-    assert header.split()[4:] == ["rooms", "floors", "arrows", "upward", "ordered", "circles"]
+    assert header.split()[4:] == ["members", "depth", "dependencies", "violations", "ordered", "cycles"]
     assert app.split()[0] == "app.py"
     assert api.split() == ["api", "9", "13", "13", "5", "5", "6", "-", "-", "1"]
 

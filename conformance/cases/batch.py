@@ -24,9 +24,9 @@ async def each_conversation_has_a_choice(api: Api) -> None:
 
 
 @group.case()
-async def each_is_answered_as_it_is_alone(api: Api) -> None:
+async def each_answer_equals_a_single_request(api: Api) -> None:
     batch = (await api.post(_PATH, api.chat_body(_CONVERSATIONS))).ok()
-    alone = [await api.chat(one) for one in _CONVERSATIONS]
+    alone = [await api.chat(messages) for messages in _CONVERSATIONS]
     for choice, answer in zip(batch["choices"], alone, strict=True):
         equal(choice["message"]["content"], answer["choices"][0]["message"]["content"], "content")
     for name in ("prompt_tokens", "completion_tokens"):
@@ -42,5 +42,5 @@ async def each_is_answered_as_it_is_alone(api: Api) -> None:
         "an-empty-conversation": {"messages": [[]]},
     }
 )
-async def it_is_refused(api: Api, wrong: dict[str, Any]) -> None:
+async def refuses(api: Api, wrong: dict[str, Any]) -> None:
     await api.refused(await api.post(_PATH, {**api.chat_body(_CONVERSATIONS), **wrong}))

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, answered as a whole."""
+"""POST /v1/chat/completions without streaming."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "response_format": {"type": "text"},
     "return_token_ids": False,
-    "safety_identifier": "somebody",
+    "safety_identifier": "someone",
     "seed": 7,
     "service_tier": "auto",
     "stop": None,
@@ -55,7 +55,7 @@ NEUTRAL: dict[str, Any] = {
     "tool_choice": None,
     "tools": None,
     "top_logprobs": 0,
-    "user": "somebody",
+    "user": "someone",
 }
 
 
@@ -98,7 +98,7 @@ async def the_same_twice(api: Api) -> None:
 
 
 @group.each({name: {name: value} for name, value in NEUTRAL.items()})
-async def asking_for_nothing_changes_nothing(api: Api, fields: dict[str, Any]) -> None:
+async def neutral_values_change_nothing(api: Api, fields: dict[str, Any]) -> None:
     answer = await api.chat([_USER], **fields)
     equal(content_of(answer), content_of(await api.chat([_USER])), "content")
 
@@ -118,7 +118,7 @@ async def is_limited_by(api: Api, limit: tuple[str, int]) -> None:
 
 
 @group.case()
-async def max_completion_tokens_goes_first(api: Api) -> None:
+async def max_completion_tokens_takes_precedence(api: Api) -> None:
     answer = await api.chat(max_tokens=9, max_completion_tokens=4)
     equal(answer["usage"]["completion_tokens"], 4, "completion_tokens")
 
@@ -210,7 +210,7 @@ async def refuses_the_role(api: Api, role: Any) -> None:
         "an-unknown-part": {"type": "smell"},
     }
 )
-async def refuses_what_a_text_model_cannot_see(api: Api, part: dict[str, Any]) -> None:
+async def refuses_content_that_is_not_text(api: Api, part: dict[str, Any]) -> None:
     await api.refused(await api.post(CHAT, api.chat_body([{"role": "user", "content": [part]}])))
 
 
@@ -243,13 +243,13 @@ async def echo_repeats_the_last_message(api: Api) -> None:
 
 
 @group.case()
-async def template_variables_are_taken(api: Api) -> None:
+async def template_variables_are_accepted(api: Api) -> None:
     answer = await api.chat([_USER], chat_template_kwargs={"some_variable": "x"}, max_tokens=2)
     equal(answer["usage"]["completion_tokens"], 2, "completion_tokens")
 
 
 @group.case()
-async def documents_are_taken(api: Api) -> None:
+async def documents_are_accepted(api: Api) -> None:
     documents = [{"title": "Sea", "text": "The sea is salty."}]
     answer = await api.chat([_USER], documents=documents, max_tokens=2)
     equal(answer["usage"]["completion_tokens"], 2, "completion_tokens")
@@ -270,8 +270,10 @@ async def without_a_limit_the_context_is_one(api: Api) -> None:
 async def a_conversation_longer_than_the_context_is_400(api: Api) -> None:
     messages = [{"role": "user", "content": "word " * api.facts.max_model_len * 2}]
     error = await api.refused(await api.post(CHAT, api.chat_body(messages)))
-    check(str(api.facts.max_model_len) in error["message"], f"the limit isn't told: {error['message']}")
-    check("maximum context length is" in error["message"], f"clients look for it: {error['message']}")
+    check(str(api.facts.max_model_len) in error["message"], f"the limit is missing: {error['message']}")
+    check(
+        "maximum context length is" in error["message"], f"clients look for this wording: {error['message']}"
+    )
     equal(error["code"], "context_length_exceeded", "code")
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/completions, answered as a whole."""
+"""POST /v1/completions without streaming."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conformance.client import OMIT, Api
 
 group = Group("completions", Need.GENERATE)
 
-# What asks for nothing, by field: OpenAI's and vLLM's, each alone must change nothing.
+# Neutral values of OpenAI's and vLLM's fields: each must change nothing.
 NEUTRAL: dict[str, Any] = {
     "allowed_token_ids": None,
     "bad_words": [],
@@ -41,7 +41,7 @@ NEUTRAL: dict[str, Any] = {
     "stream_options": None,
     "structured_outputs": None,
     "truncate_prompt_tokens": None,
-    "user": "somebody",
+    "user": "someone",
     "use_beam_search": False,
 }
 
@@ -92,7 +92,7 @@ async def max_tokens_limits(api: Api, number: int) -> None:
 
 
 @group.case()
-async def sixteen_tokens_unless_told_otherwise(api: Api) -> None:
+async def sixteen_tokens_by_default(api: Api) -> None:
     answer = await api.complete(max_tokens=OMIT)
     equal(answer["usage"]["completion_tokens"], 16, "completion_tokens")
 
@@ -100,7 +100,7 @@ async def sixteen_tokens_unless_told_otherwise(api: Api) -> None:
 @group.case()
 async def fewer_tokens_are_the_beginning_of_more(api: Api) -> None:
     short, long = await api.complete(max_tokens=4), await api.complete(max_tokens=12)
-    # The last character of the short one may be half of a longer one.
+    # The last character of the short text may be incomplete.
     check(text_of(long).startswith(text_of(short).rstrip("\ufffd")), f"{text_of(short)!r}, {text_of(long)!r}")
 
 
@@ -110,7 +110,7 @@ async def the_same_twice(api: Api) -> None:
 
 
 @group.each({name: {name.removesuffix("-empty"): value} for name, value in NEUTRAL.items()})
-async def asking_for_nothing_changes_nothing(api: Api, fields: dict[str, Any]) -> None:
+async def neutral_values_change_nothing(api: Api, fields: dict[str, Any]) -> None:
     answer = await api.complete(**fields)
     equal(text_of(answer), text_of(await api.complete()), "text")
 
@@ -213,7 +213,7 @@ async def echo_with_n(api: Api) -> None:
 
 
 @group.case()
-async def what_is_left_of_the_context_limits(api: Api) -> None:
+async def the_remaining_context_limits_the_output(api: Api) -> None:
     room = 5
     prompt = (api.facts.prompt_ids * api.facts.max_model_len)[: api.facts.max_model_len - room]
     answer = await api.complete(prompt, max_tokens=room)
@@ -226,7 +226,7 @@ async def a_prompt_longer_than_the_context_is_400(api: Api) -> None:
     prompt = (api.facts.prompt_ids * api.facts.max_model_len)[: api.facts.max_model_len + 1]
     body = api.completion_body(prompt, max_tokens=1)
     error = await api.refused(await api.post("/v1/completions", body))
-    check(str(api.facts.max_model_len) in error["message"], f"the limit isn't told: {error['message']}")
+    check(str(api.facts.max_model_len) in error["message"], f"the limit is missing: {error['message']}")
 
 
 @group.case()

@@ -1,4 +1,4 @@
-"""What is wrong is refused: with the right status, in OpenAI's envelope, and with the field's name."""
+"""Invalid requests are refused with the right status, in OpenAI's envelope, and with the field's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conformance.client import CHAT, COMPLETIONS, OMIT, Api
 
 group = Group("errors", Need.GENERATE)
 
-# label → the fields that are wrong, and the name that `param` must give
+# label → the invalid fields, and the expected `param`
 _IN_COMPLETION: dict[str, tuple[dict[str, Any], str]] = {
     "no-prompt": ({"prompt": OMIT}, "prompt"),
     "prompt-is-null": ({"prompt": None}, "prompt"),
@@ -97,7 +97,7 @@ async def _error(api: Api, path: str, fields: dict[str, Any]) -> Any:
 
 
 def _body(api: Api, path: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """A right body but for these fields."""
+    """A valid body except for these fields."""
     whole = api.completion_body() if path == COMPLETIONS else api.chat_body()
     return {name: value for name, value in {**whole, **fields}.items() if value is not OMIT}
 
@@ -113,7 +113,7 @@ async def a_completions_error_names(api: Api, wrong: tuple[dict[str, Any], str])
     check(_names(error["param"], wrong[1]), f"param {error['param']!r}, expected {wrong[1]!r}")
 
 
-_ASKS_NOTHING: dict[str, dict[str, Any]] = {
+_WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "unknown-field": {"temperatur": 1},
     "of-another-server": {"num_ctx": 4096, "cache_prompt": True},
     "metadata": {"metadata": {"trace": "1"}},
@@ -126,8 +126,8 @@ _ASKS_NOTHING: dict[str, dict[str, Any]] = {
 }
 
 
-@group.each(_ASKS_NOTHING, Need.CHAT)
-async def what_asks_nothing_of_the_answer_is_accepted(api: Api, fields: dict[str, Any]) -> None:
+@group.each(_WITHOUT_EFFECT, Need.CHAT)
+async def fields_without_effect_are_accepted(api: Api, fields: dict[str, Any]) -> None:
     (await api.post(CHAT, _body(api, CHAT, fields))).ok()
 
 
@@ -162,7 +162,7 @@ async def an_unknown_model_is_404(api: Api, path: str) -> None:
     body = api.completion_body() if path == COMPLETIONS else api.chat_body()
     error = await api.refused(await api.post(path, {**body, "model": "no-such-model"}), 404)
     equal(error["param"], "model", "param")
-    check("no-such-model" in error["message"], f"the model isn't named: {error['message']}")
+    check("no-such-model" in error["message"], f"the message lacks the model: {error['message']}")
 
 
 @group.each({"root": "/v1/nothing", "deeper": "/v1/chat/nothing", "outside": "/nothing"})

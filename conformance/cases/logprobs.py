@@ -1,4 +1,4 @@
-"""Log-probabilities: their shape, and that the numbers belong together."""
+"""Log-probabilities: their format, and the consistency of the numbers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def of_a_completion(api: Api, number: int) -> None:
 
 
 @group.each({"1": 1, "5": 5})
-async def top_has_as_many_as_asked_for(api: Api, number: int) -> None:
+async def top_has_the_requested_number(api: Api, number: int) -> None:
     for token, top in zip(
         *[(await _completion(api, number))[k] for k in ("tokens", "top_logprobs")], strict=True
     ):
-        # Tokens of the same text (halves of characters) share a key; the sampled one may come on top.
+        # Tokens with equal text (parts of characters) share a key; the sampled token may be added.
         check(1 <= len(top) <= number + 1, f"{len(top)} top_logprobs at {token!r}")
 
 
@@ -79,7 +79,7 @@ async def offsets_do_not_go_back(api: Api) -> None:
 
 
 @group.case()
-async def asking_for_them_does_not_change_the_text(api: Api) -> None:
+async def requesting_them_does_not_change_the_text(api: Api) -> None:
     equal(text_of(await api.complete(logprobs=5)), text_of(await api.complete()), "text")
 
 
@@ -92,7 +92,7 @@ async def more_of_them_are_the_same_ones(api: Api) -> None:
 
 @group.case()
 async def they_do_not_depend_on_the_temperature(api: Api) -> None:
-    """They are the model's, before temperature and filters: the first token's most likely ones agree."""
+    """They are computed before temperature and filters, so the first token's top logprobs agree."""
     cold = (await _completion(api, 5, max_tokens=1))["top_logprobs"][0]
     warm = (await _completion(api, 5, max_tokens=1, **WIDE, seed=1))["top_logprobs"][0]
     common = set(cold) & set(warm)
@@ -107,7 +107,7 @@ async def of_the_echoed_prompt(api: Api) -> None:
     logprobs = await _completion(api, 2, echo=True, max_tokens=4)
     equal(len(logprobs["tokens"]), number + 4, "number of tokens")
     equal(logprobs["token_logprobs"][0], None, "the first token's log-probability")
-    check(all(value is not None for value in logprobs["token_logprobs"][1:]), "another token has none")
+    check(all(value is not None for value in logprobs["token_logprobs"][1:]), "another token has no logprob")
 
 
 @group.case()
@@ -118,7 +118,7 @@ async def of_the_prompt_alone(api: Api) -> None:
 
 @group.case()
 async def of_the_prompt_are_those_of_generating_it(api: Api) -> None:
-    """What the model generated greedily is as likely when it is read as a prompt."""
+    """Greedily generated tokens have the same logprobs when read as a prompt."""
     generated = (await api.complete(logprobs=1, max_tokens=8, return_token_ids=True))["choices"][0]
     prompt = [*api.facts.prompt_ids, *generated["token_ids"]]
     read = await _completion(api, 1, prompt=prompt, echo=True, max_tokens=1)
@@ -146,7 +146,7 @@ async def tokens_as_token_ids(api: Api) -> None:
 
 
 @group.each({"completion": True, "chat": False})
-async def none_unless_asked_for(api: Api, completion: bool) -> None:
+async def none_unless_requested(api: Api, completion: bool) -> None:
     answer = await (api.complete() if completion else api.chat())
     equal(answer["choices"][0]["logprobs"], None, "logprobs")
 
@@ -244,12 +244,12 @@ async def refuses_in_a_chat(api: Api, fields: dict[str, Any]) -> None:
 
 @group.case()
 async def tokens_may_be_named(api: Api) -> None:
-    """Theirs are told at each position, and those of what stands there."""
+    """Each position has the logprobs of the named tokens and of its own token."""
     named = await api.tokens_of("Hello there")
     fields = {"logprobs": 0, "return_tokens_as_token_ids": True, "logprob_token_ids": named}
     logprobs = (await api.complete(**fields))["choices"][0]["logprobs"]
     for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True):
-        equal(set(top), {token, *(f"token_id:{one}" for one in named)}, "tokens that are told of")
+        equal(set(top), {token, *(f"token_id:{token_id}" for token_id in named)}, "tokens with logprobs")
 
 
 @group.each({"without-logprobs": {}, "empty": {"logprobs": 1, "logprob_token_ids": []}})

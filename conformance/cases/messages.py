@@ -1,4 +1,4 @@
-"""POST /v1/messages, Anthropic's, and its token counter."""
+"""Anthropic's POST /v1/messages and its token counter."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def usage_counts(api: Api) -> None:
 
 
 @group.case()
-async def what_is_cut_off_says_so(api: Api) -> None:
+async def truncated_output_has_a_stop_reason(api: Api) -> None:
     equal((await _create(api, max_tokens=1)).ok()["stop_reason"], "max_tokens", "stop_reason")
 
 
@@ -117,7 +117,7 @@ async def a_stream_has_its_grammar(api: Api) -> None:
 
 
 @group.case()
-async def a_stream_tells_why_it_ended(api: Api) -> None:
+async def a_stream_has_its_stop_reason(api: Api) -> None:
     events = await _events(api, max_tokens=2)
     delta = next(event for event in events if event["type"] == "message_delta")
     equal(delta["delta"]["stop_reason"], "max_tokens", "stop_reason")
@@ -164,7 +164,7 @@ async def max_tokens_beyond_the_context_are_a_cap(api: Api) -> None:
 async def a_conversation_longer_than_the_context_is_400(api: Api) -> None:
     messages = [{"role": "user", "content": "word " * api.facts.max_model_len * 2}]
     message = _error(await _create(api, messages=messages), 400)["message"]
-    check(message.startswith("prompt is too long: "), f"clients look for it: {message}")
+    check(message.startswith("prompt is too long: "), f"clients look for this wording: {message}")
 
 
 @group.case()
@@ -175,14 +175,14 @@ async def tokens_are_counted(api: Api) -> None:
     equal(count, usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0), "input tokens")
 
 
-_MARK = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
+_CACHE_CONTROL = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
 
 
 @group.each(
     {
         "adaptive-thinking": {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}},
         "billing": {"service_tier": "standard_only", "speed": "fast", "inference_geo": "us"},
-        "cache-control": {"system": [{"type": "text", "text": "Be brief.", "cache_control": _MARK}]},
+        "cache-control": {"system": [{"type": "text", "text": "Be brief.", "cache_control": _CACHE_CONTROL}]},
         "context-management": {
             "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
         },
@@ -192,7 +192,7 @@ _MARK = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
         "unknown-field": {"temperatur": 1},
     }
 )
-async def answers_what_asks_nothing_of_it(api: Api, fields: dict[str, Any]) -> None:
+async def accepts_fields_without_effect(api: Api, fields: dict[str, Any]) -> None:
     check((await _create(api, **fields)).ok()["usage"]["output_tokens"] > 0, "output_tokens")
 
 
@@ -208,9 +208,9 @@ _FOUND = {"type": "web_search_result", "title": "T", "url": "https://x.invalid",
         "citations": [{"type": "text", "text": "So", "citations": [{"type": "char_location"}]}],
     }
 )
-async def goes_on_with_another_providers(api: Api, blocks: list[Any]) -> None:
-    said = {"role": "assistant", "content": [*blocks, {"type": "text", "text": "So."}]}
-    (await _create(api, messages=[*_USER, said, *_USER])).ok()
+async def accepts_another_providers_blocks(api: Api, blocks: list[Any]) -> None:
+    answer = {"role": "assistant", "content": [*blocks, {"type": "text", "text": "So."}]}
+    (await _create(api, messages=[*_USER, answer, *_USER])).ok()
 
 
 @group.each({"text": "Be brief.", "blocks": [{"type": "text", "text": "Be brief."}]})
@@ -219,7 +219,7 @@ async def takes_a_system_turn_at_its_place(api: Api, content: Any) -> None:
 
 
 @group.case(Need.TOOLS)
-async def a_tool_that_cannot_run_is_left_out(api: Api) -> None:
+async def a_hosted_tool_is_ignored(api: Api) -> None:
     tools = [{"type": "web_search_20250305", "name": "web_search"}, {**_TOOL, "defer_loading": True}]
     message = (await _create(api, tools=tools, tool_choice={"type": "any"}, max_tokens=300)).ok()
     [use] = [block for block in message["content"] if block["type"] == "tool_use"]

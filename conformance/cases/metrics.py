@@ -1,4 +1,4 @@
-"""/metrics: vLLM's names, and numbers that follow from the requests made."""
+"""/metrics: vLLM's names, and values that match the requests sent."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _NAMES = (
     "request_generation_tokens_count",
     "cache_config_info",
 )
-_SETTLE_S = 5.0  # counters may be told a moment after the answer
+_SETTLE_S = 5.0  # counters may be updated shortly after the response
 _SAMPLE = re.compile(r"^vllm:(\w+)\{(.*)\} (\S+)$", re.M)
 
 
 async def _read(api: Api) -> dict[str, float]:
-    """Sum over labels, by name; those with a finish reason also apart, as name/reason."""
+    """Sums over labels, by name; with a finish reason also separately, as name/reason."""
     answer = await api.get("/metrics")
     equal(answer.status, 200, "status")
     values: dict[str, float] = {}
@@ -51,10 +51,10 @@ async def _read(api: Api) -> dict[str, float]:
     return values
 
 
-async def _grown(api: Api, ask: Callable[[], Awaitable[Any]], expected: dict[str, float]) -> None:
-    """That these counters grow by this much when `ask` is done."""
+async def _grown(api: Api, send: Callable[[], Awaitable[Any]], expected: dict[str, float]) -> None:
+    """Check that the counters grow by the expected amounts during `send`."""
     before = await _read(api)
-    await ask()
+    await send()
     deadline = asyncio.get_running_loop().time() + _SETTLE_S
     while True:
         after = await _read(api)
@@ -67,13 +67,13 @@ async def _grown(api: Api, ask: Callable[[], Awaitable[Any]], expected: dict[str
 
 
 @group.each({name: name for name in _NAMES})
-async def there_is(api: Api, name: str) -> None:
+async def has_the_metric(api: Api, name: str) -> None:
     await api.complete(max_tokens=2)
     for _ in range(100):
         if name in await _read(api):
             return
         await asyncio.sleep(_SETTLE_S / 100)
-    check(False, f"there is no vllm:{name}")
+    check(False, f"vllm:{name} is missing")
 
 
 @group.case()
@@ -133,14 +133,14 @@ async def a_request_is_measured_once(api: Api) -> None:
 
 
 @group.case(alone=True)
-async def reasons_are_told_apart(api: Api) -> None:
+async def finish_reasons_are_distinguished(api: Api) -> None:
     stop = api.facts.token_ids[2] if api.facts.token_ids else 0
 
-    async def ask() -> None:
+    async def send() -> None:
         await api.complete(max_tokens=10, stop_token_ids=[stop])
         await api.complete(max_tokens=2)
 
-    await _grown(api, ask, {"request_success_total/stop": 1.0, "request_success_total/length": 1.0})
+    await _grown(api, send, {"request_success_total/stop": 1.0, "request_success_total/length": 1.0})
 
 
 @group.case(alone=True)
@@ -162,7 +162,7 @@ async def a_refused_request_is_not_counted(api: Api) -> None:
 
 
 @group.case(alone=True)
-async def nothing_is_left_over(api: Api) -> None:
+async def gauges_return_to_zero(api: Api) -> None:
     await asyncio.gather(*(api.complete(max_tokens=4) for _ in range(20)))
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     for _ in range(100):
@@ -170,4 +170,4 @@ async def nothing_is_left_over(api: Api) -> None:
         if not any(values[name] for name in names):
             return
         await asyncio.sleep(_SETTLE_S / 100)
-    check(False, f"left over: { {name: values[name] for name in names} }")
+    check(False, f"not zero: { {name: values[name] for name in names} }")

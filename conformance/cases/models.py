@@ -15,7 +15,7 @@ group = Group("models")
 async def list_is_a_list(api: Api) -> None:
     body = (await api.get("/v1/models")).ok()
     equal(body["object"], "list", "object")
-    check(isinstance(body["data"], list) and body["data"], "data must hold at least one model")
+    check(isinstance(body["data"], list) and body["data"], "data must have at least one model")
 
 
 _CARD = {"id": str, "object": str, "created": int, "owned_by": str, "root": str, "max_model_len": int}
@@ -33,7 +33,7 @@ async def a_card_has(api: Api, field: tuple[str, type]) -> None:
 async def cards_are_models(api: Api) -> None:
     for card in (await api.get("/v1/models")).ok()["data"]:
         equal(card["object"], "model", "object of a card")
-        check(card["created"] <= time.time() + 60, "created lies in the future")
+        check(card["created"] <= time.time() + 60, "created is in the future")
 
 
 @group.case()
@@ -62,7 +62,7 @@ async def ping_may_be_posted(api: Api) -> None:
 
 
 @group.case()
-async def version_is_told(api: Api) -> None:
+async def version_is_returned(api: Api) -> None:
     version = (await api.get("/version")).ok()["version"]
     check(isinstance(version, str) and version, f"version is {version!r}")
 

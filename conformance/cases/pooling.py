@@ -1,4 +1,4 @@
-"""Embeddings, scores and rankings, of a server that pools."""
+"""Embeddings, scores and rankings of a pooling server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def usage_adds_up(api: Api) -> None:
 @group.case(Need.EMBED)
 async def vectors_are_in_order(api: Api) -> None:
     answer = await _embed(api, _TEXTS)
-    equal([one["index"] for one in answer["data"]], [0, 1, 2], "indices")
+    equal([item["index"] for item in answer["data"]], [0, 1, 2], "indices")
     for text, one in zip(_TEXTS, answer["data"], strict=True):
         _same(one["embedding"], await _vector(api, text), f"vectors of {text!r}")
 
@@ -59,7 +59,7 @@ async def vectors_are_in_order(api: Api) -> None:
 async def many_are_in_order(api: Api) -> None:
     texts = [f"{text} {number}" for number in range(20) for text in _TEXTS]
     data = (await _embed(api, texts))["data"]
-    equal([one["index"] for one in data], list(range(60)), "indices")
+    equal([item["index"] for item in data], list(range(60)), "indices")
     _same(data[37]["embedding"], await _vector(api, texts[37]), "vectors")
 
 
@@ -87,7 +87,7 @@ async def base64_is_the_same(api: Api) -> None:
 
 
 @group.case(Need.EMBED)
-async def floats_may_be_asked_for(api: Api) -> None:
+async def floats_may_be_requested(api: Api) -> None:
     _same(await _vector(api, "Hi", encoding_format="float"), await _vector(api, "Hi"), "vectors")
 
 
@@ -100,7 +100,7 @@ async def token_ids_are_the_same(api: Api, listed: bool) -> None:
 @group.each(
     {"user": {"user": "x"}, "priority": {"priority": 0}, "dimensions": {"dimensions": None}}, Need.EMBED
 )
-async def asking_for_nothing_changes_nothing(api: Api, fields: dict[str, Any]) -> None:
+async def neutral_values_change_nothing(api: Api, fields: dict[str, Any]) -> None:
     _same(await _vector(api, "Hi", **fields), await _vector(api, "Hi"), "vectors")
 
 
@@ -111,7 +111,7 @@ async def truncation_is_possible(api: Api) -> None:
 
 
 @group.case(Need.EMBED)
-async def fewer_dimensions_or_a_clear_no(api: Api) -> None:
+async def fewer_dimensions_work_or_are_refused(api: Api) -> None:
     answer = await api.post("/v1/embeddings", {"model": api.facts.model, "input": "Hi", "dimensions": 8})
     if answer.status == 400:
         equal((await api.refused(answer))["param"], "dimensions", "param")
@@ -134,15 +134,15 @@ _WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-_ASKS_NOTHING: dict[str, dict[str, Any]] = {
+_WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "unknown-field": {"inputs": "b"},
     "user": {"user": "someone"},
     "metadata": {"metadata": {"trace": "1"}},
 }
 
 
-@group.each(_ASKS_NOTHING, Need.EMBED)
-async def accepts_what_asks_nothing_of_the_answer(api: Api, fields: dict[str, Any]) -> None:
+@group.each(_WITHOUT_EFFECT, Need.EMBED)
+async def accepts_fields_without_effect(api: Api, fields: dict[str, Any]) -> None:
     (await api.post("/v1/embeddings", {"model": api.facts.model, "input": "a", **fields})).ok()
 
 
@@ -152,7 +152,7 @@ async def refuses(api: Api, wrong: tuple[dict[str, Any], str]) -> None:
 
 
 @group.each(_WRONG, Need.EMBED)
-async def names_what_it_refuses(api: Api, wrong: tuple[dict[str, Any], str]) -> None:
+async def names_the_refused_field(api: Api, wrong: tuple[dict[str, Any], str]) -> None:
     error = await api.refused(await api.post("/v1/embeddings", {"model": api.facts.model, **wrong[0]}))
     check(str(error["param"]).startswith(wrong[1]), f"param {error['param']!r}, expected {wrong[1]!r}")
 
@@ -185,7 +185,7 @@ async def a_score(api: Api, path: str) -> None:
 @group.case(Need.SCORE)
 async def one_to_many(api: Api) -> None:
     data = (await _score(api, _TEXTS[0], _TEXTS))["data"]
-    equal([one["index"] for one in data], [0, 1, 2], "indices")
+    equal([item["index"] for item in data], [0, 1, 2], "indices")
     for text, one in zip(_TEXTS, data, strict=True):
         close(one["score"], (await _score(api, _TEXTS[0], text))["data"][0]["score"], f"score of {text!r}")
 
@@ -250,5 +250,5 @@ async def a_ranking_refuses(api: Api, fields: dict[str, Any]) -> None:
 async def pooling_gives_the_data(api: Api) -> None:
     answer = await api.post("/pooling", {"model": api.facts.model, "input": "Hi"})
     if answer.status in (400, 404):
-        raise NotApplicable(f"the model has no task for /pooling: {answer.text[:100]}")
+        raise NotApplicable(f"the model does not support /pooling: {answer.text[:100]}")
     has_keys(answer.ok()["data"][0], ["index", "object", "data"], "an entry")

@@ -1,4 +1,4 @@
-"""Reasoning: what stands between <think> and </think> is told apart from the answer."""
+"""Reasoning: text between <think> and </think> is separated from the content."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ async def _prompt_tokens(api: Api, **fields: Any) -> int:
 
 
 @group.case()
-async def no_effort_is_no_thinking(api: Api) -> None:
+async def effort_none_disables_reasoning(api: Api) -> None:
     off = await _prompt_tokens(api, chat_template_kwargs={"enable_thinking": False})
     equal(await _prompt_tokens(api, reasoning_effort="none"), off, "prompt_tokens")
 
 
 @group.each({effort: effort for effort in ("low", "medium", "high")})
-async def an_effort_is_thinking(api: Api, effort: str) -> None:
+async def an_effort_enables_reasoning(api: Api, effort: str) -> None:
     on = await _prompt_tokens(api, chat_template_kwargs={"enable_thinking": True})
     equal(await _prompt_tokens(api, reasoning_effort=effort), on, "prompt_tokens")
 
 
 @group.case()
-async def thinking_is_not_in_the_content(api: Api) -> None:
+async def reasoning_is_not_in_the_content(api: Api) -> None:
     message = (await api.chat(_MESSAGES, max_tokens=64, reasoning_effort="high"))["choices"][0]["message"]
     check("<think>" not in (message["content"] or ""), f"content {message['content']!r}")
 
@@ -42,8 +42,8 @@ async def a_stream_says_the_same(api: Api) -> None:
     fields: dict[str, Any] = {"max_tokens": 64, "reasoning_effort": "high"}
     stream = await api.stream_chat(_MESSAGES, **fields)
     message = (await api.chat(_MESSAGES, **fields))["choices"][0]["message"]
-    thoughts = "".join(choice["delta"].get("reasoning") or "" for choice in stream.of(0))
-    equal(thoughts, message.get("reasoning") or "", "reasoning")
+    reasoning = "".join(choice["delta"].get("reasoning") or "" for choice in stream.of(0))
+    equal(reasoning, message.get("reasoning") or "", "reasoning")
     equal(stream.text(), message["content"] or "", "content")
 
 
@@ -66,12 +66,12 @@ async def it_may_be_sent_back(api: Api) -> None:
 async def a_budget_ends_it(api: Api, budget: int) -> None:
     fields: dict[str, Any] = {"max_tokens": 80, "reasoning_effort": "high", "thinking_token_budget": budget}
     message = (await api.chat(_MESSAGES, **fields))["choices"][0]["message"]
-    thoughts = message.get("reasoning") or ""
-    if not thoughts:
-        raise NotApplicable("the model doesn't think")
-    tokens = await api.tokens_of(thoughts)
+    reasoning = message.get("reasoning") or ""
+    if not reasoning:
+        raise NotApplicable("the model does not reason")
+    tokens = await api.tokens_of(reasoning)
     check(len(tokens) <= budget + 8, f"{len(tokens)} tokens of reasoning with a budget of {budget}")
-    check(message["content"], "no content after the budget's end")
+    check(message["content"], "no content after the budget was used up")
 
 
 @group.each({"text": "many", "below-minus-1": -7})

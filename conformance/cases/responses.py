@@ -1,4 +1,4 @@
-"""POST /v1/responses and what belongs to it."""
+"""POST /v1/responses and its subroutes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def usage_adds_up(api: Api) -> None:
 
 
 @group.case()
-async def what_is_cut_off_is_incomplete(api: Api) -> None:
+async def truncated_output_is_incomplete(api: Api) -> None:
     response = (await _create(api, max_output_tokens=1)).ok()
     equal(response["status"], "incomplete", "status")
     equal(response["incomplete_details"]["reason"], "max_output_tokens", "reason")
@@ -200,7 +200,7 @@ async def refuses(api: Api, fields: dict[str, Any]) -> None:
         "unknown-field": {"temperatur": 1},
     }
 )
-async def answers_in_spite_of(api: Api, fields: dict[str, Any]) -> None:
+async def accepts_fields_without_effect(api: Api, fields: dict[str, Any]) -> None:
     equal(_text((await _create(api, **fields)).ok()), _text((await _create(api)).ok()), "text")
 
 
@@ -228,8 +228,8 @@ async def a_custom_tool_is_called(api: Api) -> None:
 
 @group.each(
     {
-        "an-empty-thought": [{"type": "reasoning", "id": "rs_1", "summary": []}],
-        "an-encrypted-thought": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}],
+        "empty-reasoning": [{"type": "reasoning", "id": "rs_1", "summary": []}],
+        "encrypted-reasoning": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}],
         "a-web-search": [{"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {}}],
         "a-custom-call": [
             {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": "x"},
@@ -242,7 +242,7 @@ async def a_custom_tool_is_called(api: Api) -> None:
         "a-refusal": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
     }
 )
-async def goes_on_after(api: Api, items: list[dict[str, Any]]) -> None:
+async def accepts_items_in_the_history(api: Api, items: list[dict[str, Any]]) -> None:
     user = {"role": "user", "content": "Hello"}
     equal((await _create(api, [user, *items, user])).ok()["object"], "response", "object")
 

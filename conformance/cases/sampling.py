@@ -1,4 +1,4 @@
-"""What sampling fields do: the range they take, and the effect they must have on any model."""
+"""Sampling fields: the accepted ranges, and effects that hold for any model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ async def a_bias_of_100_forces_a_token(api: Api) -> None:
 @group.case()
 async def a_bias_of_minus_100_forbids_a_token(api: Api) -> None:
     token = (await _ids(api, max_tokens=1))[0]
-    check(token not in await _ids(api, logit_bias={str(token): -100}), f"token {token} came all the same")
+    check(
+        token not in await _ids(api, logit_bias={str(token): -100}),
+        f"token {token} was generated nevertheless",
+    )
 
 
 @group.case()
@@ -106,7 +109,7 @@ async def a_bias_works_when_sampling(api: Api) -> None:
 
 
 @group.each({"greedy": {}, "wide": {**WIDE, "seed": 1}})
-async def only_allowed_tokens_come(api: Api, fields: dict[str, Any]) -> None:
+async def only_allowed_tokens_are_generated(api: Api, fields: dict[str, Any]) -> None:
     allowed = sorted(set(await api.tokens_of("A B C 1 2 3")))
     ids = await _ids(api, allowed_token_ids=allowed, **fields)
     check(set(ids) <= set(allowed), f"token ids {ids}, allowed {allowed}")
@@ -119,13 +122,13 @@ async def one_allowed_token_is_the_answer(api: Api) -> None:
 
 
 @group.each({"frequency": {"frequency_penalty": 2.0}, "repetition": {"repetition_penalty": 2.0}})
-async def a_penalty_brings_variety(api: Api, fields: dict[str, Any]) -> None:
+async def a_penalty_increases_variety(api: Api, fields: dict[str, Any]) -> None:
     allowed = sorted(set(await api.tokens_of("A B C 1 2 3")))
     without = Counter(await _ids(api, allowed_token_ids=allowed, max_tokens=32))
     with_it = Counter(await _ids(api, allowed_token_ids=allowed, max_tokens=32, **fields))
     check(len(with_it) >= len(without), f"kinds of tokens without {len(without)}, with {len(with_it)}")
     if fields.get("frequency_penalty"):
-        check(len(with_it) > 1, "a frequency penalty of 2 leaves one token alone")
+        check(len(with_it) > 1, "a frequency penalty of 2 leaves only one token")
 
 
 @group.case()
@@ -136,22 +139,22 @@ async def a_negative_frequency_penalty_makes_one_token_stay(api: Api) -> None:
 
 
 @group.case()
-async def bad_words_do_not_come(api: Api) -> None:
+async def bad_words_are_not_generated(api: Api) -> None:
     words = [word for word in api.facts.text.split() if word.isalpha()]
     if not words:
-        raise NotApplicable("the model says no words")
+        raise NotApplicable("the model generates no words")
     text = text_of(await api.complete(bad_words=[words[0]], max_tokens=32))
-    check(words[0] not in text.split(), f"{words[0]!r} came in {text!r}")
+    check(words[0] not in text.split(), f"{words[0]!r} occurs in {text!r}")
 
 
 @group.case()
-async def ignore_eos_goes_on(api: Api) -> None:
+async def ignore_eos_continues(api: Api) -> None:
     answer = await api.complete(max_tokens=100)
     equal(answer["usage"]["completion_tokens"], 100, "completion_tokens")
 
 
 @group.case()
-async def many_at_once_are_each_as_alone(api: Api) -> None:
+async def concurrent_prompts_give_the_same_text(api: Api) -> None:
     prompts = [f"{api.facts.prompt} {word}" for word in ("red", "green", "blue", "old", "new", "far")]
     together = await api.complete(prompts)
     for prompt, choice in zip(prompts, together["choices"], strict=True):

@@ -1,4 +1,4 @@
-"""Where an answer ends: stop strings, stop tokens, and what stands in finish_reason and stop_reason."""
+"""The end of the output: stop strings, stop tokens, finish_reason and stop_reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ group = Group("stops", Need.GENERATE)
 
 
 def _stop_in(text: str, length: int) -> tuple[str, int]:
-    """A string of this length that occurs well inside `text`, and where it first does."""
+    """A string of this length from the middle of `text`, and its first position."""
     for start in range(len(text) // 3, len(text) - length):
         stop = text[start : start + length]
         if "\ufffd" not in stop and text.find(stop) > 0:
@@ -66,7 +66,7 @@ async def four_stop_strings_are_possible(api: Api) -> None:
 
 
 @group.case()
-async def a_stop_string_that_does_not_come_changes_nothing(api: Api) -> None:
+async def an_unused_stop_string_changes_nothing(api: Api) -> None:
     answer = await _complete(api, stop="\u2603\u2603\u2603")
     equal(text_of(answer), api.facts.text, "text")
     equal(answer["choices"][0]["finish_reason"], "length", "finish_reason")
@@ -74,7 +74,7 @@ async def a_stop_string_that_does_not_come_changes_nothing(api: Api) -> None:
 
 
 @group.case()
-async def what_might_have_become_a_stop_string_is_shown_in_the_end(api: Api) -> None:
+async def a_partial_stop_string_is_sent_at_the_end(api: Api) -> None:
     text = api.facts.text.rstrip("\ufffd")
     stream = await api.stream_completion(max_tokens=NUM_TOKENS, stop=f"{text[-2:]}\u2603")
     equal(stream.text(), api.facts.text, "text")
@@ -89,7 +89,7 @@ async def a_stop_in_the_prompt_does_not_count(api: Api) -> None:
 
 
 def _first_new(ids: list[int]) -> int:
-    """Where, past the beginning, a token comes for the first time."""
+    """The first position, after the beginning, of a token that has not occurred before."""
     for place in range(3, len(ids)):
         if ids[place] not in ids[:place]:
             return place

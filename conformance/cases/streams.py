@@ -1,4 +1,4 @@
-"""Streams: their grammar, and that they say what the whole answer says."""
+"""Streams: their format, and the same content as without streaming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "one-token": {"max_tokens": 1},
     "long": {"max_tokens": 80},
     "seeded": {**WIDE, "seed": 11, "max_tokens": 40},
-    # Not WIDE: cases run side by side, and over thousands of almost equal tokens a rounding decides.
+    # Not WIDE: cases run concurrently, and rounding would decide between thousands of almost equal tokens.
     "n": {"n": 3, "temperature": 1.0, "seed": 11},
     "usage": _USAGE,
     "special-tokens": {"skip_special_tokens": False},
@@ -131,9 +131,9 @@ async def usage_is_that_of_the_whole_answer(api: Api, chat: bool) -> None:
 
 
 @group.each({"completion": False, "chat": True}, Need.CHAT)
-async def no_usage_unless_asked_for(api: Api, chat: bool) -> None:
+async def no_usage_unless_requested(api: Api, chat: bool) -> None:
     stream = await (api.stream_chat() if chat else api.stream_completion())
-    check(all(chunk.get("usage") is None for chunk in stream.chunks), "usage that nobody asked for")
+    check(all(chunk.get("usage") is None for chunk in stream.chunks), "usage that was not requested")
     check(all(chunk["choices"] for chunk in stream.chunks), "a chunk without choices")
 
 
@@ -146,14 +146,14 @@ async def continuous_usage_grows(api: Api, chat: bool) -> None:
 
 
 @group.each({"completion": False, "chat": True}, Need.CHAT)
-async def a_token_is_sent_when_it_is_there(api: Api, chat: bool) -> None:
+async def tokens_are_sent_as_they_are_generated(api: Api, chat: bool) -> None:
     stream = await (api.stream_chat() if chat else api.stream_completion())
     check(len(stream.chunks) >= 4, f"16 tokens came in {len(stream.chunks)} chunks")
 
 
 @group.case()
 async def no_chunk_holds_half_a_character(api: Api) -> None:
-    """Random bytes of longer characters: the pieces must be those of the whole text."""
+    """Random bytes of multi-byte characters: the chunks must join to the whole text."""
     tokens = await api.tokens_of("你好🙂ßé€")
     fields = {"allowed_token_ids": sorted(set(tokens)), **WIDE, "seed": 3, "max_tokens": 60}
     stream = await api.stream_completion(**fields)
@@ -161,7 +161,7 @@ async def no_chunk_holds_half_a_character(api: Api) -> None:
 
 
 @group.case()
-async def many_streams_at_once_are_each_as_alone(api: Api) -> None:
+async def concurrent_streams_give_the_same_text(api: Api) -> None:
     prompts = [f"{api.facts.prompt} {word}" for word in ("red", "green", "blue", "old", "new", "far")]
     streams = await asyncio.gather(*(api.stream_completion(prompt) for prompt in prompts))
     for prompt, stream in zip(prompts, streams, strict=True):
@@ -169,7 +169,7 @@ async def many_streams_at_once_are_each_as_alone(api: Api) -> None:
 
 
 @group.case()
-async def proxies_are_told_not_to_buffer(api: Api) -> None:
+async def proxies_must_not_buffer(api: Api) -> None:
     headers = (await api.stream_completion(max_tokens=1)).headers
     equal(headers.get("x-accel-buffering"), "no", "X-Accel-Buffering")
 
@@ -204,8 +204,8 @@ async def token_ids_in_a_completion(api: Api) -> None:
 
 
 @group.case(alone=True)
-async def who_leaves_frees_the_server(api: Api) -> None:
-    """The connection is cut after the first event; the work must end long before its tokens are made."""
+async def a_disconnect_ends_the_request(api: Api) -> None:
+    """After a disconnect at the first event, the request must end long before its last token."""
     body = {**api.completion_body(max_tokens=api.facts.max_model_len - 100), "stream": True}
     async with api.http.stream("POST", COMPLETIONS, json=body) as response:
         async for _ in response.aiter_lines():
@@ -220,12 +220,12 @@ async def who_leaves_frees_the_server(api: Api) -> None:
             if not any(running):
                 return
         await asyncio.sleep(0.05)
-    check(False, "the request was still running 5 s after its client had left")
+    check(False, "the request was still running 5 s after the client disconnected")
 
 
 @group.each({"two": 2, "five": 5, "all": 1000})
-async def pieces_may_hold_several_tokens(api: Api, interval: int) -> None:
-    """`stream_interval`: all but the first piece and the last have no fewer."""
+async def chunks_may_have_several_tokens(api: Api, interval: int) -> None:
+    """`stream_interval`: the minimum number of tokens of all chunks but the first and the last."""
     stream = await api.stream_completion(stream_interval=interval, return_token_ids=True)
     pieces = [choice["token_ids"] for choice in stream.of(0)]
     check(all(len(piece) >= interval for piece in pieces[1:-1]), f"pieces {pieces}")

@@ -1,4 +1,4 @@
-"""Structured output: whatever the model, what comes back is of the form asked for."""
+"""Structured output: whatever the model, the output has the requested format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 _COLOUR = {"enum": ["red", "green", "blue"]}
 Holds = Callable[[Any], bool]
-# Schemas of which every value is short, and what holds of their values.
+# Schemas whose values are short, and a check of the values.
 _SCHEMAS: dict[str, tuple[dict[str, Any], Holds]] = {
     "enum": (_object(colour=_COLOUR), lambda value: value["colour"] in _COLOUR["enum"]),
     "boolean": (_object(is_it={"type": "boolean"}), lambda value: isinstance(value["is_it"], bool)),
@@ -72,7 +72,7 @@ _SCHEMAS: dict[str, tuple[dict[str, Any], Holds]] = {
     ),
     "unicode": (_object(größe={"enum": ["groß", "klein", "你好"]}), lambda value: list(value) == ["größe"]),
 }
-# What vLLM's `structured_outputs` takes, and the form of what must come.
+# Other kinds of vLLM's `structured_outputs`, and a pattern of the output.
 _OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "choice": ({"choice": ["yes", "no"]}, "yes|no"),
     "choice-of-one": ({"choice": ["maybe"]}, "maybe"),
@@ -101,8 +101,8 @@ def _holds(text: str, reason: str, holds: Holds) -> None:
     try:
         value = json.loads(text)
     except ValueError:
-        check(False, f"no JSON: {text!r}")
-    check(holds(value), f"not as the schema says: {text!r}")
+        check(False, f"not JSON: {text!r}")
+    check(holds(value), f"does not follow the schema: {text!r}")
 
 
 def _matches(text: str, reason: str, pattern: str) -> None:
@@ -112,7 +112,7 @@ def _matches(text: str, reason: str, pattern: str) -> None:
 
 @group.each(_SCHEMAS, Need.CHAT)
 async def a_chat_follows_the_schema(api: Api, schema: tuple[dict[str, Any], Holds]) -> None:
-    """To its end: white space that the schema leaves free must be bounded."""
+    """Completely: optional white space must be limited."""
     answer = await api.chat(**_free(response_format=_format(schema[0])))
     choice = answer["choices"][0]
     _holds(choice["message"]["content"], choice["finish_reason"], schema[1])
@@ -152,7 +152,7 @@ async def a_streamed_schema_is_the_same_as_whole(api: Api) -> None:
 
 
 @group.case(Need.CHAT)
-async def strict_is_taken(api: Api) -> None:
+async def strict_is_accepted(api: Api) -> None:
     schema, holds = _SCHEMAS["enum"]
     choice = (await api.chat(**_free(response_format=_format(schema, strict=True))))["choices"][0]
     _holds(choice["message"]["content"], choice["finish_reason"], holds)
@@ -160,18 +160,18 @@ async def strict_is_taken(api: Api) -> None:
 
 @group.case(Need.CHAT)
 async def any_object(api: Api) -> None:
-    """A model that doesn't come to an end stops at its limit; otherwise it is an object."""
+    """The output is an object, unless the model reaches its token limit."""
     choice = (await api.chat(**_free(response_format={"type": "json_object"})))["choices"][0]
     text = choice["message"]["content"] or ""
     if choice["finish_reason"] == "stop":
-        check(isinstance(json.loads(text), dict), f"no object: {text!r}")
+        check(isinstance(json.loads(text), dict), f"not an object: {text!r}")
     else:
         equal(choice["finish_reason"], "length", "finish_reason")
         check(text.lstrip().startswith("{"), f"not the beginning of an object: {text!r}")
 
 
 @group.case()
-async def what_is_cut_off_is_called_length(api: Api) -> None:
+async def truncated_output_ends_with_length(api: Api) -> None:
     choice = (await api.complete(**_free(structured_outputs={"regex": "[a-z]{100}"}, max_tokens=4)))[
         "choices"
     ][0]
@@ -198,7 +198,7 @@ async def works_together_with(api: Api, fields: dict[str, Any]) -> None:
 
 
 @group.case()
-async def neighbours_are_not_bound_by_it(api: Api) -> None:
+async def other_requests_are_not_constrained(api: Api) -> None:
     free = (await api.complete())["choices"][0]["text"]
     await api.complete(**_free(structured_outputs={"choice": ["yes", "no"]}))
     equal((await api.complete())["choices"][0]["text"], free, "text")
@@ -226,7 +226,7 @@ async def refuses(api: Api, fields: dict[str, Any]) -> None:
 
 
 @group.each(_WRONG, Need.CHAT)
-async def names_what_it_refuses_in_a_chat(api: Api, fields: dict[str, Any]) -> None:
+async def names_the_refused_field_in_a_chat(api: Api, fields: dict[str, Any]) -> None:
     error = await api.refused(await api.post(CHAT, api.chat_body(**_free(**fields))))
     name = next(iter(fields))
     check(str(error["param"]).startswith(name), f"param {error['param']!r}, expected {name!r}")

@@ -44,12 +44,14 @@ async def counts_its_tokens(api: Api, text: str) -> None:
 async def token_strings_on_request(api: Api) -> None:
     answer = await _tokenize(api, prompt="Hello world", return_token_strs=True)
     equal(len(answer["token_strs"]), len(answer["tokens"]), "number of token_strs")
-    check(all(isinstance(word, str) for word in answer["token_strs"]), "token_strs are no strings")
+    check(all(isinstance(word, str) for word in answer["token_strs"]), "token_strs are not strings")
 
 
 @group.case()
 async def token_strings_only_on_request(api: Api) -> None:
-    check((await _tokenize(api, prompt="Hello")).get("token_strs") is None, "token_strs nobody asked for")
+    check(
+        (await _tokenize(api, prompt="Hello")).get("token_strs") is None, "token_strs that were not requested"
+    )
 
 
 @group.case()
@@ -72,7 +74,7 @@ async def no_tokens_are_an_empty_text(api: Api) -> None:
 async def a_conversation(api: Api) -> None:
     answer = await _tokenize(api, messages=[{"role": "user", "content": "Hello world"}])
     equal(answer["count"], len(answer["tokens"]), "count")
-    check("Hello world" in await api.text_of(answer["tokens"]), "the message isn't in the prompt")
+    check("Hello world" in await api.text_of(answer["tokens"]), "the prompt lacks the message")
 
 
 @group.case(Need.CHAT)
@@ -87,7 +89,7 @@ async def a_conversation_without_generation_prompt(api: Api) -> None:
 async def a_conversation_to_be_continued(api: Api) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well met"}]
     answer = await _tokenize(api, messages=messages, add_generation_prompt=False, continue_final_message=True)
-    check((await api.text_of(answer["tokens"])).endswith("Well met"), "the last message isn't left open")
+    check((await api.text_of(answer["tokens"])).endswith("Well met"), "the last message is closed")
 
 
 @group.case(Need.CHAT)

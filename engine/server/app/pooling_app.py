@@ -1,10 +1,10 @@
-"""The routes of a pooling server, put together."""
+"""The app of a pooling server: its route table."""
 
 from __future__ import annotations
 
 from engine.server.app import control_routes, utility_routes
-from engine.server.app.middleware import Gate
 from engine.server.app.generation_app import build_app
+from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import GENERATION_PATHS, needs_generation
@@ -44,5 +44,5 @@ _ROUTES = (
 )
 
 
-def create_pooling_app(service: PoolingService) -> Gate:
+def create_pooling_app(service: PoolingService) -> RequestMiddleware:
     return build_app(_ROUTES, service)

@@ -1,4 +1,4 @@
-"""The server's life: listen, load, serve, drain, end. Knows nothing of the command line or of signals."""
+"""The server's lifecycle: listen, load, serve, drain, stop. Knows nothing of command lines and signals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
-from engine.server.app.middleware import Gate
 from engine.server.app.generation_app import create_app
+from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.pooling_app import create_pooling_app
 from engine.server.generation.service import GenerationService
 from engine.server.http.http_1_0 import Http10Protocol
@@ -32,13 +32,13 @@ from engine.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75  # longer than any client's pool keeps an idle connection
-_ABORT_S = 2.0  # for a step to end and error events to go out
+_ABORT_S = 2.0  # for the current step to end and error events to be sent
 _CLOSE_S = 2.0  # for connections to close
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What is being loaded while the server already listens."""
+    """What is still loading while the server already listens."""
 
     engine: AsyncEngine | PoolingEngine
     started: asyncio.Task[None]  # engine.start()
@@ -55,34 +55,34 @@ async def serve(
     stop: asyncio.Event,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until `stop` is set, then let running requests end.
+    """Serve until `stop` is set, then let running requests finish.
 
-    Raises what loading raises, and EngineDead if the engine ends of itself.
+    Raises what loading raises, and EngineDead if the engine stops by itself.
     """
-    service, gate = _open(loading.engine, config, max_num_seqs)
-    server = _Server(_uvicorn_config(gate, config))
+    service, middleware = _make_app(loading.engine, config, max_num_seqs)
+    server = _Server(_uvicorn_config(middleware, config))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
-    life = asyncio.create_task(_load_and_watch(service, loading, on_ready))
+    engine_task = asyncio.create_task(_load_and_watch(service, loading, on_ready))
     try:
-        await asyncio.wait([serving, stopping, life], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([serving, stopping, engine_task], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
-            (life if life.done() else serving).result()  # raises what ended it
-        await _drain(service, gate)
-        if not gate.is_empty:
-            _cut(server)
+            (engine_task if engine_task.done() else serving).result()  # raises its error
+        await _drain(service, middleware)
+        if not middleware.is_idle:
+            _close_stalled_connections(server)
     finally:
         service.draining = True
         server.should_exit = True
-        life.cancel()
+        engine_task.cancel()
         stopping.cancel()
         await asyncio.wait([serving], timeout=_CLOSE_S + 1)
 
 
-def _open(
+def _make_app(
     engine: AsyncEngine | PoolingEngine, config: ServerConfig, max_num_seqs: int
-) -> tuple[ModelService, Gate]:
-    """The routes that fit what the engine does."""
+) -> tuple[ModelService, RequestMiddleware]:
+    """The service and app for the engine's runner."""
     if isinstance(engine, PoolingEngine):
         pooling = PoolingService(engine, config, max_num_seqs=max_num_seqs)
         return pooling, create_pooling_app(pooling)
@@ -91,26 +91,26 @@ def _open(
 
 
 async def _load_and_watch(service: ModelService, loading: Loading, on_ready: Callable[[], None]) -> None:
-    """Until the engine ends; raises what ended it."""
-    # Whichever fails first is the news: a wrong tokenizer needn't wait for the weights.
+    """Returns when the engine stops; raises its error."""
+    # The first failure is reported at once: an invalid tokenizer does not wait for the weights.
     _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
     service.serve(model)
     on_ready()
-    async with _telling_of_throughput(service):
+    async with _throughput_log(service):
         await service.engine.wait_ended()
 
 
 @contextlib.asynccontextmanager
-async def _telling_of_throughput(service: ModelService) -> AsyncIterator[None]:
+async def _throughput_log(service: ModelService) -> AsyncIterator[None]:
     if not service.config.log_stats:
         yield
         return
     generates = not isinstance(service.engine, PoolingEngine)
-    telling = asyncio.create_task(log_throughput(service.engine.stats, generates=generates))
+    logging_task = asyncio.create_task(log_throughput(service.engine.stats, generates=generates))
     try:
         yield
     finally:
-        telling.cancel()
+        logging_task.cancel()
 
 
 async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:
@@ -118,37 +118,37 @@ async def _load_model(config: ServerConfig, loading: Loading) -> ServedModel:
     return await asyncio.to_thread(load_served_model, loading.directory, config, tokenizer)
 
 
-async def _drain(service: ModelService, gate: Gate) -> None:
-    """No new requests; running ones may end in time; what is left is aborted and told so.
+async def _drain(service: ModelService, middleware: RequestMiddleware) -> None:
+    """Refuse new requests, wait for running ones until the timeout, then abort the rest with an error.
 
-    An engine that still loads isn't waited for.
+    Does not wait for an engine that is still loading.
     """
     service.draining = True
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(gate.wait_empty(), service.config.shutdown_timeout_s)
+        await asyncio.wait_for(middleware.wait_idle(), service.config.shutdown_timeout_s)
     if not service.engine.is_alive:
         return
     await service.engine.shutdown(_ABORT_S)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(gate.wait_empty(), _ABORT_S)
+        await asyncio.wait_for(middleware.wait_idle(), _ABORT_S)
 
 
-def _cut(server: uvicorn.Server) -> None:
-    """Close the connections whose clients don't read: what is sent to them would never end."""
+def _close_stalled_connections(server: uvicorn.Server) -> None:
+    """Close connections whose clients have stopped reading: their responses would never end."""
     for connection in list(server.server_state.connections):
         if isinstance(connection, HttpToolsProtocol) and connection.flow.write_paused:
             connection.transport.abort()
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs it: uvicorn's way ends the process by the signal, not with a code."""
+    """Leaves signals to the caller: uvicorn would end the process by the signal, not with an exit code."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _uvicorn_config(app: Gate, config: ServerConfig) -> uvicorn.Config:
+def _uvicorn_config(app: RequestMiddleware, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Http10Protocol,

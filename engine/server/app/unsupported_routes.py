@@ -1,6 +1,6 @@
-"""What vLLM or OpenAI have a path for and this engine hasn't: each answers 501, with the reason.
+"""Paths of vLLM or OpenAI that this engine does not support: each returns 501 with the reason.
 
-A bare 404 would leave a caller to wonder whether the path is misspelt.
+A plain 404 would leave the caller wondering whether the path is misspelt.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from starlette.responses import Response
 
 from engine.server.http.errors import UnsupportedRoute
 
-_NO_SCALE_OUT = "the engine is one process, which renders, generates and parses by itself"
+_NO_SCALE_OUT = "the engine renders, generates and parses in one process"
 _NO_LORA = "LoRA adapters are not supported"
-_NO_SPEECH = "the engine reads and writes text"
+_NO_SPEECH = "the engine supports text only"
 _ONE_DEVICE = "the engine runs on one device"
-_NO_TRAINING = "weights come from the checkpoint and stay as they are"
+_NO_TRAINING = "weights are loaded from the checkpoint and never change"
 
 UNSUPPORTED_ROUTES: dict[tuple[str, str], str] = {
-    ("POST", "/v1/systemone"): "it belongs to one model's own protocol",
-    ("POST", "/invocations"): "use the route itself, such as /v1/chat/completions",
+    ("POST", "/v1/systemone"): "it belongs to the protocol of a single model",
+    ("POST", "/invocations"): "call the route directly, such as /v1/chat/completions",
     ("POST", "/generative_scoring"): "use logprobs of /v1/completions",
     ("POST", "/scale_elastic_ep"): _ONE_DEVICE,
     ("POST", "/is_scaling_elastic_ep"): _ONE_DEVICE,
@@ -36,8 +36,8 @@ UNSUPPORTED_ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/v1/audio/transcriptions"): _NO_SPEECH,
     ("POST", "/v1/audio/translations"): _NO_SPEECH,
     ("POST", "/classify"): "use /pooling or /score",
-    ("POST", "/reset_mm_cache"): "there is nothing but text in the caches",
-    ("POST", "/reset_encoder_cache"): "there is nothing but text in the caches",
+    ("POST", "/reset_mm_cache"): "the caches hold text only",
+    ("POST", "/reset_encoder_cache"): "the caches hold text only",
     ("POST", "/release_kv_cache_memory"): "use /sleep?level=1",
     ("POST", "/start_profile"): "profile the process from outside",
     ("POST", "/stop_profile"): "profile the process from outside",
@@ -48,8 +48,8 @@ UNSUPPORTED_ROUTES: dict[tuple[str, str], str] = {
 
 
 async def unsupported_route(request: Request) -> Response:
-    """Raises UnsupportedRoute, whatever is asked."""
+    """Always raises UnsupportedRoute."""
     path = request.url.path
     raise UnsupportedRoute(
-        f"{path} is a path that others have and this engine doesn't: {UNSUPPORTED_ROUTES[request.method, path]}."
+        f"{path} is not supported by this engine: {UNSUPPORTED_ROUTES[request.method, path]}."
     )

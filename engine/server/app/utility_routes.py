@@ -1,4 +1,4 @@
-"""The small routes: health, version, load, metrics, models, tokenize, detokenize."""
+"""Routes for health, version, load, metrics, models, tokenization."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from starlette.responses import JSONResponse, Response
 from engine import __version__
 from engine.server.generation.chat_run import encode_conversation
 from engine.server.http.errors import NotReady, error_response
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.model.model_service import ModelService
 from engine.server.protocol.body_reader import check_parsed, read_body, read_json_object
 from engine.server.protocol.field_rules import TOKENIZE
-from engine.server.protocol.chat_body import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
+from engine.server.protocol.tokenize_bodies import DetokenizeBody, TokenizeChatBody, TokenizePromptBody
 
-_MANY_TOKENS = 4096  # from here on, work on them goes to a thread
+_MANY_TOKENS = 4096  # above this, the work is done in a thread
 
 
 async def health(request: Request) -> Response:
-    """200 once requests are taken: the model is loaded, the engine alive, no shutdown begun."""
+    """200 once requests are accepted: the model is loaded, the engine is alive, no shutdown has begun."""
     if _service(request).is_ready:
         return Response()
-    return error_response(NotReady("The model is still loading, or the engine is ending."))
+    return error_response(NotReady("The model is still loading, or the engine is stopping."))
 
 
 async def ping(request: Request) -> Response:
@@ -74,9 +74,9 @@ async def tokenize(request: Request) -> Response:
     tokenizer = service.model.tokenizer
 
     def write() -> bytes:
-        tokens, strings = _written(token_ids), "null"
+        tokens, strings = _to_json_list(token_ids), "null"
         if wants_strings:
-            strings = _written(token_ids, tokenizer.token_strings)
+            strings = _to_json_list(token_ids, tokenizer.token_strings)
         return (
             f'{{"count":{len(token_ids)},"max_model_len":{max_model_len},"tokens":{tokens},'
             f'"token_strs":{strings}}}'
@@ -102,13 +102,13 @@ async def detokenize(request: Request) -> Response:
     return JSONResponse({"prompt": text})
 
 
-def _written(token_ids: list[int], show: Callable[[list[int]], list[Any]] = list) -> str:
-    """A JSON list, a part at a time: one long call would keep all other threads from running."""
-    pace, parts = Pace(), []
+def _to_json_list(token_ids: list[int], show: Callable[[list[int]], list[Any]] = list) -> str:
+    """A JSON list, written in parts: one long call would block all other threads."""
+    throttle, parts = GilThrottle(), []
     for start in range(0, len(token_ids), _MANY_TOKENS):
         part = show(token_ids[start : start + _MANY_TOKENS])
         parts.append(json.dumps(part, ensure_ascii=False, separators=(",", ":"))[1:-1])
-        pace.rest()
+        throttle.pause()
     return f"[{','.join(parts)}]"
 
 

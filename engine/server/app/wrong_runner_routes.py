@@ -1,4 +1,4 @@
-"""Paths that the other kind of server has: a 404 that says so."""
+"""Paths of the other kind of server: a 404 that says which flag to use."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ GENERATION_PATHS = (
 async def needs_pooling(request: Request) -> Response:
     """Raises UnknownRoute."""
     raise UnknownRoute(
-        f"{request.url.path} needs a model that pools; this one generates. Start the engine with "
-        "--runner pooling."
+        f"{request.url.path} needs a pooling model, but this server runs a generative one. Start the "
+        "engine with --runner pooling."
     )
 
 
 async def needs_generation(request: Request) -> Response:
     """Raises UnknownRoute."""
     raise UnknownRoute(
-        f"{request.url.path} needs a model that generates; this engine runs with --runner pooling."
+        f"{request.url.path} needs a generative model, but this engine runs with --runner pooling."
     )

@@ -1,1 +1,1 @@
-"""From a checked body to tokens: sampling parameters, constraints, beams, the service."""
+"""From a validated body to tokens: sampling parameters, constraints, beam search, the service."""

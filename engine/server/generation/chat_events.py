@@ -1,7 +1,7 @@
-"""What a chat's answer consists of, as typed events: the common ground of all chat protocols.
+"""A chat's output as typed events, shared by all chat protocols.
 
-A choice's text is read by a ChoiceReader: reasoning split from content, tool calls taken apart. Chat
-completions, responses and messages only write these events down, each in its own way.
+A ChoiceReader parses a choice's text into reasoning, content and tool calls. Chat completions, responses and
+messages only serialize these events, each in its own format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ContentDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """The first of a call has its id and name; the arguments of all, joined, are the call's JSON."""
+    """The first delta of a call has its id and name; the arguments of all deltas, joined, are its JSON."""
 
     index: int
     call_index: int  # among the choice's calls
@@ -52,7 +52,7 @@ ChatEvent: TypeAlias = ReasoningDelta | ContentDelta | ToolCallDelta | ChoiceEnd
 
 
 class ChoiceReader:
-    """Turns one choice's deltas into events, which add up to the same however the text was split."""
+    """Turns one choice's deltas into events. Their sum does not depend on how the text was split."""
 
     def __init__(
         self,
@@ -62,28 +62,28 @@ class ChoiceReader:
         counter: ReasoningCounter | None = None,
         tools: ToolParser | None = None,
         shows_reasoning: bool = True,
-        is_parallel: bool = True,
+        allows_parallel_calls: bool = True,
         echo: str = "",
     ) -> None:
-        """`counter`: of the reasoning's tokens.
+        """`counter` counts reasoning tokens.
 
-        `is_parallel`: calls after the first are told, too. `echo` is told before all else.
+        Without `allows_parallel_calls`, calls after the first are dropped. `echo` is the first content.
         """
         self._index = index
         self._reasoning = reasoning
         self._counter = counter
         self._tools = tools
         self._shows_reasoning = shows_reasoning
-        self._is_parallel = is_parallel
+        self._allows_parallel_calls = allows_parallel_calls
         self._echo = echo
         self._has_called = False
 
     def read(self, delta: ChoiceDelta) -> list[ChatEvent]:
-        """The events that a delta brings; the last delta brings ChoiceEnded."""
+        """The events of one delta; the last delta yields ChoiceEnded."""
         events: list[ChatEvent] = [ContentDelta(self._index, self._echo)] if self._echo else []
         self._echo = ""
         if self._counter is not None:
-            self._counter.take(delta.token_ids)
+            self._counter.feed(delta.token_ids)
             delta.choice.num_reasoning_tokens = self._counter.num_tokens
         if self._reasoning is None:
             events += self._content(delta.text)
@@ -99,10 +99,10 @@ class ChoiceReader:
             events += self._pieces(self._reasoning.finish())
         if self._tools is not None:
             events += self._calls(self._tools.finish())
-        called = self._has_called and reason is FinishReason.STOP
+        has_called = self._has_called and reason is FinishReason.STOP
         return [
             *events,
-            ChoiceEnded(self._index, "tool_calls" if called else reason.value, delta.stop_reason),
+            ChoiceEnded(self._index, "tool_calls" if has_called else reason.value, delta.stop_reason),
         ]
 
     def _pieces(self, pieces: Sequence[tuple[OutputKind, str]]) -> list[ChatEvent]:
@@ -125,7 +125,7 @@ class ChoiceReader:
             match piece:
                 case TextPiece(text):
                     events.append(ContentDelta(self._index, text))
-                case CallBegun(number) | CallArguments(number) if number and not self._is_parallel:
+                case CallBegun(number) | CallArguments(number) if number and not self._allows_parallel_calls:
                     pass
                 case CallBegun(number, name):
                     self._has_called = True

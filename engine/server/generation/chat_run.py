@@ -1,4 +1,4 @@
-"""A chat from its checked body to events: prompt, parsers, constraint, generation."""
+"""Runs a chat from its validated body to events: prompt, parsers, constraint, generation."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from engine.server.generation.chat_events import ChatEvent, ChoiceReader
 from engine.server.generation.constraints import find_spec
 from engine.server.generation.generation import Choice, Generation, Usage
 from engine.server.generation.sampling_params import TokenLimit
-from engine.server.generation.service import Prompt, GenerationService
+from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.large_work import LARGE_BYTES
 from engine.server.model.model_service import ModelService
 from engine.server.model.reasoning import PromptReasoning, ReasoningState
 from engine.server.model.truncation import Truncation
-from engine.server.protocol.chat_body import ChatBody, ConversationBody
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.conversation_body import ConversationBody
 from engine.text.parsers.reasoning import ReasoningParser
 from engine.text.parsers.tools import ToolParser, make_tool_parser
 
-# Parsers whose marks are special tokens: hidden from the text, they couldn't be found.
+# Parsers whose delimiters are special tokens, which must stay in the text to be found.
 _NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json", "llama4_json"})
 
 
@@ -32,12 +33,12 @@ class PreparedChat:
     generation: Generation
     choices: list[Choice]
     readers: dict[int, ChoiceReader]  # by the choice's index
-    is_plain: bool  # all text is content: readers have nothing to do
+    is_plain_content: bool  # all text is content, so readers are not needed
     prompt_text: str
 
 
 class ChatRun:
-    """A chat as it runs. Leaving it aborts what hasn't ended: use it as a context.
+    """A running chat. A context manager: leaving it aborts choices that have not ended.
 
     async with await start_chat(service, body) as run:
         async for events in run.steps(): ...
@@ -59,7 +60,7 @@ class ChatRun:
         await self._generation.__aexit__(kind, error, trace)
 
     async def steps(self) -> AsyncIterator[list[ChatEvent]]:
-        """The events of each step, until every choice has ended. Raises EngineError if one can't go on."""
+        """The events of each step, until every choice has ended. Raises EngineError if one fails."""
         async for deltas in self._generation.steps():
             yield [event for delta in deltas for event in self._readers[delta.choice.index].read(delta)]
 
@@ -70,14 +71,14 @@ class ChatRun:
 
 
 async def start_chat(service: GenerationService, body: ChatBody) -> ChatRun:
-    """Prepare a chat; it runs once the result is entered. Raises InvalidRequest, QueueFull …"""
+    """Prepare a chat, which runs once the result is entered. Raises InvalidRequest and QueueFull."""
     return ChatRun(await prepare_chat(service, body))
 
 
 async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
-    """Check the rest of the body, render and encode the prompt, make choices and their readers.
+    """Check the rest of the body, render and encode the prompt, create choices and their readers.
 
-    `first_index`: of its choices.
+    `first_index`: the index of its first choice.
     """
     model = service.model
     model.check_name(body.model)
@@ -86,8 +87,8 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
     tool_parser = model.tool_parser if has_tools else None
     if has_tools and tool_parser is None and body.tool_choice not in (None, "auto"):
         raise InvalidRequest(
-            "tool_choice needs a tool parser: this model's template shows none; start the engine with "
-            "--tool-call-parser.",
+            "tool_choice needs a tool parser, and none was detected for this model: start the engine "
+            "with --tool-call-parser.",
             param="tool_choice",
         )
     text = await render_conversation(service, body, with_tools=has_tools)
@@ -98,61 +99,61 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
         add_special_tokens=body.add_special_tokens,
         truncation=Truncation.of(body, max_model_len, needs_output=True),
         param="messages",
-        output=limit.asked or 1,
+        output=limit.requested or 1,
     )
-    max_tokens = limit.within(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
-    thinking = PromptReasoning.of(model, text)
+    max_tokens = limit.resolve(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
+    reasoning = PromptReasoning.of(model, text)
     spec = find_spec(body, tool_parser)
-    if spec is not None and thinking is not None and thinking.state is ReasoningState.POSSIBLE:
-        thinking = await _judge_switch(service, body, thinking, text, with_tools=has_tools)
-    constrain = await service.constraint_for(spec, thinking, budget=body.thinking_token_budget)
+    if spec is not None and reasoning is not None and reasoning.state is ReasoningState.POSSIBLE:
+        reasoning = await _detect_disabled_reasoning(service, body, reasoning, text, with_tools=has_tools)
+    make_constraint = await service.constraint_for(spec, reasoning, budget=body.thinking_token_budget)
     show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
-    generation, choices = await service.begin(
+    generation, choices = await service.create_generation(
         body,
         [Prompt(token_ids, max_tokens)],
-        constrain=constrain,
+        make_constraint=make_constraint,
         skip_special_tokens=body.skip_special_tokens and not show_special,
         first_index=first_index,
     )
-    make_reader = _reader_factory(body, thinking, tool_parser)
+    make_reader = _reader_factory(body, reasoning, tool_parser)
     return PreparedChat(
         generation,
         choices,
         {choice.index: make_reader(choice.index) for choice in choices},
-        is_plain=tool_parser is None and thinking is None and not body.echoed,
+        is_plain_content=tool_parser is None and reasoning is None and not body.echoed,
         prompt_text=text,
     )
 
 
-async def _judge_switch(
-    service: GenerationService, body: ChatBody, thinking: PromptReasoning, text: str, *, with_tools: bool
+async def _detect_disabled_reasoning(
+    service: GenerationService, body: ChatBody, reasoning: PromptReasoning, text: str, *, with_tools: bool
 ) -> PromptReasoning:
-    """Whether the prompt, by its template, asks for no thought.
+    """Detect whether the template has disabled reasoning in the prompt.
 
-    With the answer constrained, a thought would be the one way around it, and models would take it.
+    If it has, reasoning must not be allowed: models would use it to get around the constraint.
     """
     off, on = [
         await render_conversation(service, body, with_tools=with_tools, enable_thinking=switch)
         for switch in (False, True)
     ]
-    return thinking.switched_off() if text == off != on else thinking
+    return reasoning.disabled() if text == off != on else reasoning
 
 
 def _reader_factory(
-    body: ChatBody, thinking: PromptReasoning | None, tool_parser: str | None
+    body: ChatBody, reasoning: PromptReasoning | None, tool_parser: str | None
 ) -> Callable[[int], ChoiceReader]:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
 
     def make(index: int) -> ChoiceReader:
         parser: ToolParser | None = None if tool_parser is None else make_tool_parser(tool_parser, tools)
-        reasoning: ReasoningParser | None = None if thinking is None else thinking.make_parser()
+        reasoning_parser: ReasoningParser | None = None if reasoning is None else reasoning.make_parser()
         return ChoiceReader(
             index,
-            reasoning=reasoning,
-            counter=None if thinking is None else thinking.make_counter(),
+            reasoning=reasoning_parser,
+            counter=None if reasoning is None else reasoning.make_counter(),
             tools=parser,
             shows_reasoning=body.include_reasoning,
-            is_parallel=body.parallel_tool_calls,
+            allows_parallel_calls=body.parallel_tool_calls,
             echo=body.echoed,
         )
 
@@ -160,7 +161,7 @@ def _reader_factory(
 
 
 async def encode_conversation(service: ModelService, body: ConversationBody) -> list[int]:
-    """The prompt's tokens, by the chat template, for who counts them: they needn't fit."""
+    """The tokens of the rendered prompt, for counting: they need not fit the context."""
     text = await render_conversation(service, body, with_tools=True)
     return await service.encode(text, add_special_tokens=body.add_special_tokens, output=None)
 
@@ -170,7 +171,7 @@ async def render_conversation(
 ) -> str:
     """The prompt's text; long conversations are rendered in a thread.
 
-    `enable_thinking`: instead of what the body says of it.
+    `enable_thinking` overrides the body's value.
     """
     variables = {**_reasoning_variables(body), **(body.chat_template_kwargs or {})}
     if enable_thinking is not None:
@@ -192,7 +193,7 @@ async def render_conversation(
 
 
 def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
-    """What `reasoning_effort` means to templates: those that know the word get it, the others a switch."""
+    """`reasoning_effort` as template variables: the effort itself, and a switch for other templates."""
     effort = body.reasoning_effort if isinstance(body, ChatBody) else None
     return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
@@ -200,8 +201,8 @@ def _reasoning_variables(body: ConversationBody) -> dict[str, Any]:
 def _token_limit(service: GenerationService, body: ChatBody) -> TokenLimit:
     if body.max_completion_tokens is not None:
         return TokenLimit(body.max_completion_tokens, "max_completion_tokens", "messages", is_cap=True)
-    asked = body.max_tokens
+    requested = body.max_tokens
     default = service.model.defaults.get("max_new_tokens")
-    if asked is None and default is not None:
-        asked = max(body.min_tokens, min(int(default), service.engine.max_model_len))
-    return TokenLimit(asked, "max_tokens", "messages", is_cap=True)
+    if requested is None and default is not None:
+        requested = max(body.min_tokens, min(int(default), service.engine.max_model_len))
+    return TokenLimit(requested, "max_tokens", "messages", is_cap=True)

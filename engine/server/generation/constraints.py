@@ -1,4 +1,4 @@
-"""What a body says its output must be, whichever field says it, as one specification."""
+"""The output format that a body requires, from whichever field, as one specification."""
 
 from __future__ import annotations
 
@@ -9,78 +9,87 @@ from typing import Any
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
 from engine.server.model.reasoning import PromptReasoning
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.conversation_body import NamedTool
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
-from engine.server.protocol.chat_body import ChatBody, NamedTool
-from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
+from engine.structured import StructuredKind, StructuredOutput, GrammarCompiler
 from engine.text.parsers.tools import AnswerSchema, answer_or_calls, call_constraint
 
 ConstraintFactory = Callable[[], TokenConstraint]
-"""Makes the constraint of one sequence."""
+"""Creates the constraint of one sequence."""
 
 
 async def make_constraint_factory(
     grammar_compiler: GrammarCompiler,
     spec: StructuredOutput | None,
-    thinking: PromptReasoning | None,
+    reasoning: PromptReasoning | None,
     budget: int | None,
     tenant: str = "",
 ) -> ConstraintFactory | None:
-    """Compile what is asked for, once for all choices; None where anything goes. Raises InvalidRequest."""
-    marks = None if thinking is None else thinking.marks
-    if budget is not None and budget >= 0 and marks is None:
+    """Compile the format once for all choices. None if unconstrained. Raises InvalidRequest."""
+    delimiters = None if reasoning is None else reasoning.delimiters
+    if budget is not None and budget >= 0 and delimiters is None:
         raise InvalidRequest(
-            "thinking_token_budget needs a model that thinks: this server has no --reasoning-parser.",
+            "thinking_token_budget needs a reasoning model: start the engine with --reasoning-parser.",
             param="thinking_token_budget",
         )
     compiled = None if spec is None else await grammar_compiler.compile(spec, tenant)
-    bounded = budget if budget is not None and budget >= 0 else None
-    if compiled is None and bounded is None:
+    limit = budget if budget is not None and budget >= 0 else None
+    if compiled is None and limit is None:
         return None
-    return lambda: grammar_compiler.constraint(compiled, marks, budget=bounded)
+    return lambda: grammar_compiler.constraint(compiled, delimiters, budget=limit)
 
 
 def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:
-    """None where anything goes. Raises InvalidRequest where two fields ask for different things.
+    """None if unconstrained. Raises InvalidRequest if two fields conflict.
 
-    A `response_format` is the answer's, which the model may put off to call tools, as with OpenAI and
-    Anthropic: a forced call comes before it. `structured_outputs` is that of all that the model says.
+    `response_format` applies to the final answer; the model can call tools first, as with OpenAI and
+    Anthropic, and a forced call takes precedence. `structured_outputs` applies to the whole output.
     """
     if not isinstance(body, ChatBody) or tool_parser is None:
         return _from_format(body)
     is_forced = body.tool_choice not in (None, "auto", "none")
     if body.structured_outputs is not None and is_forced:
         raise InvalidRequest(
-            "A forced tool call can't follow another format: leave out structured_outputs, or set "
+            "A forced tool call conflicts with structured_outputs: leave out structured_outputs, or set "
             "tool_choice to auto.",
             param="tool_choice",
         )
-    answer = _from_format(body)
-    if answer is None or is_forced:
+    output_format = _from_format(body)
+    if output_format is None or is_forced:
         return _from_tools(body, tool_parser)
-    return answer if body.structured_outputs is not None else _answer_or_calls(body, answer, tool_parser)
+    return (
+        output_format
+        if body.structured_outputs is not None
+        else _format_or_calls(body, output_format, tool_parser)
+    )
 
 
-def _answer_or_calls(body: ChatBody, answer: StructuredOutput, tool_parser: str) -> StructuredOutput:
-    is_schema = answer.kind is StructuredKind.JSON_SCHEMA
-    schema = json.loads(answer.source) if is_schema else {"type": "object"}
-    said = AnswerSchema(schema, answer.param, answer.is_strict, answer.advice)
-    tag = answer_or_calls(tool_parser, _tools(body), said, parallel=body.parallel_tool_calls)
-    return answer if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, answer.param)
+def _format_or_calls(body: ChatBody, output_format: StructuredOutput, tool_parser: str) -> StructuredOutput:
+    is_schema = output_format.kind is StructuredKind.JSON_SCHEMA
+    schema = json.loads(output_format.source) if is_schema else {"type": "object"}
+    answer_format = AnswerSchema(schema, output_format.param, output_format.is_strict, output_format.advice)
+    tag = answer_or_calls(tool_parser, _tools(body), answer_format, parallel=body.parallel_tool_calls)
+    return (
+        output_format
+        if tag is None
+        else StructuredOutput(StructuredKind.TOOL_CALLS, tag, output_format.param)
+    )
 
 
 def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
     choice = body.chosen_tool
     if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
-        return None  # nothing is promised, so the model's own way is left to it
-    # Who names a function means one call of it.
+        return None  # no guarantee was requested, so the model is unconstrained
+    # Naming a function asks for a single call of it.
     parallel = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
     tag = call_constraint(tool_parser, _tools(body), choice, parallel=parallel)
     return None if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools")
 
 
 def _tools(body: ChatBody) -> dict[str, dict[str, Any]]:
-    """By the client's own path."""
-    return {f"tools[{tool.place}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
+    """Tools by their path in the client's body."""
+    return {f"tools[{tool.index}]": tool.model_dump(exclude_none=True) for tool in body.tools or []}
 
 
 def _from_format(body: GenerationBody) -> StructuredOutput | None:
@@ -100,7 +109,7 @@ def _from_format(body: GenerationBody) -> StructuredOutput | None:
         json.dumps(schema),
         param,
         is_strict=form.json_schema.strict is not False,
-        advice="with strict: false, the answer follows all else that the schema says",
+        advice="with strict: false, the answer follows the rest of the schema",
     )
 
 
@@ -118,4 +127,7 @@ def _from_structured_outputs(given: StructuredOutputs) -> StructuredOutput:
         source = getattr(given, kind.value)
         if source is not None:
             return StructuredOutput(kind, source, f"structured_outputs.{kind.value}")
-    raise InvalidRequest("structured_outputs is empty.", param="structured_outputs")
+    raise InvalidRequest(
+        "structured_outputs is empty: give one of json, json_object, regex, choice, grammar, structural_tag.",
+        param="structured_outputs",
+    )

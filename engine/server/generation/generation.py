@@ -1,6 +1,6 @@
 """One HTTP request's sequences, from engine requests to pieces of text. Knows nothing of HTTP or JSON.
 
-Streamed or not, an answer is made from these same pieces, so both say the same.
+Streamed and non-streamed responses are built from the same deltas, so their content is the same.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from engine.text.detokenizer import Detokenizer
 
 
 class ChoiceDelta(NamedTuple):
-    """What one step brought one choice. The last of a choice has a `finish_reason`.
+    """One step's output of one choice. The last delta of a choice has a `finish_reason`.
 
-    `text` may lag behind `token_ids`: what may become a stop string is held back. A tuple, as every token of
-    every stream makes one.
+    `text` can lag behind `token_ids`: a possible beginning of a stop string is held back. A tuple for speed,
+    since every token of every stream creates one.
     """
 
     choice: Choice
@@ -33,20 +33,20 @@ class ChoiceDelta(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     token_ids: Sequence[int] = ()
-    logprobs: Sequence[PositionLogprobs] = ()  # parallel to `token_ids` where they were asked for
+    logprobs: Sequence[PositionLogprobs] = ()  # parallel to `token_ids` if requested
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None  # on the first delta
 
 
 def merge_deltas(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
-    """What several steps brought one choice, as if one had."""
+    """The deltas of several steps of one choice, merged into one."""
     if len(deltas) == 1:
         return deltas[0]
-    told = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    prompt_logprobs = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
     return deltas[-1]._replace(
         text="".join(delta.text for delta in deltas),
         token_ids=[token for delta in deltas for token in delta.token_ids],
         logprobs=[position for delta in deltas for position in delta.logprobs],
-        prompt_logprobs=next(told, None),
+        prompt_logprobs=next(prompt_logprobs, None),
     )
 
 
@@ -55,26 +55,32 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    reasoning_tokens: int | None = None  # of the completion's; None where nothing tells them apart
+    reasoning_tokens: int | None = None  # part of the completion tokens; None if they are not counted
 
 
 class Choice:
-    """One sequence: its place in the answer, its text so far as stop strings need it, and its counts."""
+    """One sequence: its index in the response, its detokenizer and its counts."""
 
     def __init__(
-        self, index: int, request: EngineRequest, detokenizer: Detokenizer, *, prefix: str, show_stop: bool
+        self,
+        index: int,
+        request: EngineRequest,
+        detokenizer: Detokenizer,
+        *,
+        prefix: str,
+        shows_stop_token: bool,
     ) -> None:
-        """`prefix` (the echoed prompt) goes before the first text; `show_stop`: a stop token is shown."""
+        """`prefix` (the echoed prompt) precedes the first text."""
         self.index = index
         self.request = request
         self.num_tokens = 0
         self.num_cached_tokens = 0
-        self.num_reasoning_tokens: int | None = None  # kept by who reads the text
+        self.num_reasoning_tokens: int | None = None  # set by ChoiceReader
         self.is_ended = False
         self.finish_reason: FinishReason | None = None
         self._detokenizer = detokenizer
         self._prefix = prefix
-        self._show_stop = show_stop
+        self._shows_stop_token = shows_stop_token
         self._first_token_time: float | None = None
         self._last_token_time = 0.0
 
@@ -82,31 +88,31 @@ class Choice:
         return f"<Choice {self.index} {self.request.request_id} {self.num_tokens} tokens>"
 
     def end_at_once(self) -> ChoiceDelta:
-        """For a choice that may not generate anything."""
+        """End a choice that must not generate any tokens."""
         self.is_ended, self.finish_reason = True, FinishReason.LENGTH
         return ChoiceDelta(self, self._take_prefix(), FinishReason.LENGTH)
 
     def apply(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
-        """Raises EngineError where the engine could not go on."""
+        """Raises EngineError if the engine failed."""
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
-        self._time(delta, metrics)
+        self._record_times(delta, metrics)
         reason = delta.finish_reason
         if reason is FinishReason.ERROR:
             self.end(reason, metrics)
-            raise delta.error or GenerationFailed("The engine could not go on with this request.")
+            raise delta.error or GenerationFailed("The engine failed to continue this request.")
         return self._to_text(delta, metrics)
 
-    def conclude(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
-        """Its whole text at once, of tokens whose times say nothing."""
+    def finish_at_once(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
+        """Deliver the whole output at once, without recording token times."""
         return self._to_text(delta, metrics)
 
     def _to_text(self, delta: TokenDelta, metrics: Metrics) -> ChoiceDelta:
         reason, stop_reason = delta.finish_reason, delta.stop_reason
-        hide_last = delta.ends_with_stop_token and not self._show_stop
+        hide_last = delta.ends_with_stop_token and not self._shows_stop_token
         piece = self._detokenizer.push(delta.token_ids[:-1] if hide_last else delta.token_ids)
         text, stop = self._take_prefix() + piece.text, piece.stop
         token_ids, logprobs = delta.token_ids, delta.logprobs
-        if stop is not None:  # what came after it doesn't count
+        if stop is not None:  # tokens after it do not count
             token_ids, logprobs = token_ids[: piece.num_tokens], logprobs[: piece.num_tokens]
         self.num_tokens += len(token_ids)
         if stop is None and reason is not None:
@@ -128,7 +134,7 @@ class Choice:
 
     @property
     def first_token_s(self) -> float | None:
-        """Seconds from its arrival to its first token."""
+        """Seconds from arrival to the first token."""
         first = self._first_token_time
         return None if first is None else first - self.request.arrival_time
 
@@ -136,7 +142,7 @@ class Choice:
         prefix, self._prefix = self._prefix, ""
         return prefix
 
-    def _time(self, delta: TokenDelta, metrics: Metrics) -> None:
+    def _record_times(self, delta: TokenDelta, metrics: Metrics) -> None:
         if not delta.token_ids:
             return
         now, num_next = time.monotonic(), len(delta.token_ids)
@@ -151,7 +157,7 @@ class Choice:
         self._last_token_time = now
 
     def end(self, reason: FinishReason, metrics: Metrics) -> None:
-        """Count its end, once."""
+        """Record the end in the metrics, once."""
         if self.is_ended:
             return
         self.is_ended, self.finish_reason = True, reason
@@ -166,7 +172,7 @@ class Choice:
 
 
 class Generation:
-    """The choices of one request while they run. Leaving it aborts what hasn't ended: use it as a context."""
+    """The running choices of one request. A context manager: leaving it aborts those that have not ended."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics, choices: Sequence[Choice]) -> None:
         self._engine = engine
@@ -176,24 +182,24 @@ class Generation:
         self._pumps: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Start all choices; raises what the engine raises, and then none runs."""
+        """Start all choices. If the engine raises, none of them runs."""
         try:
             for choice in self._choices:
                 params = choice.request.params
                 if params.max_tokens > 0 or params.prompt_logprobs is not None:
                     self._streams.append((choice, self._engine.stream(choice.request)))
         except BaseException:
-            await self._leave()
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._leave()
+        await self._close()
 
-    async def _leave(self) -> None:
-        """Nothing in here waits for anything but our own cancelled tasks."""
+    async def _close(self) -> None:
+        """Waits for nothing but our own cancelled tasks."""
         for choice, stream in self._streams:
             await stream.aclose()
             choice.end(FinishReason.ABORT, self._metrics)
@@ -214,7 +220,7 @@ class Generation:
         )
 
     def read_usage(self) -> Usage:
-        """A prompt counts once, however many choices it has: what its first has found in the cache counts."""
+        """A prompt counts once, however many choices it has; its first choice's cache hits count."""
         prompts = {id(choice.request.prompt_token_ids): choice for choice in reversed(self._choices)}
         return Usage(
             prompt_tokens=sum(len(choice.request.prompt_token_ids) for choice in prompts.values()),
@@ -224,24 +230,26 @@ class Generation:
         )
 
     def steps(self) -> AsyncIterator[list[ChoiceDelta]]:
-        """What came together, until every choice has ended. Raises EngineError if one can't go on."""
+        """Deltas that arrived together, until every choice has ended. Raises EngineError if one fails."""
         if not self._streams:
-            return self._steps_of_none()
+            return self._steps_without_streams()
         if len(self._streams) == 1:
-            return self._steps_of_one(*self._streams[0])
-        return self._steps_of_many()
+            return self._steps_of_one_stream(*self._streams[0])
+        return self._steps_of_many_streams()
 
     def _apply(self, choice: Choice, delta: TokenDelta) -> ChoiceDelta:
-        """An abort by request id is an end like others, one by the server's own end is not."""
+        """An abort by request id is a normal end; an abort because of a shutdown is an error."""
         if delta.finish_reason is FinishReason.ABORT and not self._engine.is_alive:
             choice.end(FinishReason.ABORT, self._metrics)
-            raise ShuttingDown("The server is shutting down; this answer is not complete.")
+            raise ShuttingDown("The server is shutting down; this response is incomplete.")
         return choice.apply(delta, self._metrics)
 
-    async def _steps_of_none(self) -> AsyncIterator[list[ChoiceDelta]]:
+    async def _steps_without_streams(self) -> AsyncIterator[list[ChoiceDelta]]:
         yield [choice.end_at_once() for choice in self._choices]
 
-    async def _steps_of_one(self, choice: Choice, stream: TokenStream) -> AsyncIterator[list[ChoiceDelta]]:
+    async def _steps_of_one_stream(
+        self, choice: Choice, stream: TokenStream
+    ) -> AsyncIterator[list[ChoiceDelta]]:
         async for delta in stream:
             step = self._apply(choice, delta)
             if step.finish_reason is not None:
@@ -250,19 +258,19 @@ class Generation:
             if step.finish_reason is not None:
                 return
 
-    async def _steps_of_many(self) -> AsyncIterator[list[ChoiceDelta]]:
-        arrived: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]] = asyncio.Queue()
-        self._pumps = [asyncio.create_task(_pump(*each, arrived)) for each in self._streams]
+    async def _steps_of_many_streams(self) -> AsyncIterator[list[ChoiceDelta]]:
+        arrivals: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]] = asyncio.Queue()
+        self._pumps = [asyncio.create_task(_pump(*each, arrivals)) for each in self._streams]
         streams = dict(self._streams)
         while not all(choice.is_ended for choice in streams):
-            batch = [await arrived.get()]
-            while not arrived.empty():
-                batch.append(arrived.get_nowait())
+            batch = [await arrivals.get()]
+            while not arrivals.empty():
+                batch.append(arrivals.get_nowait())
             deltas = []
             for choice, delta in batch:
                 if isinstance(delta, EngineError):
                     raise delta
-                if choice.is_ended:  # by a stop string, with more tokens under way
+                if choice.is_ended:  # by a stop string, while more tokens were in transit
                     continue
                 deltas.append(self._apply(choice, delta))
                 if deltas[-1].finish_reason is not None:
@@ -277,10 +285,10 @@ def _sum_known(counts: Iterable[int | None]) -> int | None:
 
 
 async def _pump(
-    choice: Choice, stream: TokenStream, arrived: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]]
+    choice: Choice, stream: TokenStream, arrivals: asyncio.Queue[tuple[Choice, TokenDelta | EngineError]]
 ) -> None:
     try:
         async for delta in stream:
-            arrived.put_nowait((choice, delta))
+            arrivals.put_nowait((choice, delta))
     except EngineError as error:
-        arrived.put_nowait((choice, error))
+        arrivals.put_nowait((choice, error))

@@ -1,4 +1,4 @@
-"""From a checked body and a prompt's length to SamplingParams: defaults, the context's limit, seeds."""
+"""SamplingParams from a validated body and the prompt's length: defaults, context limit, seeds."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """How many tokens a body asks for, and how its fields are called, for errors."""
+    """The number of tokens that a body requests, and the names of its fields, for errors."""
 
-    asked: int | None  # None = all that there is room for
+    requested: int | None  # None = as many as fit
     param: str
     prompt_param: str
-    is_cap: bool = False  # chats' clients ask for more than there can be, as they don't know the context
+    is_cap: bool = False  # chat clients may request more than fits: they do not know the context length
 
-    def within(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
-        """How many tokens may be generated.
+    def resolve(self, max_model_len: int, *, num_prompt_tokens: int, min_tokens: int) -> int:
+        """The maximum number of tokens to generate.
 
-        Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the numbers can't be meant.
+        Raises PromptTooLong if the prompt leaves no room, InvalidRequest if the numbers conflict.
         """
-        if self.asked is not None and min_tokens > self.asked:
+        if self.requested is not None and min_tokens > self.requested:
             raise InvalidRequest(
-                f"min_tokens {min_tokens} is more than {self.param} {self.asked}.", param="min_tokens"
+                f"min_tokens {min_tokens} is greater than {self.param} {self.requested}.", param="min_tokens"
             )
-        needed = 0 if self.asked == 0 else 1
-        wanted = needed if self.asked is None else self.asked
+        needed = 0 if self.requested == 0 else 1
+        wanted = needed if self.requested is None else self.requested
         if num_prompt_tokens + needed > max_model_len:
             raise PromptTooLong.of(max_model_len, num_prompt_tokens, wanted, part=self.prompt_param)
         if wanted > max_model_len and not self.is_cap:
@@ -44,12 +44,12 @@ class TokenLimit:
                 max_model_len, num_prompt_tokens, wanted, part=self.prompt_param, param=self.param
             )
         room = max_model_len - num_prompt_tokens
-        return room if self.asked is None else min(self.asked, room)
+        return room if self.requested is None else min(self.requested, room)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenConstraints:
-    """What a body says of single tokens, as token ids, checked."""
+    """A body's constraints on single tokens, as validated token ids."""
 
     logit_bias: Mapping[int, float]
     allowed_token_ids: tuple[int, ...] | None
@@ -57,13 +57,13 @@ class TokenConstraints:
     stop_token_ids: frozenset[int] = frozenset()
 
     @staticmethod
-    def is_long(body: GenerationBody) -> bool:
-        """Whether to make them takes long enough for streams to notice."""
+    def is_expensive(body: GenerationBody) -> bool:
+        """Whether building them would visibly delay streams."""
         return len(body.bad_words) > _MANY_WORDS or len(body.allowed_token_ids or ()) > _MANY_TOKENS
 
     @staticmethod
     def of(body: GenerationBody, tokenizer: Tokenizer, vocab_size: int) -> TokenConstraints:
-        """Raises InvalidRequest for a token that the model doesn't have."""
+        """Raises InvalidRequest for a token id outside the vocabulary."""
         for param, token_ids in (
             ("logit_bias", [int(token) for token in body.logit_bias]),
             ("allowed_token_ids", body.allowed_token_ids or []),
@@ -73,7 +73,8 @@ class TokenConstraints:
             highest = max(token_ids, default=0)
             if highest >= vocab_size:
                 raise InvalidRequest(
-                    f"Token id {highest} is outside the vocabulary of {vocab_size}.", param=param
+                    f"{param}: token id {highest} is outside the vocabulary of {vocab_size} tokens.",
+                    param=param,
                 )
         allowed = body.allowed_token_ids
         return TokenConstraints(
@@ -85,7 +86,7 @@ class TokenConstraints:
 
 
 def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
-    """Each word's tokens at the beginning of a text, and after a space if it is as many tokens there."""
+    """Each word's tokens at the start of a text, and after a space if it has as many tokens there."""
     texts = [text for word in words for text in (word.lstrip() or word, f" {word.lstrip()}")]
     if len(words) > _MANY_WORDS:
         encoded = tokenizer.encode_without_gil(texts, add_special_tokens=False)
@@ -105,24 +106,25 @@ def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[int
 
 
 def check_logprobs(body: GenerationBody, param: str, max_logprobs: int) -> None:
-    """Raise InvalidRequest for more logprobs than the server gives; -1 there is no limit."""
+    """Raise InvalidRequest for more logprobs than `max_logprobs`; -1 means no limit."""
     for name, wanted in ((param, body.num_logprobs), ("prompt_logprobs", body.prompt_logprobs)):
         if wanted is not None and max_logprobs >= 0 and not 0 <= wanted <= max_logprobs:
             raise InvalidRequest(
-                f"{name} {wanted}: at most {max_logprobs} are possible here (--max-logprobs).", param=name
+                f"{name} {wanted} exceeds this server's maximum of {max_logprobs} (--max-logprobs).",
+                param=name,
             )
 
 
 def make_sampling_params(
     body: GenerationBody,
     defaults: Mapping[str, Any],
-    wishes: TokenConstraints,
+    token_constraints: TokenConstraints,
     *,
     max_tokens: int,
     seed: int,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """`defaults` are the checkpoint's, for what the body leaves open."""
+    """`defaults` are the checkpoint's, for parameters that the body leaves out."""
 
     def pick(name: str, neutral: float) -> Any:
         given = getattr(body, name)
@@ -136,14 +138,14 @@ def make_sampling_params(
         top_k=max(int(pick("top_k", 0)), 0),
         min_p=float(pick("min_p", 0.0)),
         seed=seed & _SEED_MASK,
-        stop_token_ids=wishes.stop_token_ids,
+        stop_token_ids=token_constraints.stop_token_ids,
         ignore_eos=body.ignore_eos,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=float(pick("repetition_penalty", 1.0)),
-        logit_bias=wishes.logit_bias,
-        allowed_token_ids=wishes.allowed_token_ids,
-        bad_words=wishes.bad_words,
+        logit_bias=token_constraints.logit_bias,
+        allowed_token_ids=token_constraints.allowed_token_ids,
+        bad_words=token_constraints.bad_words,
         logprobs=body.num_logprobs,
         logprob_token_ids=tuple(body.logprob_token_ids or ()),
         prompt_logprobs=prompt_logprobs,

@@ -1,4 +1,4 @@
-"""Fewer, larger pieces for streams: `stream_interval`, as vLLM has it. Pure: deltas in, deltas out."""
+"""vLLM's `stream_interval`: fewer, larger chunks. Pure: deltas in, deltas out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.server.model.metrics import Metrics
 
 
 class IntervalGeneration(Generation):
-    """A generation whose steps come less often."""
+    """A generation that yields its deltas every `interval` tokens."""
 
     def __init__(
         self, engine: AsyncEngine, metrics: Metrics, choices: Sequence[Choice], *, interval: int
@@ -25,16 +25,16 @@ class IntervalGeneration(Generation):
 async def coalesce(
     steps: AsyncIterator[list[ChoiceDelta]], interval: int
 ) -> AsyncIterator[list[ChoiceDelta]]:
-    """The same deltas, each choice's held back until they have `interval` tokens; first and last aren't."""
-    bundles: dict[Choice, _Bundle] = {}
+    """Hold back each choice's deltas until they have `interval` tokens, except the first and the last."""
+    held_by_choice: dict[Choice, _HeldDeltas] = {}
     async for deltas in steps:
-        due = list(_take_due(deltas, bundles, interval))
+        due = list(_due_deltas(deltas, held_by_choice, interval))
         if due:
             yield due
 
 
-class _Bundle:
-    """What of one choice is held back."""
+class _HeldDeltas:
+    """The held-back deltas of one choice."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -45,19 +45,19 @@ class _Bundle:
         self.deltas.append(delta)
         self.num_tokens += len(delta.token_ids)
 
-    def take(self) -> ChoiceDelta:
-        """All of it as one delta."""
+    def release(self) -> ChoiceDelta:
+        """All held deltas, merged into one."""
         deltas = self.deltas
         self.has_begun, self.deltas, self.num_tokens = True, [], 0
         return merge_deltas(deltas)
 
 
-def _take_due(
-    deltas: Iterable[ChoiceDelta], bundles: dict[Choice, _Bundle], interval: int
+def _due_deltas(
+    deltas: Iterable[ChoiceDelta], held_by_choice: dict[Choice, _HeldDeltas], interval: int
 ) -> Iterable[ChoiceDelta]:
     for delta in deltas:
-        bundle = bundles.setdefault(delta.choice, _Bundle())
-        bundle.add(delta)
+        held = held_by_choice.setdefault(delta.choice, _HeldDeltas())
+        held.add(delta)
         is_end = delta.finish_reason is not None
-        if is_end or not bundle.has_begun or bundle.num_tokens >= interval:
-            yield bundle.take()
+        if is_end or not held.has_begun or held.num_tokens >= interval:
+            yield held.release()

@@ -1,1 +1,1 @@
-"""What all routes share: errors, ids, tenants, the request log, a client that leaves."""
+"""Shared by all routes: errors, ids, tenants, the request log, client disconnects."""

@@ -1,4 +1,4 @@
-"""Work that is done before there is an answer, and ends when the client that it is for has left."""
+"""Runs work on behalf of a client and cancels it when the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from engine.errors import InvalidRequest
 
 Result = TypeVar("Result")
 
-# Set at the gate for all that is done on behalf of one HTTP request.
+# Set by the middleware, for everything done on behalf of one HTTP request.
 _receive: ContextVar[Receive | None] = ContextVar("receive", default=None)
 
 
 def set_client(receive: Receive) -> None:
-    """Say whom this task works for."""
+    """Set the client that the current task works for."""
     _receive.set(receive)
 
 
 async def raise_on_disconnect(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """What `work` returns. The request's body must have been read. Raises InvalidRequest, to nobody."""
+    """The result of `work`. The body must have been read. Raises InvalidRequest if the client has left."""
     receive = _receive.get()
     if receive is None:
         return await work()
@@ -31,10 +31,10 @@ async def raise_on_disconnect(work: Callable[[], Coroutine[Any, Any, Result]]) -
     async def boxed() -> tuple[Result]:
         return (await work(),)
 
-    made = await cancel_on_disconnect(receive, boxed)
-    if made is None:
-        raise InvalidRequest("The client has left.")
-    return made[0]
+    result = await cancel_on_disconnect(receive, boxed)
+    if result is None:
+        raise InvalidRequest("The client has disconnected.")
+    return result[0]
 
 
 async def cancel_on_disconnect(
@@ -42,7 +42,7 @@ async def cancel_on_disconnect(
 ) -> Result | None:
     """The result of `work`, or None if the client left first and `work` was cancelled.
 
-    Two tasks: whichever ends first ends the other, and both have ended when this returns.
+    Runs two tasks: the first to end cancels the other, and both have ended when this returns.
     """
     working = asyncio.create_task(work())
     leaving = asyncio.create_task(_until_disconnect(receive))

@@ -1,4 +1,4 @@
-"""From what went wrong to OpenAI's error envelope: one table, one shape."""
+"""Maps engine errors to HTTP statuses and to the error envelopes of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ShuttingDown(EngineError):
 
 
 class UnsupportedRoute(InvalidRequest):
-    """A path that others have, and this engine doesn't."""
+    """A path of vLLM or OpenAI that this engine does not support."""
 
     code = "not_implemented"
 
@@ -85,7 +85,7 @@ _STATUS = {
     ShuttingDown.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineDead.code: HTTPStatus.SERVICE_UNAVAILABLE,
     EngineAsleep.code: HTTPStatus.SERVICE_UNAVAILABLE,
-    OutOfMemory.code: HTTPStatus.SERVICE_UNAVAILABLE,  # to wake up; others may give some back
+    OutOfMemory.code: HTTPStatus.SERVICE_UNAVAILABLE,  # when waking up; other processes may free memory
     UnsupportedRoute.code: HTTPStatus.NOT_IMPLEMENTED,
 }
 
@@ -104,9 +104,9 @@ def status_of(error: EngineError) -> HTTPStatus:
 
 
 def status_table() -> list[tuple[str, HTTPStatus]]:
-    """Every code an error may have, with its status, lowest first."""
+    """Every error code with its status, sorted by status."""
     known = {**_STATUS, GenerationFailed.code: HTTPStatus.INTERNAL_SERVER_ERROR}
-    return sorted(known.items(), key=lambda one: one[1])
+    return sorted(known.items(), key=lambda entry: entry[1])
 
 
 def envelope(error: EngineError) -> bytes:
@@ -135,18 +135,18 @@ def speaks_anthropic(path: str) -> bool:
 
 
 def anthropic_envelope(error: EngineError) -> bytes:
-    """`{"type": "error", "error": {type, message}, "request_id": …}`, and the field's name beside them."""
+    """`{"type": "error", "error": {type, message, param}, "request_id": …}`."""
     body = {
         "type": _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error"),
         "message": error.anthropic if isinstance(error, PromptTooLong) else error.message,
         "param": getattr(error, "param", None),
     }
-    told = {"type": "error", "error": body, "request_id": choose_request_id(None)}
-    return json.dumps(told).encode()
+    content = {"type": "error", "error": body, "request_id": choose_request_id(None)}
+    return json.dumps(content).encode()
 
 
 def error_response(error: EngineError, path: str = "") -> Response:
-    """In the protocol of the path that was asked for."""
+    """The error in the protocol of the requested path."""
     status = status_of(error)
     body = anthropic_envelope(error) if speaks_anthropic(path) else envelope(error)
     headers = {}

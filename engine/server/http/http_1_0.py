@@ -1,6 +1,6 @@
-"""Answers to HTTP/1.0, whose clients know no chunks: what has no length ends with its connection.
+"""HTTP/1.0 support: its clients do not know chunks, so a body without a length ends with the connection.
 
-uvicorn's protocol, less one thing it does. nginx asks by HTTP/1.0 unless it is told otherwise.
+uvicorn always sends chunks. nginx proxies with HTTP/1.0 by default.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ class Http10Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] == "1.0":
-            cycle.waiting_for_100_continue = False  # interim answers are HTTP/1.1's
-            app = _unchunked(app, cycle)
+            cycle.waiting_for_100_continue = False  # interim responses need HTTP/1.1
+            app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
 
-def _unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
     async def application(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         ends_by_close = False
 
@@ -32,7 +32,9 @@ def _unchunked(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Appli
                 if ends_by_close:
                     cycle.chunked_encoding = False
             elif message["type"] == "http.response.body" and ends_by_close:
-                cycle.expected_content_length = len(message.get("body", b""))  # as if this were all
+                cycle.expected_content_length = len(
+                    message.get("body", b"")
+                )  # so that uvicorn accepts a body of unknown length
             await send(message)
 
         await app(scope, receive, send_unchunked)

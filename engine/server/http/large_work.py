@@ -1,8 +1,8 @@
-"""Work on large bodies and answers: off the event loop, a little at a time, and never many at once.
+"""Processes large bodies and responses in threads, one at a time and with pauses.
 
-A thread that computes in Python holds the interpreter, which the loop and the engine's thread need for every
-token of every stream. So such work comes one at a time, and what is long rests as long as it has worked
-(`Pace`). Work that leaves the interpreter alone, such as a tokenizer's, may run beside it.
+A thread that runs Python holds the GIL, which the event loop and the engine's thread need for every token of
+every stream. So only one such job runs at a time, and a long one pauses for as long as it has worked
+(`GilThrottle`). Work that releases the GIL, such as tokenizing, may run beside it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LARGE_BYTES = 64 * 2**10  # from here on, work on a text goes to a thread: the loop has streams to serve
-_LONGEST_REST_S = 0.05
-_TURN_S = 0.002  # the interpreter's own default is 5 ms, and each PyTorch operator has to ask for it again
+LARGE_BYTES = 64 * 2**10  # above this, work on a text is done in a thread, to keep streams flowing
+_MAX_PAUSE_S = 0.05
+_TIME_SLICE_S = (
+    0.002  # the interpreter's default is 5 ms, and every PyTorch operator has to acquire the GIL again
+)
 
 
-class Pace:
-    """For one long piece of work, which calls `rest` every few thousand operations or fewer."""
+class GilThrottle:
+    """For one long job, which calls `pause` at least every few thousand operations."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
 
-    def rest(self) -> None:
-        """After a turn's work, let the others go on for as long as it has taken. Not on an event loop."""
+    def pause(self) -> None:
+        """After a time slice, sleep for as long as the job has worked. Never sleeps on an event loop."""
         worked_s = time.perf_counter() - self._since
-        if worked_s > _TURN_S:
+        if worked_s > _TIME_SLICE_S:
             if not _is_on_loop():
-                time.sleep(min(worked_s, _LONGEST_REST_S))
+                time.sleep(min(worked_s, _MAX_PAUSE_S))
             self._since = time.perf_counter()
 
 
@@ -44,23 +46,23 @@ def _is_on_loop() -> bool:
 
 
 class LargeWork:
-    """A server's. Belongs to one event loop."""
+    """One per server; belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._interpreted = asyncio.Semaphore(1)
-        self._released = asyncio.Semaphore(1)
+        self._python_jobs = asyncio.Semaphore(1)
+        self._gil_free_jobs = asyncio.Semaphore(1)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which runs in a thread when its turn has come."""
-        return await _in_thread(work, self._interpreted)
+        """Run `work` in a thread when its turn comes."""
+        return await _in_thread(work, self._python_jobs)
 
     async def run_released(self, work: Callable[[], T]) -> T:
-        """The same of work that doesn't hold the interpreter."""
-        return await _in_thread(work, self._released)
+        """The same for work that releases the GIL."""
+        return await _in_thread(work, self._gil_free_jobs)
 
 
 async def _in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> T:
-    """Who waits may be cancelled; a thread can't be, and its turn lasts until it has ended."""
+    """The caller can be cancelled; the thread cannot, so it keeps its turn until it ends."""
     await turn.acquire()
     context = contextvars.copy_context()
     running = asyncio.get_running_loop().run_in_executor(None, context.run, work)
@@ -68,7 +70,7 @@ async def _in_thread(work: Callable[[], T], turn: asyncio.Semaphore) -> T:
     def end(done: asyncio.Future[T]) -> None:
         turn.release()
         if not done.cancelled():
-            done.exception()  # nobody may be left to ask for it
+            done.exception()  # retrieved here, since the caller may be gone
 
     running.add_done_callback(end)
     return await asyncio.shield(running)

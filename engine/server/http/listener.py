@@ -1,4 +1,4 @@
-"""The listening socket, made before anything slow is loaded: a port that is taken is known at once."""
+"""The listening socket, opened before anything slow is loaded, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AddressInUse(ConfigError):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises AddressInUse, or ConfigError for an address that isn't one of ours."""
+    """A listening socket. Raises AddressInUse, or ConfigError for an address that is not local."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,7 +26,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)  # at once: only now is the port taken for sure
+        listener.listen(BACKLOG)  # at once: only this reserves the port
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -1,6 +1,6 @@
-"""Ids: the client's name of a request, and the engine's ids of the sequences that it became.
+"""The client's id of a request, and the engine's ids of its sequences.
 
-The engine's ids begin with the client's, so that a client can end its request by the only name it knows.
+The engine's ids begin with the client's, so that a client can abort its request by the only id it knows.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from starlette.requests import Request
 
 from engine.server.http.tenants import Tenant, current_tenant
 
-# Set at the gate for all that is done on behalf of one HTTP request: its id, and whether that is final.
+# Set by the middleware, for everything done on behalf of one HTTP request: its id, and whether that is final.
 _current: ContextVar[tuple[str, bool]] = ContextVar("request_id", default=("", False))
 
-# A name of its own for each, which no client can choose: what shares the engine's steps.
+# A unique name that no client can choose: the group among which the engine's steps are shared fairly.
 _group: ContextVar[str] = ContextVar("group", default="")
 _numbers = count(1)
 
-# The id of the answer where that doesn't hold the request's: of what is kept, which nobody may guess.
-_answer: ContextVar[str] = ContextVar("answer", default="")
+# The response's id if it does not contain the request's: stored responses need ids that cannot be guessed.
+_response_id: ContextVar[str] = ContextVar("answer", default="")
 
 _SEPARATOR = ":"
-# What answers put before it: an id may be given as it stood in the answer.
+# PrefixCache of ids in responses: clients can send the id as they received it.
 _PREFIX = re.compile(r"^(?:cmpl|chatcmpl|resp|msg)[-_]")
 
 
 def set_request_id(request_id: str, *, is_final: bool) -> None:
-    """Name the request that this task, and those it will start, work for; an id from a header is final."""
+    """Set the id of the current request for this task and its children; an id from a header is final."""
     _current.set((request_id, is_final))
-    _answer.set("")
+    _response_id.set("")
     _group.set(f"request {next(_numbers)}")
 
 
@@ -42,41 +42,41 @@ def current_group() -> str:
     return _group.get()
 
 
-def choose_request_id(asked: str | None) -> str:
-    """The id that the answer carries: the header's, else the body's (`asked`), else the gate's own."""
+def choose_request_id(requested: str | None) -> str:
+    """The id in the response: the header's, else the body's, else the generated one."""
     request_id, is_final = _current.get()
-    if asked is not None and not is_final:
-        request_id = asked
-        _current.set((asked, False))
+    if requested is not None and not is_final:
+        request_id = requested
+        _current.set((requested, False))
     return request_id
 
 
-def new_answer_id() -> str:
-    """A random id for the current request's answer, by which the request can be ended, too."""
-    answer = uuid.uuid4().hex
-    _answer.set(answer)
-    return answer
+def new_response_id() -> str:
+    """A random id for the current request's response. The request can be aborted by it as well."""
+    response_id = uuid.uuid4().hex
+    _response_id.set(response_id)
+    return response_id
 
 
 def new_sequence_id() -> str:
-    """An engine id for one more sequence of the current request; unique even if the client's isn't."""
+    """An engine id for a new sequence of the current request; unique even if the client's id is not."""
     request_id, _ = _current.get()
-    return _SEPARATOR.join((request_id, current_tenant().name, _answer.get(), uuid.uuid4().hex))
+    return _SEPARATOR.join((request_id, current_tenant().name, _response_id.get(), uuid.uuid4().hex))
 
 
-def sequence_ids_of(asked: Iterable[str], running: Iterable[str], tenant: Tenant) -> list[str]:
-    """Of the engine's ids, those that belong to the requests asked for and are the tenant's to end."""
-    names = set(asked)
+def sequence_ids_of(requested: Iterable[str], running: Iterable[str], tenant: Tenant) -> list[str]:
+    """The running sequences of the requested ids that the tenant is allowed to abort."""
+    names = set(requested)
     names |= {_PREFIX.sub("", name) for name in names}
     names.discard("")
     found = []
-    for one in running:
-        request_id, owner, answer, _ = one.rsplit(_SEPARATOR, 3)
-        if (request_id in names or answer in names) and (tenant.is_admin or owner == tenant.name):
-            found.append(one)
+    for sequence_id in running:
+        request_id, owner, response_id, _ = sequence_id.rsplit(_SEPARATOR, 3)
+        if (request_id in names or response_id in names) and (tenant.is_admin or owner == tenant.name):
+            found.append(sequence_id)
     return found
 
 
-def request_id_of(request: Request, asked: str | None) -> str:
-    """The id that the answer carries: the header's, else the body's, else the one made at the gate."""
-    return choose_request_id(asked)
+def request_id_of(request: Request, requested: str | None) -> str:
+    """The id in the response, as in `choose_request_id`."""
+    return choose_request_id(requested)

@@ -1,4 +1,4 @@
-"""A line in the log for each request, and one of throughput while there is work; never a word of a prompt."""
+"""Logs one line per request, and throughput while there is work. Prompts are never logged."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STATS_INTERVAL_S = 10.0
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is told of one HTTP request; whoever works for it adds what it knows."""
+    """The log line of one HTTP request, completed as the request is processed."""
 
-    what: str  # "POST /v1/completions"
+    request_line: str  # "POST /v1/completions"
     started: float = field(default_factory=time.monotonic)
-    status: int | None = None  # None: its client left before there was one
+    status: int | None = None  # None: the client disconnected first
     work: str = ""  # tokens, times, reasons
-    is_told: bool = False
+    is_logged: bool = False
 
     def add(
         self,
@@ -37,20 +37,20 @@ class RequestRecord:
         first_token_s: float | None = None,
         reasons: Sequence[str],
     ) -> None:
-        """Of its sequences, when all have ended. `reasons`: why each did."""
+        """Add the totals of its sequences, once all have ended. `reasons`: their finish reasons."""
         ttft = "" if first_token_s is None else f" ttft={first_token_s:.3f}s"
         self.work = (
             f" prompt={prompt_tokens} cached={cached_tokens} output={output_tokens}{ttft} "
             f"finish={','.join(dict.fromkeys(reasons)) or '-'}"
         )
-        if self.is_told:  # the answer was given first, and made in the background
-            self.tell()
+        if self.is_logged:  # a background request was answered before it ended
+            self.log()
 
-    def tell(self) -> None:
-        self.is_told = True
+    def log(self) -> None:
+        self.is_logged = True
         _requests_log.info(
             '"%s" %s id=%s%s time=%.3fs',
-            self.what,
+            self.request_line,
             "-" if self.status is None else self.status,
             choose_request_id(None),
             self.work,
@@ -61,39 +61,39 @@ class RequestRecord:
 _current: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
 
 
-def begin_record(what: str) -> RequestRecord:
-    """For this task, and those that it will start."""
-    record = RequestRecord(what)
+def begin_record(request_line: str) -> RequestRecord:
+    """Start a record for this task and its children."""
+    record = RequestRecord(request_line)
     _current.set(record)
     return record
 
 
 def current_record() -> RequestRecord | None:
-    """None where nothing is to be told."""
+    """None if the request is not logged."""
     return _current.get()
 
 
 async def log_throughput(
     read_stats: Callable[[], EngineStats], *, generates: bool, interval_s: float = STATS_INTERVAL_S
 ) -> None:
-    """Until cancelled: a line after each interval in which there was work."""
-    before, then = read_stats(), time.monotonic()
+    """Log a line after each interval with work, until cancelled."""
+    previous, previous_time = read_stats(), time.monotonic()
     while True:
         await asyncio.sleep(interval_s)
         stats, now = read_stats(), time.monotonic()
-        if line := describe_throughput(before, stats, now - then, generates=generates):
+        if line := describe_throughput(previous, stats, now - previous_time, generates=generates):
             _stats_log.info("%s", line)
-        before, then = stats, now
+        previous, previous_time = stats, now
 
 
 def describe_throughput(
-    before: EngineStats, stats: EngineStats, seconds: float, *, generates: bool
+    previous: EngineStats, stats: EngineStats, seconds: float, *, generates: bool
 ) -> str | None:
-    """What vLLM says every ten seconds; None where there was nothing to do."""
-    prompt = stats.prompt_tokens - before.prompt_tokens
-    generated = stats.generation_tokens - before.generation_tokens
-    queries = stats.prefix_cache_queries - before.prefix_cache_queries
-    hits = stats.prefix_cache_hits - before.prefix_cache_hits
+    """The same line as vLLM logs every ten seconds; None if there was no work."""
+    prompt = stats.prompt_tokens - previous.prompt_tokens
+    generated = stats.generation_tokens - previous.generation_tokens
+    queries = stats.prefix_cache_queries - previous.prefix_cache_queries
+    hits = stats.prefix_cache_hits - previous.prefix_cache_hits
     if not (prompt or generated or stats.num_requests_running or stats.num_requests_waiting):
         return None
     parts = [

@@ -1,7 +1,7 @@
-"""Whose request it is: what one tenant has made no other finds, and none learns what others have asked.
+"""Tenant isolation: a tenant can neither find what another has stored nor learn what another has requested.
 
-A tenant is an API key. Berth, which alone knows the key of an engine that it has started, says in a header
-for which of its own keys it asks. Where no keys are asked for, all are one tenant.
+A tenant is an API key. Berth, which alone knows the key of an engine that it started, names the tenant in a
+header. Without API keys, all requests belong to one tenant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 TENANT_HEADER = "x-berth-tenant"
-"""`NAME`, and then, each after a semicolon, `admin` and `shared`, where they hold."""
+"""`NAME`, followed by `;admin` and `;shared` if they apply."""
 
 _SALT_BYTES = 16
 
@@ -19,18 +19,18 @@ _SALT_BYTES = 16
 @dataclass(frozen=True, slots=True)
 class Tenant:
     name: str  # without colons
-    is_admin: bool = False  # may end everybody's requests
-    shares_cache: bool = False  # finds prefixes that others have sent, as they find its own
+    is_admin: bool = False  # can abort the requests of all tenants
+    shares_cache: bool = False  # shares cached prefixes with other such tenants
 
 
 DEFAULT_TENANT = Tenant("", is_admin=True)
 
-# Set at the gate for all that is done on behalf of one HTTP request.
+# Set by the middleware, for everything done on behalf of one HTTP request.
 _current: ContextVar[Tenant] = ContextVar("tenant", default=DEFAULT_TENANT)
 
 
 def set_tenant(tenant: Tenant) -> None:
-    """Say for whom this task works, and those it will start."""
+    """Set the tenant of this task and its children."""
     _current.set(tenant)
 
 
@@ -43,19 +43,19 @@ def tenant_of_key(key: bytes) -> Tenant:
 
 
 def tenant_of_header(value: str) -> Tenant:
-    """Whom Berth asks for; without a name itself, or anybody where it has no keys."""
-    name, *marks = value.split(";")
-    return Tenant(name, "admin" in marks, "shared" in marks) if name else DEFAULT_TENANT
+    """The tenant named by Berth. No name: Berth itself, or any client if Berth has no keys."""
+    name, *flags = value.split(";")
+    return Tenant(name, "admin" in flags, "shared" in flags) if name else DEFAULT_TENANT
 
 
-def cache_salt(asked: str | None) -> bytes:
-    """What goes before the first key of a prompt's blocks: the current tenant's, and the client's own.
+def cache_salt(client_salt: str | None) -> bytes:
+    """The salt of a prompt's block hashes: from the current tenant and the client's `cache_salt`.
 
-    Equal salts share prefixes. Empty where neither is told apart.
+    Prompts with equal salts share prefixes. Empty if there is neither.
     """
     tenant = current_tenant()
     owner = "" if tenant.shares_cache else tenant.name
-    if not owner and asked is None:
+    if not owner and client_salt is None:
         return b""
-    salt = f"{owner}:{asked or ''}".encode("utf-8", "surrogatepass")
+    salt = f"{owner}:{client_salt or ''}".encode("utf-8", "surrogatepass")
     return blake2b(salt, digest_size=_SALT_BYTES, person=b"cache salt").digest()

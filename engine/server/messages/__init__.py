@@ -1,1 +1,1 @@
-"""Anthropic's Messages: /v1/messages and its token counter."""
+"""Anthropic's Messages API: /v1/messages and its token counter."""

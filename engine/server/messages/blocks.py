@@ -1,7 +1,7 @@
-"""Content blocks of /v1/messages: the four that a conversation here consists of, and all others as they come.
+"""Content blocks of /v1/messages: the four supported types, and all others as plain objects.
 
-What another provider's tools have left in a history, documents and images are taken as objects, and read in
-engine/server/messages/provider_blocks.py. `cache_control` is taken anywhere, and changes nothing.
+Documents, images and the results of another provider's tools are accepted as objects and read in
+engine/server/messages/provider_blocks.py. `cache_control` is accepted everywhere, without effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class _Block(Strict):
 class TextBlock(_Block):
     type: Literal["text"]
     text: Annotated[str, null_as("")]
-    citations: list[Any] | None = Field(default=None, description="Accepted: what was cited is not shown.")
+    citations: list[Any] | None = Field(
+        default=None, description="Accepted, but the cited text is not shown to the model."
+    )
     parsed_output: Ignored = None
 
 
@@ -33,7 +35,7 @@ class ThinkingBlock(_Block):
 
 
 def _as_object(given: Any) -> Any:
-    """Some clients keep a call's input as the text that a stream brought it in."""
+    """Some clients keep a call's input as the JSON text that they received in a stream."""
     if isinstance(given, str):
         with suppress(ValueError, RecursionError):
             return json.loads(given or "{}")
@@ -50,17 +52,17 @@ class ToolUseBlock(_Block):
 
 
 def _tag(block: Any) -> str | None:
-    """Tags are no names of fields, so that an error's path is that of the body."""
+    """Tags that cannot be field names, so that the path in an error is a path of the body."""
     kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
     if not isinstance(kind, str):
         return None
     return f"a {kind}" if kind in ("text", "thinking", "tool_use", "tool_result") else "another"
 
 
-_Foreign = Annotated[dict[str, Any], Field(description="A block of another type.")]
+_OtherBlock = Annotated[dict[str, Any], Field(description="A block of another type.")]
 
 ResultBlock = Annotated[
-    Annotated[TextBlock, Tag("a text")] | Annotated[_Foreign, Tag("another")],
+    Annotated[TextBlock, Tag("a text")] | Annotated[_OtherBlock, Tag("another")],
     Discriminator(lambda block: "a text" if _tag(block) == "a text" else _tag(block) and "another"),
 ]
 
@@ -69,7 +71,7 @@ class ToolResultBlock(_Block):
     type: Literal["tool_result"]
     tool_use_id: str
     content: str | Annotated[list[ResultBlock], Field(fail_fast=True)] | None = None
-    is_error: bool | None = Field(default=None, description="The model is told so.")
+    is_error: bool | None = Field(default=None, description="Marks the result as an error for the model.")
     toolset_name: Ignored = None
 
 
@@ -78,6 +80,6 @@ Block = Annotated[
     | Annotated[ThinkingBlock, Tag("a thinking")]
     | Annotated[ToolUseBlock, Tag("a tool_use")]
     | Annotated[ToolResultBlock, Tag("a tool_result")]
-    | Annotated[_Foreign, Tag("another")],
+    | Annotated[_OtherBlock, Tag("another")],
     Discriminator(_tag),
 ]

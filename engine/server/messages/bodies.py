@@ -1,4 +1,4 @@
-"""Bodies of /v1/messages, as Anthropic documents them. Types are strict, unknown fields an error."""
+"""Bodies of /v1/messages, as Anthropic documents them. Types are strict."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from engine.server.messages.blocks import Block, TextBlock
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_STOPS, MAX_TOOLS
 
 COUNT_RULES = FieldRules(
     refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "betas",
             "billing_policy",
@@ -23,7 +23,7 @@ COUNT_RULES = FieldRules(
             "context_hint",
             "diagnostics",
             "fallback_credit_token",
-            "fallbacks",  # for answers that are refused, and none is
+            "fallbacks",  # only for refused responses, which do not occur
             "inference_geo",
             "max_tokens",
             "metadata",
@@ -38,13 +38,13 @@ COUNT_RULES = FieldRules(
             "workspace_id",
         }
     ),
-    left_out={
-        "container": "there is no container to run code in",
+    ignored={
+        "container": "this server can't run code in a container",
         "mcp_servers": "this server can't reach MCP servers",
-        "safeguards": "there is no classifier here",
+        "safeguards": "this server has no safety classifier",
     },
 )
-"""Of /v1/messages/count_tokens, which is given what /v1/messages will be given."""
+"""For /v1/messages/count_tokens, which accepts the bodies of /v1/messages."""
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -55,17 +55,17 @@ class TurnConfig(Strict):
 
 
 def _as_system(role: Any) -> Any:
-    """OpenAI's newer name for the same."""
+    """OpenAI's newer name for the system role."""
     return "system" if role == "developer" else role
 
 
 class AnthropicMessage(Strict):
-    """One turn, as a client wrote it or as an SDK dumps the message that it got."""
+    """One turn, as written by a client or dumped by an SDK from a response."""
 
     role: Annotated[Literal["user", "assistant", "system"], BeforeValidator(_as_system)]
     content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
     clear_at: Literal["next_user_message", "never"] | None = Field(
-        default=None, description="Of a system turn: until when the model is shown it."
+        default=None, description="For a system turn: when it is removed from the prompt."
     )
     output_config: TurnConfig | None = None
     id: Ignored = None
@@ -88,7 +88,7 @@ class AnthropicMessage(Strict):
 
     @property
     def blocks(self) -> list[Any]:
-        """The content, as blocks whichever way it was given."""
+        """The content as blocks, also if it was given as a string."""
         if isinstance(self.content, str):
             return [TextBlock(type="text", text=self.content)]
         return self.content or []
@@ -101,10 +101,10 @@ class AnthropicTool(Strict):
     input_schema: dict[str, Any]
     strict: bool | None = None
     input_examples: list[dict[str, Any]] | None = Field(
-        default=None, description="The model is shown them with the description."
+        default=None, description="Shown to the model with the description."
     )
     allowed_callers: list[str] | None = Field(
-        default=None, description="Code can't run here: every tool is called directly."
+        default=None, description="The server can't run code: every tool is called directly."
     )
     cache_control: Ignored = None
     defer_loading: Ignored = None
@@ -112,7 +112,7 @@ class AnthropicTool(Strict):
 
 
 def _tool_tag(tool: Any) -> str:
-    """Bash, an editor and the like are tools by their type alone: their schema is known to other models."""
+    """Bash, editor and similar tools have a type but no schema, which only other models know."""
     if not isinstance(tool, dict) or "input_schema" in tool or not isinstance(tool.get("type"), str):
         return "a tool"
     return "a tool" if tool["type"] in ("custom", "function") else "another"
@@ -120,7 +120,9 @@ def _tool_tag(tool: Any) -> str:
 
 OfferedTool = Annotated[
     Annotated[AnthropicTool, Tag("a tool")]
-    | Annotated[dict[str, Any], Tag("another"), Field(description="A tool that can't run here.")],
+    | Annotated[
+        dict[str, Any], Tag("another"), Field(description="A hosted tool, which can't run on this server.")
+    ],
     Discriminator(_tool_tag),
 ]
 
@@ -148,7 +150,7 @@ class _Thinking(Strict):
 
 class ThinkingOn(_Thinking):
     type: Literal["enabled"]
-    budget_tokens: int = Field(ge=1, description="At most this many tokens of thought.")
+    budget_tokens: int = Field(ge=1, description="Maximum number of reasoning tokens.")
 
 
 class ThinkingAdaptive(_Thinking):
@@ -171,25 +173,31 @@ class JsonFormat(Strict):
 
 
 class OutputConfig(Strict):
-    effort: Effort | None = Field(default=None, description="Told to templates that know reasoning_effort.")
+    effort: Effort | None = Field(
+        default=None, description="Passed to templates that support reasoning_effort."
+    )
     format: JsonFormat | None = None
-    task_budget: dict[str, Any] | None = Field(default=None, description="The model isn't told of it.")
+    task_budget: dict[str, Any] | None = Field(
+        default=None, description="Accepted, but not shown to the model."
+    )
 
 
 class CountBody(RequestBody):
-    """What a conversation consists of."""
+    """The parts of a conversation."""
 
-    caps = limits.MESSAGES
+    size_limits = body_limits.MESSAGES
 
     messages: Annotated[list[AnthropicMessage], Field(min_length=1, fail_fast=True)]
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Annotated[AnyChoice | NoneChoice | ToolChoice, Field(discriminator="type")] | None = None
     thinking: Annotated[ThinkingOn | ThinkingAdaptive | ThinkingOff, Field(discriminator="type")] | None = (
-        Field(default=None, description="Without it, a model that can be told not to think is told so.")
+        Field(default=None, description="Without it, reasoning is disabled if the model supports that.")
     )
     output_config: OutputConfig | None = None
-    output_format: JsonFormat | None = Field(default=None, description="The older output_config.format.")
+    output_format: JsonFormat | None = Field(
+        default=None, description="The older name of output_config.format."
+    )
     chat_template_kwargs: dict[str, Any] | None = None
     context_management: dict[str, Any] | None = Field(
         default=None, description="Accepted: nothing is cleared from the context."
@@ -203,7 +211,7 @@ class CountBody(RequestBody):
 
 
 class MessagesBody(CountBody):
-    max_tokens: int = Field(ge=0, description="0 = the prompt is read into the cache, and nothing is said.")
+    max_tokens: int = Field(ge=0, description="0 = read the prompt into the cache and generate nothing.")
     stop_sequences: Annotated[
         list[Annotated[str, Field(min_length=1)]], null_as([]), Field(max_length=MAX_STOPS)
     ] = Field(default=[])
@@ -216,6 +224,6 @@ class MessagesBody(CountBody):
 
 RULES = FieldRules(
     {**COUNT_RULES.refused, "compaction": ()},
-    COUNT_RULES.without_effect - {"compaction"} - MessagesBody.model_fields.keys(),
-    COUNT_RULES.left_out,
+    COUNT_RULES.accepted - {"compaction"} - MessagesBody.model_fields.keys(),
+    COUNT_RULES.ignored,
 )

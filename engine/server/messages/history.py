@@ -1,4 +1,4 @@
-"""From Anthropic's messages to those of a chat: turns, tool calls and their results. Pure."""
+"""Converts Anthropic's messages to chat messages: turns, tool calls and their results. Pure."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from engine.errors import InvalidRequest
 from engine.server.messages.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from engine.server.messages.bodies import AnthropicMessage, CountBody
 from engine.server.messages.provider_blocks import (
-    SILENT,
+    WITHOUT_TEXT,
     is_call,
     is_result,
     is_unknown,
     kind_of,
     summary_of,
 )
-from engine.server.protocol.provider_text import unreadable_kind, readable_text
+from engine.server.protocol.provider_text import readable_text, unreadable_kind
 from engine.server.protocol.unknown_fields import report_ignored
 
-# A mark for the bill that Claude Code puts before its prompt, with a hash that differs in every request: it
-# says nothing to a model, and no prefix would ever be found in the cache.
-_BILLING_MARK = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
+# A billing header that Claude Code puts before its prompt, with a hash that differs in every request. It is
+# useless to the model and would defeat the prefix cache.
+_BILLING_HEADER = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
 
 
 @dataclass(slots=True)
 class _Turn:
-    """Pieces until it is complete: of a million, joined one by one, all would be copied a million times."""
+    """A turn under construction. Pieces are joined once at the end, to avoid quadratic copying."""
 
     role: str
     pieces: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     call_id: str | None = None
 
@@ -43,12 +43,12 @@ class _Turn:
 
     @property
     def message(self) -> dict[str, Any]:
-        said = "".join(self.pieces)
+        text = "".join(self.pieces)
         message: dict[str, Any] = {"role": self.role}
-        if self.thoughts:
-            message["reasoning_content"] = "".join(self.thoughts)
-        if said or not self.calls:
-            message["content"] = said
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if text or not self.calls:
+            message["content"] = text
         if self.calls:
             message["tool_calls"] = self.calls
         if self.call_id is not None:
@@ -57,11 +57,11 @@ class _Turn:
 
 
 class ChatHistory:
-    """Chat messages as they come. Neighbours of one role are one turn, as Anthropic has it."""
+    """Builds chat messages. Consecutive messages of one role are one turn, as with Anthropic."""
 
     def __init__(self) -> None:
         self._turns: list[_Turn] = []
-        self._is_cut = False
+        self._ends_with_citation = False
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -78,12 +78,12 @@ class ChatHistory:
         self._turn("user").add(text)
 
     def assistant(self, text: str, *, is_cited: bool = False) -> None:
-        """`is_cited`: a piece of a sentence, which was cut out to say where it comes from."""
-        self._turn("assistant").add(text, "" if is_cited or self._is_cut else "\n")
-        self._is_cut = is_cited
+        """`is_cited`: a piece of a sentence, split off because it has a citation."""
+        self._turn("assistant").add(text, "" if is_cited or self._ends_with_citation else "\n")
+        self._ends_with_citation = is_cited
 
-    def thought(self, text: str) -> None:
-        self._turn("assistant").thoughts.append(text)
+    def add_reasoning(self, text: str) -> None:
+        self._turn("assistant").reasoning.append(text)
 
     def call(self, call_id: Any, name: str, arguments: Mapping[str, Any]) -> None:
         function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
@@ -93,8 +93,8 @@ class ChatHistory:
     def result(self, call_id: str, text: str) -> None:
         self._turns.append(_Turn("tool", [text], call_id=call_id))
 
-    def begin_anew(self, summary: str) -> None:
-        """Forget all but the first system turn: the summary stands for it."""
+    def replace_with_summary(self, summary: str) -> None:
+        """Replace everything except the first system turn by the summary."""
         self._turns = [turn for turn in self._turns[:1] if turn.role == "system"]
         self.user(f"Summary of the conversation so far:\n{summary}")
 
@@ -105,12 +105,12 @@ class ChatHistory:
 
 
 def chat_messages(body: CountBody) -> list[dict[str, Any]]:
-    """Raises InvalidRequest for what can't be left out: a picture that the question is about."""
+    """Raises InvalidRequest for content that cannot be dropped: an image in the current question."""
     history = ChatHistory()
     if body.system:
         blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
         _add_system(history, blocks)
-    asked = _first_asked(body.messages)
+    question_start = _question_start(body.messages)
     last_users = _last_index(body.messages, "user")
     for number, message in enumerate(body.messages):
         if message.role == "system":
@@ -120,19 +120,21 @@ def chat_messages(body: CountBody) -> list[dict[str, Any]]:
             for block in message.blocks:
                 _add_assistant(history, block)
         else:
-            _add_user(history, message, f"messages[{number}]", is_asked=number >= asked)
+            _add_user(history, message, f"messages[{number}]", is_current_question=number >= question_start)
     if history.last_role is None:
-        raise InvalidRequest("There is nothing in these messages for a model to read.", param="messages")
+        raise InvalidRequest("messages: there is no text for the model to read.", param="messages")
     return history.messages
 
 
-def _first_asked(messages: list[AnthropicMessage]) -> int:
-    """From which message on the user asks what is to be answered: after the assistant's last turn.
+def _question_start(messages: list[AnthropicMessage]) -> int:
+    """The index where the current question starts: after the assistant's last turn.
 
-    Where that turn has called tools, none: what a client sends with their results is its own doing.
+    There is none if tool results follow: clients add content to them on their own.
     """
     last = _last_index(messages, "assistant")
-    results = any(isinstance(block, ToolResultBlock) for one in messages[last + 1 :] for block in one.blocks)
+    results = any(
+        isinstance(block, ToolResultBlock) for message in messages[last + 1 :] for block in message.blocks
+    )
     return len(messages) if results else last + 1
 
 
@@ -142,12 +144,12 @@ def _last_index(messages: list[AnthropicMessage], role: str) -> int:
 
 def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
     texts = [
-        _BILLING_MARK.sub("", block.text, count=1) if isinstance(block, TextBlock) else _words(block)
+        _BILLING_HEADER.sub("", block.text, count=1) if isinstance(block, TextBlock) else _block_text(block)
         for block in blocks
     ]
-    said = "\n".join(text for text in texts if text)
-    if said:
-        history.system(said)
+    text = "\n".join(text for text in texts if text)
+    if text:
+        history.system(text)
 
 
 def _add_assistant(history: ChatHistory, block: Any) -> None:
@@ -157,7 +159,7 @@ def _add_assistant(history: ChatHistory, block: Any) -> None:
                 history.assistant(block.text, is_cited=bool(block.citations))
         case ThinkingBlock():
             if block.thinking.strip():
-                history.thought(block.thinking)
+                history.add_reasoning(block.thinking)
         case ToolUseBlock():
             history.call(block.id, block.name, block.input)
         case ToolResultBlock():
@@ -167,11 +169,13 @@ def _add_assistant(history: ChatHistory, block: Any) -> None:
             name = str(block.get("name") or kind_of(block))
             history.call(block.get("id"), name, arguments if isinstance(arguments, dict) else {})
         case _:
-            _add_foreign(history, block, history.assistant)
+            _add_other(history, block, history.assistant)
 
 
-def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_asked: bool) -> None:
-    """Results of tools are messages of their own, and come first."""
+def _add_user(
+    history: ChatHistory, message: AnthropicMessage, path: str, *, is_current_question: bool
+) -> None:
+    """Tool results become separate messages and come first."""
     results = [block for block in message.blocks if isinstance(block, ToolResultBlock)]
     for result in results:
         history.result(result.tool_use_id, _result_text(result))
@@ -180,39 +184,41 @@ def _add_user(history: ChatHistory, message: AnthropicMessage, path: str, *, is_
             if block.text:
                 history.user(block.text)
         elif not isinstance(block, ToolResultBlock):
-            _check_users(block, f"{path}.content[{number}].type", is_asked=is_asked)
-            _add_foreign(history, block, history.user)
+            _check_user_block(
+                block, f"{path}.content[{number}].type", is_current_question=is_current_question
+            )
+            _add_other(history, block, history.user)
     if history.last_role not in ("user", "tool"):
         history.user("")
 
 
-def _check_users(block: Any, param: str, *, is_asked: bool) -> None:
-    is_foreign = isinstance(block, dict)
-    kind = kind_of(block) if is_foreign else block.type
-    if not is_foreign or is_call(block) or kind == "redacted_thinking":
-        raise InvalidRequest(f"A message of role user can't hold a block of type {kind}.", param=param)
+def _check_user_block(block: Any, param: str, *, is_current_question: bool) -> None:
+    is_other = isinstance(block, dict)
+    kind = kind_of(block) if is_other else block.type
+    if not is_other or is_call(block) or kind == "redacted_thinking":
+        raise InvalidRequest(f"{param}: a user message can't contain blocks of type {kind}.", param=param)
     unreadable = unreadable_kind(block)
-    if is_asked and (unreadable in ("image", "document") or is_unknown(block)):
-        what = f"the model reads text only, no {unreadable}s" if unreadable else "nothing here can read it"
-        raise InvalidRequest(f"A block of type {kind[:40]} is not supported: {what}.", param=param)
+    if is_current_question and (unreadable in ("image", "document") or is_unknown(block)):
+        reason = f"the model reads text only, no {unreadable}s" if unreadable else "its type is unknown"
+        raise InvalidRequest(f"{param}: blocks of type {kind[:40]} are not supported: {reason}.", param=param)
 
 
-def _add_foreign(history: ChatHistory, block: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def _add_other(history: ChatHistory, block: Mapping[str, Any], add_text: Callable[[str], None]) -> None:
     summary = summary_of(block)
     if summary is not None:
-        history.begin_anew(summary)
+        history.replace_with_summary(summary)
     elif is_result(block):
         history.result(block["tool_use_id"], readable_text(block))
     else:
-        words = _words(block)
+        words = _block_text(block)
         if words:
-            say(words)
+            add_text(words)
 
 
-def _words(block: Mapping[str, Any]) -> str:
+def _block_text(block: Mapping[str, Any]) -> str:
     if is_unknown(block):
-        report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown: read for its words alone")
-    return "" if kind_of(block) in SILENT else readable_text(block)
+        report_ignored(f"messages[].content[type={kind_of(block)}]", "unknown type: only its text is read")
+    return "" if kind_of(block) in WITHOUT_TEXT else readable_text(block)
 
 
 def _result_text(block: ToolResultBlock) -> str:

@@ -25,7 +25,7 @@ from engine.server.http.sse import STREAM_HEADERS
 from engine.server.messages.bodies import COUNT_RULES, RULES, CountBody, MessagesBody
 from engine.server.messages.events import MessageWriter
 from engine.server.messages.translate import ReasoningSupport, effort_of, renamed, to_chat
-from engine.server.model.chat_template import TemplateRefuses
+from engine.server.model.chat_template import TemplateRejects
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.chat_body import ChatBody
 
@@ -40,7 +40,7 @@ async def create_message(request: Request) -> ASGIApp:
     service: GenerationService = request.app.state.service
     body = await read_body(request, MessagesBody, RULES)
     service.model.check_name(body.model)
-    run = await _told(request, body, lambda chat: start_chat(service, chat))
+    run = await _with_chat(request, body, lambda chat: start_chat(service, chat))
     message_id = f"msg_{request_id_of(request, None)}"
     writer = MessageWriter(message_id, body.model or service.model.name, max_tokens=body.max_tokens)
     return MessageStream(run, writer) if body.stream else MessageObject(run, writer)
@@ -50,40 +50,40 @@ async def count_tokens(request: Request) -> Response:
     service: GenerationService = request.app.state.service
     body = await read_body(request, CountBody, COUNT_RULES)
     service.model.check_name(body.model)
-    tokens = await _told(request, body, lambda chat: encode_conversation(service, chat))
+    tokens = await _with_chat(request, body, lambda chat: encode_conversation(service, chat))
     return JSONResponse({"input_tokens": len(tokens)})
 
 
-async def _told(request: Request, body: CountBody, use: Callable[[ChatBody], Awaitable[T]]) -> T:
-    """What `use` gives for the body as a chat: if its template refuses that, for one in plainer words.
+async def _with_chat(request: Request, body: CountBody, use: Callable[[ChatBody], Awaitable[T]]) -> T:
+    """Apply `use` to the body as a chat; if the template rejects it, retry without the reasoning effort.
 
-    Clients send efforts and system turns wherever they are without asking whether a template knows them.
+    Clients send efforts without knowing whether the model's template supports them.
     """
     service: GenerationService = request.app.state.service
-    told = ReasoningSupport(budget=service.model.reasoning_parser is not None)
+    support = ReasoningSupport(budget=service.model.reasoning_parser is not None)
     is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
     large_work = service.large_work
 
-    async def tell(telling: ReasoningSupport) -> T:
+    async def convert(support: ReasoningSupport) -> T:
         try:
-            make = partial(to_chat, body, telling)
+            make = partial(to_chat, body, support)
             chat = await large_work.run(make) if is_large else make()
             return await use(chat)
         except InvalidRequest as error:
             raise renamed(error, body) from error
 
     try:
-        return await tell(told)
-    except TemplateRefuses:
+        return await convert(support)
+    except TemplateRejects:
         if effort_of(body) is None:
             raise
-        with suppress(TemplateRefuses):
-            return await tell(replace(told, effort=False))
+        with suppress(TemplateRejects):
+            return await convert(replace(support, effort=False))
         raise
 
 
 class MessageObject:
-    """An ASGI response: the message, once it is complete."""
+    """An ASGI response: the complete message object."""
 
     def __init__(self, run: ChatRun, writer: MessageWriter) -> None:
         self._run = run
@@ -105,10 +105,10 @@ class MessageObject:
 
 
 class MessageStream:
-    """An ASGI response: Anthropic's events as the tokens come.
+    """An ASGI response: Anthropic's stream events.
 
-    As with chat completions, a request that fails before its first event gets a status of its own; after it,
-    the error is an event, and the connection breaks.
+    As with chat completions, a request that fails before its first event gets an error status; later, the
+    error is sent as an event and the connection is closed abruptly.
     """
 
     def __init__(self, run: ChatRun, writer: MessageWriter) -> None:
@@ -128,16 +128,16 @@ class MessageStream:
         if error is not None and not self._has_begun:
             await error_response(error, PATH)(scope, receive, send)
         elif error is not None:
-            log.warning("A stream ends with an error: %s", error)
+            log.warning("Stream failed: %s", error)
             await self._send(send, b"event: error\ndata: " + anthropic_envelope(error) + b"\n\n")
 
     async def _stream(self, send: Send) -> None:
         async with self._run as run:
             async for events in run.steps():
-                begun = [] if self._has_begun else [self._writer.start(run.usage), {"type": "ping"}]
-                told = [*begun, *self._writer.feed(events)]
-                if told:
-                    await self._send(send, _encode(told))
+                first = [] if self._has_begun else [self._writer.start(run.usage), {"type": "ping"}]
+                written = [*first, *self._writer.feed(events)]
+                if written:
+                    await self._send(send, _encode(written))
         await self._send(send, _encode(self._writer.end(self._run.usage)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,1 +1,1 @@
-"""The model that is served: its template, its reasoning, its context, its metrics."""
+"""The served model: chat template, reasoning, context limits, metrics."""

@@ -1,6 +1,6 @@
-"""A conversation to a prompt, by the checkpoint's own Jinja template, rendered as Hugging Face renders it.
+"""Renders a conversation to a prompt with the checkpoint's Jinja template, as Hugging Face does.
 
-Templates come with checkpoints and are not trusted: they run in Jinja's sandbox and see plain JSON values.
+Templates come with checkpoints and are not trusted: they run in Jinja's sandbox and get plain JSON values.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError, InvalidRequest
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.model.simplified_turns import simplifications
 from engine.server.protocol.json_budget import find_json_excess
 
 Message = Mapping[str, Any]
 
-# What the renderer itself gives a template; a request's chat_template_kwargs can't replace these.
-_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+# Variables set by the renderer; a request's chat_template_kwargs cannot override them.
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
-class TemplateRefuses(InvalidRequest):
-    """The template can't take the conversation, or not as it is."""
+class TemplateRejects(InvalidRequest):
+    """The template rejects the conversation, at least in this form."""
 
 
 class ChatTemplate:
-    """One checkpoint's templates: "default", and "tool_use" where there is one for requests with tools."""
+    """One checkpoint's templates: "default", and optionally "tool_use" for requests with tools."""
 
     def __init__(
         self,
@@ -43,9 +43,10 @@ class ChatTemplate:
         content_format: str = "auto",
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        """`content_format`: "string" or "openai" (a list of parts) as templates want it; "auto" finds out.
+        """`content_format`: the content type the templates expect, "string" or "openai" (a list of parts);
+        "auto" detects it.
 
-        Raises ConfigError for a template that isn't Jinja.
+        Raises ConfigError for a template that is not valid Jinja.
         """
         environment = _environment()
         self._special_tokens = dict(special_tokens)
@@ -67,27 +68,28 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises InvalidRequest where the template refuses or can't take the conversation.
+        """The prompt. Raises InvalidRequest if the template rejects the conversation.
 
-        `continue_final_message`: it ends where the last message's text ends, to be gone on with.
+        `continue_final_message`: the prompt ends with the last message's text, which the model continues.
         """
-        reserved = _OURS.intersection(variables or {})
+        reserved = _RESERVED.intersection(variables or {})
         if reserved:
             raise InvalidRequest(
-                f"chat_template_kwargs can't set {', '.join(sorted(reserved))}.", param="chat_template_kwargs"
+                f"chat_template_kwargs can't set {', '.join(sorted(reserved))}: the server sets these.",
+                param="chat_template_kwargs",
             )
-        pace = Pace()
-        given = [self._adapt(message, pace) for message in messages]
+        throttle = GilThrottle()
+        given = [self._adapt(message, throttle) for message in messages]
         known = {**self._defaults, **(variables or {})}
 
         def render(turns: list[dict[str, Any]]) -> str:
             return self._render(turns, tools, documents, add_generation_prompt, known)
 
-        text = _first_taken(render, given)
-        return _cut_after(text, given[-1].get("content")) if continue_final_message else text
+        text = _render_accepted_form(render, given)
+        return _text_until_content_end(text, given[-1].get("content")) if continue_final_message else text
 
     def replaced(self, source: str) -> ChatTemplate:
-        """One that renders as `source` says, otherwise like this one. Raises ConfigError."""
+        """A copy with `source` as its template. Raises ConfigError."""
         return ChatTemplate(
             {"default": source},
             special_tokens=self._special_tokens,
@@ -115,35 +117,35 @@ class ChatTemplate:
             return template.render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **known
             )
-        except Exception as error:  # a template is a program: anything may come out of it
-            raise TemplateRefuses(
-                f"The model's chat template refuses this conversation: {error}", param="messages"
+        except Exception as error:  # a template is a program and can raise anything
+            raise TemplateRejects(
+                f"messages: the model's chat template rejects this conversation: {error}", param="messages"
             ) from error
 
-    def _adapt(self, message: Message, pace: Pace) -> dict[str, Any]:
+    def _adapt(self, message: Message, throttle: GilThrottle) -> dict[str, Any]:
         adapted = {key: value for key, value in message.items() if value not in (None, [])}
-        as_text = message["role"] == "tool"  # templates that take other roles' parts mostly don't take these
+        as_text = message["role"] == "tool"  # most templates accept parts only in messages of other roles
         adapted["content"] = self._adapt_content(message.get("content"), as_text=as_text)
-        thought = adapted.get("reasoning") or adapted.get("reasoning_content")
-        if thought is not None:  # templates know it by either name
-            adapted["reasoning"] = adapted["reasoning_content"] = thought
+        reasoning = adapted.get("reasoning") or adapted.get("reasoning_content")
+        if reasoning is not None:  # templates use either name
+            adapted["reasoning"] = adapted["reasoning_content"] = reasoning
         if adapted["role"] == "developer" and not self._takes_developer:
-            adapted["role"] = "system"  # the role's older name; templates drop roles they don't know
+            adapted["role"] = "system"  # the role's older name; templates drop unknown roles
         if "tool_calls" in adapted:
-            adapted["tool_calls"] = [_with_parsed_arguments(call, pace) for call in adapted["tool_calls"]]
+            adapted["tool_calls"] = [_with_parsed_arguments(call, throttle) for call in adapted["tool_calls"]]
         return adapted
 
     def _adapt_content(self, content: Any, *, as_text: bool) -> Any:
         if content is None:
             return None
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if self._wants_parts and not as_text:
+        if self._accepts_parts and not as_text:
             return parts
         return "\n".join(part["text"] for part in parts)
 
     @cached_property
-    def _wants_parts(self) -> bool:
-        """Whether the template takes a list of content parts apart itself, found out by showing it one."""
+    def _accepts_parts(self) -> bool:
+        """Whether the template handles a list of content parts, detected by rendering one."""
         if self._content_format != "auto":
             return self._content_format == "openai"
         probe = "berth-probe"
@@ -155,38 +157,43 @@ class ChatTemplate:
         return probe in rendered and "'type'" not in rendered and '"type"' not in rendered
 
 
-def _first_taken(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
-    """The conversation as it is, or as little plainer as the template takes it. Raises TemplateRefuses."""
+def _render_accepted_form(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+    """Render the conversation as is, or else its least simplified form that the template accepts.
+
+    Raises TemplateRejects.
+    """
     try:
         return render(turns)
-    except TemplateRefuses:
-        for plainer in simplifications(turns):
-            with suppress(TemplateRefuses):
-                return render(plainer)
+    except TemplateRejects:
+        for simplified in simplifications(turns):
+            with suppress(TemplateRejects):
+                return render(simplified)
         raise
 
 
-def _cut_after(text: str, content: Any) -> str:
-    """The rendered text up to the end of the last message's content. Templates may trim it."""
-    said = content if isinstance(content, str) else "".join(part["text"] for part in content or [])
-    at = text.rfind(said.strip())
-    if not said.strip() or at < 0:
+def _text_until_content_end(text: str, content: Any) -> str:
+    """The rendered text up to the end of the last message's content, which templates may trim."""
+    content_text = content if isinstance(content, str) else "".join(part["text"] for part in content or [])
+    at = text.rfind(content_text.strip())
+    if not content_text.strip() or at < 0:
         raise InvalidRequest(
-            "continue_final_message: the template doesn't show the last message's text as it is.",
+            "continue_final_message: not possible, since the chat template changes the last message's text.",
             param="continue_final_message",
         )
-    return text[:at] + (said.lstrip() if text[at:].startswith(said.lstrip()) else said.strip())
+    return text[:at] + (
+        content_text.lstrip() if text[at:].startswith(content_text.lstrip()) else content_text.strip()
+    )
 
 
-def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
-    """Clients send a call's arguments as JSON text; templates want the object.
+def _with_parsed_arguments(call: Mapping[str, Any], throttle: GilThrottle) -> dict[str, Any]:
+    """Clients send a call's arguments as JSON text; templates expect the object.
 
-    Text that is no JSON stays as it is: a call that was cut off must not make its conversation unusable. So
-    does one that holds more than a body may.
+    Text that is not JSON stays text, since a truncated call must not make its conversation unusable. So does
+    JSON that exceeds the limits of a body.
     """
     function = dict(call["function"])
     arguments = function.get("arguments")
-    pace.rest()
+    throttle.pause()
     if isinstance(arguments, str) and find_json_excess(arguments.encode(errors="replace")) is None:
         with suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(arguments) if arguments else {}
@@ -194,7 +201,7 @@ def _with_parsed_arguments(call: Mapping[str, Any], pace: Pace) -> dict[str, Any
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what assistants said, for training; here its body is just text."""
+    """`{% generation %}` marks assistant output for training; here its body is rendered as text."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's interface)
 
@@ -220,7 +227,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which models haven't seen."""
+    """Jinja's own filter escapes HTML, which models were not trained on."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

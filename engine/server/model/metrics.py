@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names, so that its dashboards fit. A registry of its own, no globals."""
+"""Prometheus metrics under vLLM's names, so that its dashboards work. Uses its own registry, no globals."""
 
 from __future__ import annotations
 
@@ -39,36 +39,42 @@ _NEXT_TOKEN_S = (
 
 _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:num_requests_running": (
-        "Requests that take part in steps.",
+        "Number of running requests.",
         lambda stats: stats.num_requests_running,
     ),
     "vllm:num_requests_waiting": (
-        "Requests that wait for their turn.",
+        "Number of waiting requests.",
         lambda stats: stats.num_requests_waiting,
     ),
     "vllm:kv_cache_usage_perc": (
-        "KV-cache blocks in use; 1 is all of them.",
+        "Fraction of KV-cache blocks in use (0 to 1).",
         lambda stats: stats.kv_cache_usage,
     ),
 }
 _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:prefix_cache_queries": (
-        "Tokens looked up in the prefix cache.",
+        "Prompt tokens looked up in the prefix cache.",
         lambda stats: stats.prefix_cache_queries,
     ),
-    "vllm:prefix_cache_hits": ("Tokens found in the prefix cache.", lambda stats: stats.prefix_cache_hits),
+    "vllm:prefix_cache_hits": (
+        "Prompt tokens found in the prefix cache.",
+        lambda stats: stats.prefix_cache_hits,
+    ),
     "vllm:prompt_tokens": ("Prompt tokens processed.", lambda stats: stats.prompt_tokens),
     "vllm:generation_tokens": ("Tokens generated.", lambda stats: stats.generation_tokens),
-    "vllm:num_preemptions": ("Sequences set back to make room.", lambda stats: stats.num_preemptions),
+    "vllm:num_preemptions": (
+        "Sequences preempted to free KV-cache blocks.",
+        lambda stats: stats.num_preemptions,
+    ),
 }
 
 
-# vLLM's label → the level at which it is 1.
+# vLLM's label → the sleep level at which its value is 1.
 _SLEEP_STATES = {"awake": 0, "weights_offloaded": 1, "discard_all": 2}
 
 
 class Metrics:
-    """What requests report as they go; the engine's own figures are read when somebody scrapes."""
+    """Requests update their metrics as they run; the engine's statistics are read at each scrape."""
 
     CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -76,32 +82,42 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(model_name, read_stats))
         self._model_name = model_name
-        self._prompt_tokens: Histogram | None = None  # until the model's limit is known
+        self._prompt_tokens: Histogram | None = None  # None until the model's limit is known
         self._generated: Histogram | None = None
         histogram = self._histogram
         self._first_token = histogram(
-            "time_to_first_token_seconds", "From arrival to first token.", _FIRST_TOKEN_S
+            "time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST_TOKEN_S
         )
-        self._next_token = histogram("inter_token_latency_seconds", "Between two tokens.", _NEXT_TOKEN_S)
-        self._end_to_end = histogram("e2e_request_latency_seconds", "From arrival to the end.", _LATENCY_S)
-        self._queue = histogram("request_queue_time_seconds", "From arrival to the first step.", _LATENCY_S)
-        self._prefill = histogram("request_prefill_time_seconds", "First step to first token.", _LATENCY_S)
-        self._decode = histogram("request_decode_time_seconds", "First token to the end.", _LATENCY_S)
+        self._next_token = histogram("inter_token_latency_seconds", "Time between two tokens.", _NEXT_TOKEN_S)
+        self._end_to_end = histogram(
+            "e2e_request_latency_seconds", "Time from arrival to the end of the request.", _LATENCY_S
+        )
+        self._queue = histogram(
+            "request_queue_time_seconds", "Time from arrival to the first step.", _LATENCY_S
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "Time from the first step to the first token.", _LATENCY_S
+        )
+        self._decode = histogram(
+            "request_decode_time_seconds", "Time from the first token to the end.", _LATENCY_S
+        )
         self._success = Counter(
             "vllm:request_success",
-            "Requests that have ended, by reason.",
+            "Finished requests, by reason.",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
 
     def expect_lengths(self, max_model_len: int) -> None:
-        """From now on, requests' lengths are counted; the model's limit decides on the buckets. Once only."""
+        """Start recording request lengths; the buckets depend on the model's limit. Call once."""
         buckets = _1_2_5(max_model_len)
-        self._prompt_tokens = self._histogram("request_prompt_tokens", "Of a request's prompt.", buckets)
-        self._generated = self._histogram("request_generation_tokens", "That a request generated.", buckets)
+        self._prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens per request.", buckets)
+        self._generated = self._histogram(
+            "request_generation_tokens", "Generated tokens per request.", buckets
+        )
 
     def observe_lengths(self, *, prompt: int, generated: int) -> None:
-        """Of a request that has ended, in tokens."""
+        """Record the lengths of a finished request, in tokens."""
         _observe(self._prompt_tokens, prompt)
         _observe(self._generated, generated)
 
@@ -111,7 +127,7 @@ class Metrics:
         _observe(self._prefill, timings.prefill_s)
 
     def observe_next_tokens(self, seconds: float, num_tokens: int) -> None:
-        """`num_tokens` came together, `seconds` after those before them."""
+        """`num_tokens` arrived together, `seconds` after the previous ones."""
         for _ in range(num_tokens):
             self._next_token.observe(seconds / num_tokens)
 
@@ -123,8 +139,10 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        family = Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, help_text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(
+            f"vllm:{name}", help_text, ["model_name"], buckets=buckets, registry=self._registry
+        )
         return family.labels(self._model_name)
 
 
@@ -134,7 +152,7 @@ def _observe(histogram: Histogram | None, value: float | None) -> None:
 
 
 def _1_2_5(limit: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50 … up to the limit, as vLLM cuts them."""
+    """vLLM's buckets: 1, 2, 5, 10, 20, 50 … up to the limit."""
     steps = (step * 10**power for power in range(len(str(limit))) for step in (1, 2, 5))
     return [step for step in steps if step <= limit]
 
@@ -146,13 +164,13 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._read_stats()
-        for name, (text, read) in _GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+        for name, (help_text, read) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, help_text, labels=["model_name"])
             gauge.add_metric(self._label, read(stats))
             yield gauge
         sleep_state = GaugeMetricFamily(
             "vllm:engine_sleep_state",
-            "1 for how the engine is: awake, weights_offloaded (level 1) or discard_all (level 2).",
+            "1 for the current state: awake, weights_offloaded (level 1) or discard_all (level 2).",
             labels=["model_name", "sleep_state"],
         )
         for state, level in _SLEEP_STATES.items():
@@ -160,15 +178,15 @@ class _EngineCollector(Collector):
         yield sleep_state
         if stats.cache_config:
             yield self._cache_config_info(stats.cache_config)
-        for name, (text, read) in _COUNTERS.items():
-            counter = CounterMetricFamily(name, text, labels=["model_name"])
+        for name, (help_text, read) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, help_text, labels=["model_name"])
             counter.add_metric(self._label, read(stats))
             yield counter
 
     def _cache_config_info(self, described: Mapping[str, str]) -> Metric:
         labels = {"model_name": self._label[0], "engine": "0", **described}
         info = GaugeMetricFamily(
-            "vllm:cache_config_info", "The KV cache, described by labels.", labels=list(labels)
+            "vllm:cache_config_info", "KV-cache configuration, as labels.", labels=list(labels)
         )
         info.add_metric(list(labels.values()), 1)
         return info

@@ -1,4 +1,4 @@
-"""What every server has, whatever its model does: an engine, the model once it is loaded, metrics, room."""
+"""Common to all servers: the engine, the model once loaded, metrics, tokenizing, the queue limit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from engine.server.model.served_model import ServedModel
 from engine.server.model.truncation import Truncation
 from engine.server.protocol.limits import most_text_bytes
 
-_COUNTED_BYTES = 1 << 20  # a prompt that doesn't fit is told with its exact length up to here
+_COUNTED_BYTES = 1 << 20  # up to this size, errors report the exact number of tokens
 
 
 class ServedEngine(Protocol):
-    """What is asked of an engine while it serves; AsyncEngine and PoolingEngine are two."""
+    """The interface of a serving engine, implemented by AsyncEngine and PoolingEngine."""
 
     @property
     def is_alive(self) -> bool: ...
@@ -54,11 +54,11 @@ class ModelService:
         self.metrics = Metrics(config.served_model_names[0], engine.stats)
         self.draining = False
         self.large_work = LargeWork()
-        self._capacity = max_num_seqs + config.max_waiting  # sequences that run or wait
+        self._capacity = max_num_seqs + config.max_waiting  # running and waiting sequences
         self._model: ServedModel | None = None
 
     def serve(self, model: ServedModel) -> None:
-        """From now on, requests are taken; the engine must have been started."""
+        """Start accepting requests. The engine must be running."""
         self._model = model
         self.metrics.expect_lengths(self.engine.max_model_len)
 
@@ -81,7 +81,7 @@ class ModelService:
         param: str = "prompt",
         output: int | None = 1,
     ) -> list[int]:
-        """Tokens of a text, as `encode_each` has them."""
+        """Tokenize one text, as `encode_each` does."""
         (token_ids,) = await self.encode_each(
             [text], add_special_tokens=add_special_tokens, truncation=truncation, param=param, output=output
         )
@@ -96,11 +96,11 @@ class ModelService:
         param: str = "prompt",
         output: int | None = 1,
     ) -> list[list[int]]:
-        """Tokens of each text; long ones are encoded in a thread, as the loop has streams to serve.
+        """Tokenize each text; long ones in a thread, to keep streams flowing.
 
-        Raises PromptTooLong for a large text, before that work, if it can't fit however it is split into
-        tokens, and InvalidRequest for one of more bytes than are taken. `output`: how many more tokens were
-        asked for; None = they are only to be counted, and needn't fit.
+        Raises PromptTooLong before tokenizing a large text that cannot fit in any tokenization, and
+        InvalidRequest for one above the size limit. `output`: the number of output tokens requested; None =
+        only count, so the text need not fit.
         """
         tokenizer = self.model.tokenizer
         if truncation is not None:
@@ -113,7 +113,7 @@ class ModelService:
             encoded = await self.large_work.run_released(
                 lambda: tokenizer.encode_without_gil(texts, add_special_tokens=add_special_tokens)
             )
-        return encoded if truncation is None else [truncation.cut(one) for one in encoded]
+        return encoded if truncation is None else [truncation.cut(token_ids) for token_ids in encoded]
 
     def _check_length(self, text: str, param: str, output: int | None) -> None:
         longest, max_model_len = self.model.tokenizer.longest_token_bytes, self.engine.max_model_len
@@ -126,11 +126,11 @@ class ModelService:
         if num_bytes > most:
             raise InvalidRequest(f"{param}: at most {most} bytes of text, not {num_bytes}.", param=param)
 
-    def check_room(self, num_sequences: int) -> None:
-        """Raises QueueFull. A server that is idle takes a request of any size."""
+    def check_capacity(self, num_sequences: int) -> None:
+        """Raises QueueFull if the queue is full. An idle server accepts a request of any size."""
         num_unfinished = self.engine.num_unfinished
         if num_unfinished and num_unfinished + num_sequences > self._capacity:
             raise QueueFull(
-                f"{num_unfinished} sequences are running or waiting, and no more than "
-                f"{self._capacity} may be: try again later."
+                f"The queue is full: {num_unfinished} sequences are running or waiting, and the maximum is "
+                f"{self._capacity}. Retry later."
             )

@@ -1,4 +1,4 @@
-"""Where a prompt leaves a model that may think before it answers, and what follows from that."""
+"""The reasoning state at the end of a prompt, for models that reason before they answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.text.parsers.reasoning import ReasoningParser, reasoning_delimiters
 
 
 class ReasoningState(StrEnum):
-    OPEN = "open"  # the prompt ends within a thought: the model goes on with it
-    POSSIBLE = "possible"  # the model may begin one
-    OVER = "over"  # the prompt has closed it, or switched it off: what follows is the answer
+    OPEN = "open"  # the prompt ends inside reasoning, which the model continues
+    POSSIBLE = "possible"  # the model may start reasoning
+    CLOSED = "closed"  # the prompt has closed or disabled reasoning: the answer follows
 
 
 @dataclass(frozen=True, slots=True)
 class PromptReasoning:
-    """One prompt's."""
+    """The reasoning state of one prompt."""
 
     parser: str  # the reasoning parser's name
     state: ReasoningState
@@ -40,9 +40,9 @@ class PromptReasoning:
             tuple(encode(end, add_special_tokens=False)),
         )
 
-    def switched_off(self) -> PromptReasoning:
-        """The same for a prompt that asks for no thought."""
-        return replace(self, state=ReasoningState.OVER)
+    def disabled(self) -> PromptReasoning:
+        """The same prompt with reasoning disabled."""
+        return replace(self, state=ReasoningState.CLOSED)
 
     def make_parser(self) -> ReasoningParser:
         inside = None if self.state is ReasoningState.POSSIBLE else self.state is ReasoningState.OPEN
@@ -50,15 +50,15 @@ class PromptReasoning:
 
     @property
     def is_open(self) -> bool:
-        """Whether the output begins within a thought. Some models' always does, whatever the prompt shows."""
+        """Whether the output starts inside reasoning. For some models it always does, whatever the prompt."""
         if self.state is ReasoningState.POSSIBLE:
             return self.make_parser().is_inside
         return self.state is ReasoningState.OPEN
 
     @property
-    def marks(self) -> ReasoningDelimiters | None:
-        """For a constraint, which must let a thought pass; None once the prompt has closed it."""
-        if self.state is ReasoningState.OVER:
+    def delimiters(self) -> ReasoningDelimiters | None:
+        """For a constraint, which must allow reasoning first; None if the prompt has closed it."""
+        if self.state is ReasoningState.CLOSED:
             return None
         return ReasoningDelimiters(self.start_token_ids, self.end_token_ids, is_open=self.is_open)
 
@@ -67,28 +67,28 @@ class PromptReasoning:
 
 
 class ReasoningCounter:
-    """Counts the tokens of one output's thought, its marks left out, however they come in steps."""
+    """Counts the reasoning tokens of one output, without delimiters, however they are split into steps."""
 
     def __init__(self, start: Sequence[int], end: Sequence[int], *, is_open: bool) -> None:
         self._start, self._end = list(start), list(end)
         self._is_inside = is_open
         self._is_over = False
-        self._recent: list[int] = []  # tokens since the last mark, as far as the next one may need them
+        self._recent: list[int] = []  # tokens that could be the start of the next delimiter
         self.num_tokens = 0
 
-    def take(self, token_ids: Sequence[int]) -> None:
+    def feed(self, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:
             if self._is_over:
                 return
-            self._take(token_id)
+            self._feed_token(token_id)
 
-    def _take(self, token_id: int) -> None:
-        mark = self._end if self._is_inside else self._start
-        self._recent = [*self._recent, token_id][-len(mark) :]
+    def _feed_token(self, token_id: int) -> None:
+        delimiter = self._end if self._is_inside else self._start
+        self._recent = [*self._recent, token_id][-len(delimiter) :]
         self.num_tokens += self._is_inside
-        if self._recent == mark:
+        if self._recent == delimiter:
             self._is_over = self._is_inside
-            self.num_tokens -= len(mark) if self._is_over else 0
+            self.num_tokens -= len(delimiter) if self._is_over else 0
             self._is_inside, self._recent = True, []
 
 
@@ -96,4 +96,4 @@ def _state_after(prompt: str, start: str, end: str) -> ReasoningState:
     rest = prompt.rstrip()
     if rest.endswith(start):
         return ReasoningState.OPEN
-    return ReasoningState.OVER if rest.endswith(end) else ReasoningState.POSSIBLE
+    return ReasoningState.CLOSED if rest.endswith(end) else ReasoningState.POSSIBLE

@@ -1,4 +1,4 @@
-"""The model as the server sees it: its names, tokenizer, chat template, limits and sampling defaults."""
+"""The served model: its names, tokenizer, chat template, parsers and sampling defaults."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "ma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    names: tuple[str, ...]  # the first is the one reported; all are accepted
-    root: str  # what people call the checkpoint: where it lies, who asks for it needn't know
+    names: tuple[str, ...]  # the first is reported; all are accepted
+    root: str  # the checkpoint's usual name, which does not reveal its path
     tokenizer: Tokenizer
     template: ChatTemplate
-    vocab_size: int  # of the model: ids below it can be embedded
+    vocab_size: int  # ids below it have an embedding
     grammar_compiler: GrammarCompiler
-    end_token_ids: tuple[int, ...] = ()  # the tokenizer's own first
-    tool_parser: str | None = None  # their names, None = there is none
+    end_token_ids: tuple[int, ...] = ()  # the tokenizer's own comes first
+    tool_parser: str | None = None  # the parser's name; None = none
     reasoning_parser: str | None = None
-    other_names: tuple[str, ...] = ()  # taken in requests, and not listed
-    takes_templates: bool = False  # whether requests may bring a chat template of their own
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # sampling, as the checkpoint recommends it
+    other_names: tuple[str, ...] = ()  # accepted in requests, but not listed
+    takes_templates: bool = False  # whether requests may include a chat template
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the checkpoint's recommended sampling parameters
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
 
     @property
@@ -45,17 +47,19 @@ class ServedModel:
         return self.names[0]
 
     def check_name(self, name: str | None) -> None:
-        """Raise UnknownModel unless `name` is one of ours; no name means the one model there is."""
+        """Raise UnknownModel unless `name` is a name of this model; None is accepted."""
         if name is not None and name not in self.names and name not in self.other_names:
-            raise UnknownModel(f"The model {name!r} is not served here; {self.name!r} is.", param="model")
+            raise UnknownModel(
+                f"The model {name!r} does not exist; this server serves {self.name!r}.", param="model"
+            )
 
     def template_for(self, source: str | None) -> ChatTemplate:
-        """The model's own, or the request's where that is allowed. Raises InvalidRequest."""
+        """The model's own template, or the request's if allowed. Raises InvalidRequest."""
         if source is None:
             return self.template
         if not self.takes_templates:
             raise InvalidRequest(
-                "chat_template is taken only by a server started with --trust-request-chat-template.",
+                "chat_template is accepted only if the server is started with --trust-request-chat-template.",
                 param="chat_template",
             )
         try:
@@ -76,16 +80,17 @@ class ServedModel:
         }
 
     def check_token_ids(self, token_ids: list[int], param: str) -> None:
-        """Raise InvalidRequest for an id that the model has no embedding for."""
+        """Raise InvalidRequest for an id outside the vocabulary."""
         highest = max(token_ids, default=0)
         if highest >= self.vocab_size:
             raise InvalidRequest(
-                f"Token id {highest} is outside the vocabulary of {self.vocab_size}.", param=param
+                f"{param}: token id {highest} is outside the vocabulary of {self.vocab_size} tokens.",
+                param=param,
             )
 
 
 def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenizer) -> ServedModel:
-    """What the server reads of a checkpoint. Raises CheckpointError and ConfigError."""
+    """Read the server's part of a checkpoint. Raises CheckpointError and ConfigError."""
     sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
     model_config = read_json(directory / "config.json")
     vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
@@ -114,7 +119,7 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
 
 
 def _names_on_disk(directory: Path) -> tuple[str, ...]:
-    """What people call a model who have its folder before them; in the hub's cache, its id."""
+    """Names of a model directory: its base name and path, or in the hub's cache the model's id."""
     if directory.parent.name == "snapshots":
         return (directory.parents[1].name.removeprefix("models--").replace("--", "/"),)
     return (directory.name, str(directory))
@@ -127,11 +132,13 @@ def _parser(
     templates: Mapping[str, str],
     kind: str,
 ) -> str | None:
-    """The parser's name: as the flag says, else as the chat templates show; "none" = none."""
+    """The parser's name: from the flag, else detected from the chat templates; "none" disables it."""
     if wanted == "none":
         return None
     if wanted is not None and wanted not in known:
-        raise ConfigError(f"--{kind}-parser {wanted}: known are {', '.join(sorted(known))} and none.")
+        raise ConfigError(
+            f"--{kind}-parser {wanted} is unknown. Use one of {', '.join(sorted(known))} or none."
+        )
     return wanted or next(filter(None, map(detect, templates.values())), None)
 
 

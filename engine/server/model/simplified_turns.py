@@ -1,8 +1,8 @@
-"""A conversation in plainer turns, for chat templates that refuse it as it is. Pure.
+"""Simplifies a conversation for chat templates that reject it as it is. Pure.
 
-Agents give several system turns, several turns of the user in a row, and histories that another model's calls
-are in. Many templates take one system turn or none, users and assistants in alternation, one call at a time,
-ids of nine letters, no tools. Nothing is left out: what such a template has no place for is said elsewhere.
+Agents send several system turns, consecutive user turns, and histories with another model's tool calls. Many
+templates accept at most one system turn, strictly alternating users and assistants, one call per turn,
+nine-character ids, or no tools. Nothing is dropped: unsupported content moves to another turn.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any
 
 Turn = dict[str, Any]
 
-_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # all that Mistral's templates take
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # required by Mistral's templates
 
 
 def simplifications(turns: list[Turn]) -> Iterator[list[Turn]]:
-    """The same conversation, plainer each time: what changes least comes first."""
-    for make_plainer in (
+    """Ever simpler forms of the conversation, starting with the smallest change."""
+    for simplify in (
         _with_short_ids,
         _with_single_calls,
         _with_one_system_turn,
         _with_alternating_turns,
         _without_system_turn,
-        _with_calls_in_words,
+        _with_calls_as_text,
     ):
-        plainer = make_plainer(turns)
-        if plainer != turns:
-            turns = plainer
+        simplified = simplify(turns)
+        if simplified != turns:
+            turns = simplified
             yield turns
 
 
 def _with_short_ids(turns: list[Turn]) -> list[Turn]:
-    """Calls have ids of nine letters and digits, always the same for the same call."""
-    plainer: list[Turn] = []
+    """Replace call ids by nine letters and digits, deterministically."""
+    simplified: list[Turn] = []
     unanswered: dict[str, None] = {}
     for number, turn in enumerate(turns):
         if "tool_calls" in turn:
@@ -47,8 +47,8 @@ def _with_short_ids(turns: list[Turn]) -> list[Turn]:
             given = turn.get("tool_call_id") or next(iter(unanswered), str(number))
             turn = {**turn, "tool_call_id": _short_id(given)}
             unanswered.pop(turn["tool_call_id"], None)
-        plainer.append(turn)
-    return plainer
+        simplified.append(turn)
+    return simplified
 
 
 def _short_id(name: str) -> str:
@@ -56,39 +56,39 @@ def _short_id(name: str) -> str:
 
 
 def _with_single_calls(turns: list[Turn]) -> list[Turn]:
-    """Each call in a turn of its own, followed by its result."""
-    plainer: list[Turn] = []
+    """Put each call in a turn of its own, followed by its result."""
+    simplified: list[Turn] = []
     groups = _groups(turns, lambda group, turn: turn["role"] == "tool" and "tool_calls" in group[0])
     for turn, *results in groups:
         several = len(turn.get("tool_calls", ())) > 1
-        plainer += _one_by_one(turn, results) if several else [turn, *results]
-    return plainer
+        simplified += _split_calls(turn, results) if several else [turn, *results]
+    return simplified
 
 
-def _one_by_one(turn: Turn, results: list[Turn]) -> list[Turn]:
-    """Results without the id of a call come last."""
+def _split_calls(turn: Turn, results: list[Turn]) -> list[Turn]:
+    """Results that match no call come last."""
     calls = turn["tool_calls"]
     by_call: dict[Any, list[Turn]] = {call.get("id"): [] for call in calls}
     others: list[Turn] = []
     for result in results:
         by_call.get(result.get("tool_call_id"), others).append(result)
-    told: list[Turn] = []
+    split: list[Turn] = []
     for number, call in enumerate(calls):
-        said = turn if number == 0 else {"role": turn["role"], "content": None}
-        told += [{**said, "tool_calls": [call]}, *by_call.pop(call.get("id"), [])]
-    return [*told, *others]
+        base = turn if number == 0 else {"role": turn["role"], "content": None}
+        split += [{**base, "tool_calls": [call]}, *by_call.pop(call.get("id"), [])]
+    return [*split, *others]
 
 
 def _with_one_system_turn(turns: list[Turn]) -> list[Turn]:
-    """For templates that take one system turn, at the beginning.
+    """For templates that accept only one system turn, at the beginning.
 
-    Those at the beginning become one. A later one becomes part of the user's turn at its place, marked so
-    that the model can tell the two apart: such templates often want users and assistants to alternate.
+    Initial system turns are merged. A later one joins the adjacent user turn, marked so that the model can
+    distinguish them: such templates often require users and assistants to alternate.
     """
-    begin = next((n for n, one in enumerate(turns) if one["role"] != "system"), len(turns))
-    first = [_merged(turns[:begin], "\n\n")] if begin else []
+    num_leading = next((n for n, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    first = [_merged(turns[:num_leading], "\n\n")] if num_leading else []
     groups = _groups(
-        turns[begin:],
+        turns[num_leading:],
         lambda group, turn: (
             _is_users(turn)
             and _is_users(group[0])
@@ -103,10 +103,10 @@ def _is_users(turn: Turn) -> bool:
 
 
 def _with_alternating_turns(turns: list[Turn]) -> list[Turn]:
-    """Neighbours of one role are one turn; what a user says beside results of tools stands with the last."""
-    speaker: str | None = None  # the last that has spoken: calls and their results are in between
+    """Merge consecutive turns of one role; user text next to tool results joins the last result."""
+    speaker: str | None = None  # of the last turn that is not a call or a result
 
-    def goes_on(group: list[Turn], turn: Turn) -> bool:
+    def continues(group: list[Turn], turn: Turn) -> bool:
         nonlocal speaker
         before, role, last = speaker, turn["role"], group[-1]
         if role == "user" or (role == "assistant" and "tool_calls" not in turn):
@@ -116,15 +116,15 @@ def _with_alternating_turns(turns: list[Turn]) -> list[Turn]:
         return role == last["role"] == "assistant" and "tool_calls" not in last
 
     if turns:
-        goes_on([turns[0]], turns[0])
-    return [_merged(group, "\n\n") for group in _groups(turns, goes_on)]
+        continues([turns[0]], turns[0])
+    return [_merged(group, "\n\n") for group in _groups(turns, continues)]
 
 
-def _groups(turns: list[Turn], goes_on: Callable[[list[Turn], Turn], bool]) -> list[list[Turn]]:
-    """Turns that belong together: `goes_on` says of the next whether it belongs to the group before it."""
+def _groups(turns: list[Turn], continues: Callable[[list[Turn], Turn], bool]) -> list[list[Turn]]:
+    """Group consecutive turns: `continues` decides whether a turn joins the previous group."""
     groups: list[list[Turn]] = []
     for turn in turns:
-        if groups and goes_on(groups[-1], turn):
+        if groups and continues(groups[-1], turn):
             groups[-1].append(turn)
         else:
             groups.append([turn])
@@ -132,7 +132,7 @@ def _groups(turns: list[Turn], goes_on: Callable[[list[Turn], Turn], bool]) -> l
 
 
 def _merged(group: list[Turn], between: str) -> Turn:
-    """One turn of several: the first one's role, all contents, of the rest what came last."""
+    """Merge turns: the first one's role, all contents, and the last value of every other field."""
     first, *others = group
     if not others:
         return first
@@ -144,7 +144,7 @@ def _merged(group: list[Turn], between: str) -> Turn:
 
 
 def _without_system_turn(turns: list[Turn]) -> list[Turn]:
-    """What the system says begins the user's first turn."""
+    """Move the system turn to the start of the first user turn."""
     if not turns or turns[0]["role"] != "system":
         return turns
     system, *rest = turns
@@ -154,27 +154,27 @@ def _without_system_turn(turns: list[Turn]) -> list[Turn]:
     return [{**first, "content": _join([system.get("content"), first.get("content")], "\n\n")}, *rest[1:]]
 
 
-def _with_calls_in_words(turns: list[Turn]) -> list[Turn]:
-    """For templates that know users and assistants alone: calls and results are said."""
+def _with_calls_as_text(turns: list[Turn]) -> list[Turn]:
+    """For templates without tools: calls and results become text."""
     as_parts = any(isinstance(turn.get("content"), list) for turn in turns)
-    said = [_in_words(turn) for turn in turns]
+    converted = [_as_text(turn) for turn in turns]
     if as_parts:
-        said = [{**turn, "content": _parts(turn.get("content") or "")} for turn in said]
-    return _with_alternating_turns(said)
+        converted = [{**turn, "content": _parts(turn.get("content") or "")} for turn in converted]
+    return _with_alternating_turns(converted)
 
 
-def _in_words(turn: Turn) -> Turn:
+def _as_text(turn: Turn) -> Turn:
     if turn["role"] == "tool":
         return {"role": "user", "content": f"Result of the tool: {_text(turn.get('content'))}"}
     if "tool_calls" not in turn:
         return turn
-    called = [_call_in_words(call["function"]) for call in turn["tool_calls"]]
-    said = {name: value for name, value in turn.items() if name != "tool_calls"}
+    called = [_call_as_text(call["function"]) for call in turn["tool_calls"]]
+    without_calls = {name: value for name, value in turn.items() if name != "tool_calls"}
     words = [text for text in (_text(turn.get("content")), *called) if text]
-    return {**said, "content": "\n".join(words)}
+    return {**without_calls, "content": "\n".join(words)}
 
 
-def _call_in_words(function: Turn) -> str:
+def _call_as_text(function: Turn) -> str:
     arguments = function.get("arguments")
     given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return f"Call of the tool {function['name']}: {given}"
@@ -185,7 +185,7 @@ def _without_system(turn: Turn) -> Turn:
 
 
 def _as_reminder(turn: Turn) -> Turn:
-    """A system turn in the mouth of the user, with the mark that agents put around such text."""
+    """A system turn as user text, in the tags that agents use for such text."""
     content = turn.get("content")
     opening, closing = "<system-reminder>\n", "\n</system-reminder>"
     if isinstance(content, list):
@@ -195,7 +195,7 @@ def _as_reminder(turn: Turn) -> Turn:
 
 
 def _join(contents: Sequence[Any], between: str) -> Any:
-    """Texts as one text; as a list of parts where one is a list, as a template takes the one or the other."""
+    """Join texts; if any content is a list of parts, the result is one too, as templates accept one kind."""
     given = [content for content in contents if content]
     if any(isinstance(content, list) for content in given):
         return [part for content in given for part in _parts(content)]

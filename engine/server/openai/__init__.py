@@ -1,1 +1,1 @@
-"""OpenAI's API: completions, chat and Responses, whole and as streams."""
+"""OpenAI's API: completions, chat completions and Responses."""

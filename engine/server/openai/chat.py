@@ -19,12 +19,12 @@ from engine.server.generation.chat_events import (
 from engine.server.generation.chat_run import prepare_chat
 from engine.server.generation.service import GenerationService
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.completion_output import FinishedChoice, CompletionStream, CompletionObject
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, ReadUsage, usage_object
+from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.protocol.body_reader import read_body
-from engine.server.protocol.field_rules import CHAT
 from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.field_rules import CHAT
 
 
 async def create_chat_completion(request: Request) -> ASGIApp:
@@ -32,14 +32,14 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
     prepared = await prepare_chat(service, body)
     prompt_text = prepared.prompt_text if body.return_prompt_text else None
-    extras = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
+    details = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     model = body.model or service.model.name
     if body.stream:
         chunks = ChatChunks(
             head_of(request_id, "chat.completion.chunk", model),
-            extras,
-            None if prepared.is_plain else prepared.readers,
+            details,
+            None if prepared.is_plain_content else prepared.readers,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
@@ -47,7 +47,7 @@ async def create_chat_completion(request: Request) -> ASGIApp:
     head = head_of(request_id, "chat.completion", model)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
-        return _to_object(head, extras, prepared.readers, choices, read_usage)
+        return _to_object(head, details, prepared.readers, choices, read_usage)
 
     return CompletionObject(prepared.generation, prepared.choices, to_object, service.large_work)
 
@@ -64,29 +64,29 @@ def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
 
 def _to_object(
     head: dict[str, Any],
-    extras: ChoiceDetails,
+    details: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
-    answer = describe_answer(head, extras, readers, choices, read_usage)
+    completion = describe_completion(head, details, readers, choices, read_usage)
     deltas = choices[0].deltas
-    return {**answer, **extras.prompt_fields(deltas[0]), **extras.prompt_logprobs(deltas)}
+    return {**completion, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
 
 
-def describe_answer(
+def describe_completion(
     head: dict[str, Any],
-    extras: ChoiceDetails,
+    details: ChoiceDetails,
     readers: Mapping[int, ChoiceReader],
     choices: Sequence[FinishedChoice],
     read_usage: ReadUsage,
 ) -> dict[str, Any]:
-    """The answer without what it tells of a prompt."""
+    """The response without its fields about the prompt."""
     described = [
         {
             **describe_choice(choice, readers[choice.index]),
-            "logprobs": extras.chat_logprobs(choice.deltas),
-            **extras.token_ids(choice.deltas),
+            "logprobs": details.chat_logprobs(choice.deltas),
+            **details.token_ids(choice.deltas),
         }
         for choice in choices
     ]
@@ -94,11 +94,11 @@ def describe_answer(
 
 
 def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, Any]:
-    """The message and why it ended, of the same events that a stream would have brought."""
+    """The message and its finish reason, from the same events as in a stream."""
     content: list[str] = []
     reasoning: list[str] = []
     calls: dict[int, dict[str, Any]] = {}
-    ended: dict[str, Any] = {}
+    end_fields: dict[str, Any] = {}
     for event in (event for delta in choice.deltas for event in reader.read(delta)):
         match event:
             case ContentDelta(_, text):
@@ -111,15 +111,15 @@ def describe_choice(choice: FinishedChoice, reader: ChoiceReader) -> dict[str, A
                 )
                 call["function"]["arguments"] += arguments
             case ChoiceEnded(_, finish_reason, stop_reason):
-                ended = {"finish_reason": finish_reason, "stop_reason": stop_reason}
-    said = "".join(content)
+                end_fields = {"finish_reason": finish_reason, "stop_reason": stop_reason}
+    text = "".join(content)
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": said or (None if calls else ""),
+        "content": text or (None if calls else ""),
         "refusal": None,
     }
     if reasoning:
         message["reasoning"] = "".join(reasoning)
     if calls:
         message["tool_calls"] = list(calls.values())
-    return {"index": choice.index, "message": message, **ended}
+    return {"index": choice.index, "message": message, **end_fields}

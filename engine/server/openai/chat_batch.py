@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions/batch: several conversations at once, a choice for each, as vLLM has it."""
+"""POST /v1/chat/completions/batch: several conversations, one choice each, as in vLLM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine.server.generation.chat_run import PreparedChat, prepare_chat
 from engine.server.generation.generation import Generation
 from engine.server.generation.service import GenerationService, check_batch
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.completion_output import FinishedChoice, CompletionObject
-from engine.server.openai.chat import describe_answer, head_of
+from engine.server.openai.chat import describe_completion, head_of
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ReadUsage
+from engine.server.openai.completion_output import CompletionObject, FinishedChoice
 from engine.server.protocol.batch_body import BatchChatBody
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.field_rules import CHAT_BATCH
@@ -26,23 +26,23 @@ from engine.server.protocol.field_rules import CHAT_BATCH
 async def create_chat_batch(request: Request) -> ASGIApp:
     service: GenerationService = request.app.state.service
     body = await read_body(request, BatchChatBody, CHAT_BATCH)
-    service.check_room(len(body.messages))
+    service.check_capacity(len(body.messages))
     chats = await _prepare_all(service, body)
     choices = [choice for chat in chats for choice in chat.choices]
     readers = {index: reader for chat in chats for index, reader in chat.readers.items()}
-    extras = ChoiceDetails(body, service.model.tokenizer)
+    details = ChoiceDetails(body, service.model.tokenizer)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
     head = head_of(request_id, "chat.completion", body.model or service.model.name)
 
     def to_object(finished: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
-        return describe_answer(head, extras, readers, finished, read_usage)
+        return describe_completion(head, details, readers, finished, read_usage)
 
     generation = Generation(service.engine, service.metrics, choices)
     return CompletionObject(generation, choices, to_object, service.large_work)
 
 
 async def _prepare_all(service: GenerationService, body: BatchChatBody) -> list[PreparedChat]:
-    """One after the other, with room for other requests between them."""
+    """Prepare the chats one by one; other tasks can run in between."""
     prepared = []
     for index, conversation in enumerate(body.conversations()):
         try:

@@ -1,4 +1,4 @@
-"""What an answer holds beside its text where a body asks for it: logprobs and token ids."""
+"""The optional details of choices: logprobs and token ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.text.tokenizer import Tokenizer
 
 
 class ChoiceDetails:
-    """One answer's. Takes a choice's deltas in order, one at a time or all together: they say the same."""
+    """The details of one response. Takes a choice's deltas in order, one by one or all at once."""
 
     def __init__(
         self,
@@ -23,14 +23,14 @@ class ChoiceDetails:
         echo: bool = False,
         prompt_text: str | None = None,
     ) -> None:
-        """`echo`: logprobs begin with the prompt's. `prompt_text`: what to tell of it, if wanted."""
+        """`echo`: logprobs include the prompt's. `prompt_text`: the rendered prompt, if requested."""
         self._has_logprobs = body.num_logprobs is not None
         self._has_token_ids = body.return_token_ids
         self._has_prompt_logprobs = body.prompt_logprobs is not None
         self._echo = echo
         self._prompt_text = {} if prompt_text is None else {"prompt_text": prompt_text}
         self._writer = LogprobsWriter(tokenizer, as_token_ids=body.return_tokens_as_token_ids)
-        self.wanted = self._has_logprobs or self._has_token_ids or self._has_prompt_logprobs
+        self.any_requested = self._has_logprobs or self._has_token_ids or self._has_prompt_logprobs
 
     def completion_logprobs(self, deltas: Sequence[ChoiceDelta]) -> dict[str, Any] | None:
         if not self._has_logprobs:
@@ -57,7 +57,7 @@ class ChoiceDetails:
         return {**fields, **self.prompt_fields(deltas[0])} if is_first else fields
 
     def prompt_fields(self, delta: ChoiceDelta) -> dict[str, Any]:
-        """What is told of the prompt, once."""
+        """The fields about the prompt, sent once."""
         if not self._has_token_ids:
             return self._prompt_text
         return {"prompt_token_ids": list(delta.choice.request.prompt_token_ids), **self._prompt_text}
@@ -70,8 +70,10 @@ class ChoiceDetails:
 
 
 def _logprobs(deltas: Sequence[ChoiceDelta]) -> Sequence[PositionLogprobs]:
-    told = [delta.logprobs for delta in deltas if delta.logprobs]
-    return told[0] if len(told) == 1 else [position for positions in told for position in positions]
+    logprobs = [delta.logprobs for delta in deltas if delta.logprobs]
+    return (
+        logprobs[0] if len(logprobs) == 1 else [position for positions in logprobs for position in positions]
+    )
 
 
 def _prompt_logprobs(deltas: Iterable[ChoiceDelta]) -> Sequence[PositionLogprobs | None] | None:

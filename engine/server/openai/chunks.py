@@ -1,6 +1,6 @@
-"""The grammar of streamed answers: server-sent events, as OpenAI writes them. Pure: deltas in, bytes out.
+"""Writes streams as OpenAI's server-sent events. Pure: deltas in, bytes out.
 
-What is the same in every chunk of a stream is serialised once; a chunk costs one JSON string.
+The constant parts of chunks are serialized once; each chunk costs one JSON string.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ReadUsage = Callable[[], Usage]
 
 
 class Chunks(Protocol):
-    """How one kind of answer is cut into events."""
+    """Writes the events of one kind of stream."""
 
     def step(self, deltas: Iterable[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        """One step's events, to be written at once. A token without text (yet) shows as an empty piece."""
+        """The events of one step, sent together. A token without text (yet) yields an empty chunk."""
         ...
 
     def end(self, usage: Usage) -> bytes:
-        """What follows the last step."""
+        """The events after the last step."""
         ...
 
 
@@ -57,7 +57,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 
 class _Envelope:
-    """What stands around the choices of every chunk."""
+    """The constant parts around the choices of a chunk."""
 
     def __init__(self, head: dict[str, Any], *, include_usage: bool, continuous_usage: bool) -> None:
         self._head = f"data: {_encode(head)[:-1]},"
@@ -66,7 +66,7 @@ class _Envelope:
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
 
     def wrap(self, choice: str, read_usage: ReadUsage, more: str = "") -> str:
-        """A chunk of one choice; `more` are further fields of the chunk, with a comma before each."""
+        """A chunk of one choice; `more` has additional fields of the chunk, each preceded by a comma."""
         tail = self._tail
         if self._continuous_usage:
             tail = f',"usage":{_encode(usage_object(read_usage()))}}}\n\n'
@@ -81,9 +81,9 @@ class _Envelope:
 
 class CompletionChunks:
     def __init__(
-        self, head: dict[str, Any], extras: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
+        self, head: dict[str, Any], details: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
     ) -> None:
-        self._extras = extras
+        self._details = details
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
@@ -93,11 +93,11 @@ class CompletionChunks:
     def _choice(self, delta: ChoiceDelta) -> str:
         logprobs = "null"
         extra = ""
-        if self._extras.wanted:
+        if self._details.any_requested:
             is_first = delta.choice.index not in self._begun
             self._begun.add(delta.choice.index)
-            logprobs = _encode(self._extras.completion_logprobs([delta]))
-            extra = _fields(self._extras.token_ids([delta], is_first=is_first))
+            logprobs = _encode(self._details.completion_logprobs([delta]))
+            extra = _fields(self._details.token_ids([delta], is_first=is_first))
         return (
             f'{{"index":{delta.choice.index},"text":{_encode(delta.text)},"logprobs":{logprobs}'
             f"{_finish(delta.finish_reason, delta.stop_reason)}{extra}}}"
@@ -108,21 +108,21 @@ class CompletionChunks:
 
 
 class ChatChunks:
-    """The role comes first, then what is said, then one chunk that says why it ended."""
+    """Per choice: a chunk with the role, chunks with output, and a chunk with the finish reason."""
 
     def __init__(
         self,
         head: dict[str, Any],
-        extras: ChoiceDetails,
+        details: ChoiceDetails,
         readers: Mapping[int, ChoiceReader] | None,
         *,
         include_usage: bool,
         continuous_usage: bool,
     ) -> None:
-        """`readers`: by the choice's index; None where all text is content."""
-        self._extras = extras
+        """`readers`: by choice index; None if all text is content."""
+        self._details = details
         self._readers = readers
-        self._is_plain = readers is None and not extras.wanted
+        self._is_content_only = readers is None and not details.any_requested
         self._envelope = _Envelope(head, include_usage=include_usage, continuous_usage=continuous_usage)
         self._begun: set[int] = set()
 
@@ -134,9 +134,9 @@ class ChatChunks:
                 self._begun.add(index)
                 role = f'{{"index":{index},"delta":{_ROLE},"logprobs":null{_UNFINISHED}}}'
                 chunks.append(
-                    self._envelope.wrap(role, read_usage, _fields(self._extras.prompt_fields(delta)))
+                    self._envelope.wrap(role, read_usage, _fields(self._details.prompt_fields(delta)))
                 )
-            if self._is_plain and delta.finish_reason is None:  # nearly all chunks there are
+            if self._is_content_only and delta.finish_reason is None:  # the common case
                 choice = f'{{"index":{index},"delta":{{"content":{_encode(delta.text)}}}{_NO_END}}}'
                 chunks.append(self._envelope.wrap(choice, read_usage))
                 continue
@@ -146,11 +146,11 @@ class ChatChunks:
         return "".join(chunks).encode()
 
     def _parts(self, delta: ChoiceDelta) -> Iterable[tuple[str, str, str]]:
-        """(the chunk's delta, its logprobs, what follows them)."""
+        """Tuples of the chunk's delta, its logprobs, and the fields after them."""
         contents, end = self._contents(delta)
-        if self._extras.wanted:
-            logprobs = _encode(self._extras.chat_logprobs([delta]))
-            tail = _UNFINISHED + _fields(self._extras.token_ids([delta]))
+        if self._details.any_requested:
+            logprobs = _encode(self._details.chat_logprobs([delta]))
+            tail = _UNFINISHED + _fields(self._details.token_ids([delta]))
             yield contents[0] if contents else '{"content":""}', logprobs, tail
             contents = contents[1:]
         for content in contents:
@@ -159,7 +159,7 @@ class ChatChunks:
             yield "{}", "null", end
 
     def _contents(self, delta: ChoiceDelta) -> tuple[list[str], str | None]:
-        """The step's chunks, and how the choice ends if it does."""
+        """The deltas of the step's chunks, and the finish fields if the choice ends."""
         reason = delta.finish_reason
         if self._readers is None:
             contents = [f'{{"content":{_encode(delta.text)}}}'] if delta.text or reason is None else []
@@ -185,7 +185,7 @@ def _finish(reason: str | None, stop_reason: int | str | None) -> str:
 
 
 def _fields(fields: Mapping[str, Any]) -> str:
-    """More fields of an object, with a comma before each."""
+    """Additional fields of an object, each preceded by a comma."""
     return "".join(f",{_encode(name)}:{_encode(value)}" for name, value in fields.items())
 
 

@@ -1,4 +1,4 @@
-"""Sends what a generation brings, whole or in pieces, and ends it when its client leaves."""
+"""Sends a generation's output as one object or as a stream, and aborts it if the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
 from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import envelope, error_response
-from engine.server.http.large_work import LargeWork, Pace
+from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.http.sse import STREAM_HEADERS
 from engine.server.openai.chunks import Chunks, ReadUsage, error_event
 from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
@@ -24,19 +24,19 @@ from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
 log = logging.getLogger(__name__)
 
 
-_MANY_TOLD = 2048  # tokens and logprobs: from here on, the answer is written in a thread
-_KEPT_APART = 64  # what so many steps brought a choice becomes one object
-_PIECE_CHARS = 2**16  # of an answer, that are sent at once
-_WRITTEN_AT_ONCE = 64  # entries of a list
-_DEPTH_OF_CHOICES = 1
+_LARGE_OUTPUT = 2048  # tokens and logprobs; above this, the response is written in a thread
+_DELTAS_PER_MERGE = 64  # deltas of a choice that are merged into one object
+_CHUNK_CHARS = 2**16  # sent at once
+_ENTRIES_AT_ONCE = 64  # of a list, written in one call
+_CHOICES_DEPTH = 1
 
 
 class FinishedChoice:
-    """A choice as it is collected: what a long answer's steps brought is kept in few objects."""
+    """A choice while it is collected; the deltas of a long output are merged into few objects."""
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._kept: list[ChoiceDelta] = []
+        self._merged: list[ChoiceDelta] = []
         self._latest: list[ChoiceDelta] = []
         self._num_tokens = 0
         self._logprobs = PackedLogprobs()
@@ -47,26 +47,26 @@ class FinishedChoice:
             delta = delta._replace(logprobs=())
         self._num_tokens += len(delta.token_ids)
         self._latest.append(delta)
-        if len(self._latest) == _KEPT_APART:
-            self._kept.append(merge_deltas(self._latest))
+        if len(self._latest) == _DELTAS_PER_MERGE:
+            self._merged.append(merge_deltas(self._latest))
             self._latest = []
 
     @property
     def _deltas(self) -> list[ChoiceDelta]:
-        return [*self._kept, *self._latest]
+        return [*self._merged, *self._latest]
 
     @property
     def deltas(self) -> list[ChoiceDelta]:
-        """All of its logprobs stand in the first."""
+        """The deltas; the first one has all logprobs."""
         first, *others = self._deltas
         return [first._replace(logprobs=self._logprobs), *others]
 
     @property
-    def num_told(self) -> int:
-        """Its tokens and logprobs, and the prompt's alternatives: what there is to write."""
+    def num_values(self) -> int:
+        """The number of tokens and logprobs to write, including the prompt's."""
         prompt = self._deltas[0].prompt_logprobs or () if self._deltas else ()
-        per_place = max((1 + len(one.top) for one in prompt if one is not None), default=1)
-        return len(prompt) * per_place + self._logprobs.num_entries + self._num_tokens
+        per_token = max((1 + len(position.top) for position in prompt if position is not None), default=1)
+        return len(prompt) * per_token + self._logprobs.num_entries + self._num_tokens
 
     @property
     def text(self) -> str:
@@ -85,7 +85,7 @@ ToObject = Callable[[Sequence[FinishedChoice], ReadUsage], dict[str, Any]]
 
 
 class CompletionObject:
-    """An ASGI response: one JSON object, once all choices have ended."""
+    """An ASGI response: one JSON object, sent when all choices have ended."""
 
     def __init__(
         self,
@@ -112,78 +112,80 @@ class CompletionObject:
                         self._finished[delta.choice].add(delta)
         except EngineError as error:
             return error_response(error)
-        num_told = sum(choice.num_told for choice in self._finished.values())
-        pieces = await self._large_work.run(self._write) if num_told > _MANY_TOLD else self._write()
-        return _Pieces(pieces)
+        num_values = sum(choice.num_values for choice in self._finished.values())
+        chunks = (
+            await self._large_work.run(self._write_json) if num_values > _LARGE_OUTPUT else self._write_json()
+        )
+        return _ChunkedResponse(chunks)
 
-    def _write(self) -> list[bytes]:
-        # Reading the answer may bring counts of its own: usage comes after.
-        pace = Pace()
-        body = self._to_object(_Paced(self._finished.values(), pace), self._generation.read_usage)
-        out = _Out()
-        _write(body, out, pace)
-        return out.pieces
+    def _write_json(self) -> list[bytes]:
+        # Usage is read last: reading the choices updates counts such as reasoning tokens.
+        throttle = GilThrottle()
+        body = self._to_object(_PausingList(self._finished.values(), throttle), self._generation.read_usage)
+        writer = _ChunkWriter()
+        _write_json(body, writer, throttle)
+        return writer.chunks
 
 
-class _Paced(list[FinishedChoice]):
-    """Choices that are looked at one after the other, with room for others between them."""
+class _PausingList(list[FinishedChoice]):
+    """Choices whose iteration pauses between elements."""
 
-    def __init__(self, choices: Iterable[FinishedChoice], pace: Pace) -> None:
+    def __init__(self, choices: Iterable[FinishedChoice], throttle: GilThrottle) -> None:
         super().__init__(choices)
-        self._pace = pace
+        self._throttle = throttle
 
     def __iter__(self) -> Iterator[FinishedChoice]:
         for choice in super().__iter__():
-            self._pace.rest()
+            self._throttle.pause()
             yield choice
 
 
-class _Pieces(Response):
-    """A JSON answer whose bytes are sent as they were written, not copied into one."""
+class _ChunkedResponse(Response):
+    """A JSON response sent in chunks, without joining them."""
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
-        length = str(sum(map(len, pieces)))
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        self._chunks = chunks
+        length = str(sum(map(len, chunks)))
         super().__init__(None, headers={"content-length": length}, media_type="application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces[:-1]:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": self._pieces[-1], "more_body": False})
+        for chunk in self._chunks[:-1]:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": self._chunks[-1], "more_body": False})
 
 
-class _Out:
-    """Bytes that are written, in pieces of a size to be sent."""
+class _ChunkWriter:
+    """Collects written text as chunks of bytes."""
 
     def __init__(self) -> None:
         self._last: list[str] = []
         self._num_chars = 0
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def add(self, text: str) -> None:
         self._last.append(text)
         self._num_chars += len(text)
-        if self._num_chars > _PIECE_CHARS:
-            self._cut()
+        if self._num_chars > _CHUNK_CHARS:
+            self._finish_chunk()
 
-    def _cut(self) -> None:
-        self._pieces.append("".join(self._last).encode())
+    def _finish_chunk(self) -> None:
+        self._chunks.append("".join(self._last).encode())
         self._last, self._num_chars = [], 0
 
     @property
-    def pieces(self) -> list[bytes]:
-        """At least one, when all is written."""
+    def chunks(self) -> list[bytes]:
+        """All chunks, at least one; call when everything is written."""
         if self._last:
-            self._cut()
-        return self._pieces
+            self._finish_chunk()
+        return self._chunks
 
 
 class CompletionStream:
-    """An ASGI response: events as the tokens come.
+    """An ASGI response: server-sent events.
 
-    The status is sent with the first event, so that a request that fails before it gets a status of its own.
-    After it, an error is an event, and the connection breaks: it must not look like an end.
+    The status is sent with the first event, so a request that fails earlier gets an error status. Later, an
+    error is sent as an event and the connection is closed abruptly, so that it does not look complete.
     """
 
     def __init__(self, generation: Generation, chunks: Chunks, large_work: LargeWork) -> None:
@@ -204,20 +206,20 @@ class CompletionStream:
         if error is not None and not self._has_begun:
             await error_response(error)(scope, receive, send)
         elif error is not None:
-            log.warning("A stream ends with an error: %s", error)
+            log.warning("Stream failed: %s", error)
             await self._send(send, error_event(envelope(error)))
 
     async def _stream(self, send: Send) -> None:
         async with self._generation as generation:
             async for deltas in generation.steps():
-                await self._send(send, await self._written(deltas, generation.read_usage))
+                await self._send(send, await self._encode_step(deltas, generation.read_usage))
         await self._send(send, self._chunks.end(self._generation.read_usage()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _written(self, deltas: list[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        """A step's events; those full of logprobs are written in a thread."""
+    async def _encode_step(self, deltas: list[ChoiceDelta], read_usage: ReadUsage) -> bytes:
+        """The events of a step; with many logprobs, written in a thread."""
         write = partial(self._chunks.step, deltas, read_usage)
-        return await self._large_work.run(write) if _num_told(deltas) > _MANY_TOLD else write()
+        return await self._large_work.run(write) if _num_logprobs(deltas) > _LARGE_OUTPUT else write()
 
     async def _send(self, send: Send, events: bytes) -> None:
         if not self._has_begun:
@@ -226,43 +228,44 @@ class CompletionStream:
         await send({"type": "http.response.body", "body": events, "more_body": True})
 
 
-def _write(value: Any, out: _Out, pace: Pace, depth: int = 0) -> None:
-    """An answer as JSON, a part at a time: one long call would keep all other threads from running."""
-    pace.rest()
-    if isinstance(value, dict) and depth <= _DEPTH_OF_CHOICES + 2:
+def _write_json(value: Any, writer: _ChunkWriter, throttle: GilThrottle, depth: int = 0) -> None:
+    """Write a response as JSON in parts: one long call would block all other threads."""
+    throttle.pause()
+    if isinstance(value, dict) and depth <= _CHOICES_DEPTH + 2:
         for number, (name, inner) in enumerate(value.items()):
-            out.add(f"{', ' if number else '{'}{_dumped(name)}: ")
-            _write(inner, out, pace, depth + 1)
-        out.add("}" if value else "{}")
-    elif isinstance(value, list) and depth == _DEPTH_OF_CHOICES:
+            writer.add(f"{', ' if number else '{'}{_dumped(name)}: ")
+            _write_json(inner, writer, throttle, depth + 1)
+        writer.add("}" if value else "{}")
+    elif isinstance(value, list) and depth == _CHOICES_DEPTH:
         for number, choice in enumerate(value):
-            out.add(", " if number else "[")
-            _write(choice, out, pace, depth + 1)
-        out.add("]" if value else "[]")
+            writer.add(", " if number else "[")
+            _write_json(choice, writer, throttle, depth + 1)
+        writer.add("]" if value else "[]")
     elif isinstance(value, list | Rows):
-        _write_list(value, out, pace)
+        _write_list(value, writer, throttle)
     else:
-        out.add(_dumped(value))
+        writer.add(_dumped(value))
 
 
-def _write_list(value: list[Any] | Rows[Any], out: _Out, pace: Pace) -> None:
+def _write_list(value: list[Any] | Rows[Any], writer: _ChunkWriter, throttle: GilThrottle) -> None:
     rows = value if isinstance(value, Rows) else Rows(value, lambda entry: entry)
     separator = "["
-    for part in rows.parts(_WRITTEN_AT_ONCE):
-        out.add(f"{separator}{_dumped(part)[1:-1]}")
+    for part in rows.parts(_ENTRIES_AT_ONCE):
+        writer.add(f"{separator}{_dumped(part)[1:-1]}")
         separator = ", "
-        pace.rest()
-    out.add("[]" if separator == "[" else "]")
+        throttle.pause()
+    writer.add("[]" if separator == "[" else "]")
 
 
 def _dumped(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _num_told(deltas: Iterable[ChoiceDelta]) -> int:
-    """Logprobs, alternatives included."""
+def _num_logprobs(deltas: Iterable[ChoiceDelta]) -> int:
+    """The number of logprobs, including alternatives."""
     return sum(
-        len(positions) * (1 + max((len(one.top) for one in positions if one is not None), default=0))
+        len(positions)
+        * (1 + max((len(position.top) for position in positions if position is not None), default=0))
         for delta in deltas
         for positions in (delta.logprobs, (delta.prompt_logprobs or ())[1:])
         if positions

@@ -12,15 +12,15 @@ from starlette.types import ASGIApp
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
 from engine.server.generation.sampling_params import TokenLimit
-from engine.server.generation.service import Prompt, GenerationService
+from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.request_ids import request_id_of
 from engine.server.model.truncation import Truncation
-from engine.server.openai.completion_output import FinishedChoice, CompletionStream, CompletionObject
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
+from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
 from engine.server.protocol.body_reader import read_body
+from engine.server.protocol.completion_body import CompletionBody
 from engine.server.protocol.field_rules import COMPLETION
-from engine.server.protocol.chat_body import CompletionBody
 
 
 async def create_completion(request: Request) -> ASGIApp:
@@ -28,8 +28,8 @@ async def create_completion(request: Request) -> ASGIApp:
     body = await read_body(request, CompletionBody, COMPLETION)
     service.model.check_name(body.model)
     prompts = await _to_prompts(service, body)
-    constrain = await service.constraint_for(find_spec(body))
-    generation, choices = await service.begin(body, prompts, constrain=constrain)
+    make_constraint = await service.constraint_for(find_spec(body))
+    generation, choices = await service.create_generation(body, prompts, make_constraint=make_constraint)
     head = {
         "id": f"cmpl-{request_id_of(request, body.request_id)}",
         "object": "text_completion",
@@ -37,23 +37,23 @@ async def create_completion(request: Request) -> ASGIApp:
         "model": body.model or service.model.name,
         "system_fingerprint": None,
     }
-    extras = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
+    details = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
     if body.stream:
         chunks = CompletionChunks(
-            head, extras, include_usage=body.include_usage, continuous_usage=body.continuous_usage
+            head, details, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
         return CompletionStream(generation, chunks, service.large_work)
     return CompletionObject(
         generation,
         choices,
-        lambda finished, read: _to_object(head, extras, finished, read),
+        lambda finished, read: _to_object(head, details, finished, read),
         service.large_work,
     )
 
 
 async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[Prompt]:
-    asked = body.max_tokens
-    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=asked != 0)
+    requested = body.max_tokens
+    truncation = Truncation.of(body, service.engine.max_model_len, needs_output=requested != 0)
     service.check_num_sequences(len(body.prompt), body.n)
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     if texts:
@@ -61,38 +61,43 @@ async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[
             texts,
             add_special_tokens=body.add_special_tokens,
             truncation=truncation,
-            output=1 if asked is None else asked,
+            output=1 if requested is None else requested,
         )
     else:
         for prompt in body.prompt:
             service.model.check_token_ids(prompt, "prompt")
         encoded = [list(p) if truncation is None else truncation.cut(p) for p in body.prompt]
     return [
-        _to_prompt(service, body, prompt, token_ids, is_whole=truncation is None)
+        _to_prompt(service, body, prompt, token_ids, is_complete=truncation is None)
         for prompt, token_ids in zip(body.prompt, encoded, strict=True)
     ]
 
 
 def _to_prompt(
-    service: GenerationService, body: CompletionBody, prompt: str | list[int], token_ids: list[int], *, is_whole: bool
+    service: GenerationService,
+    body: CompletionBody,
+    prompt: str | list[int],
+    token_ids: list[int],
+    *,
+    is_complete: bool,
 ) -> Prompt:
-    """`is_whole`: the prompt wasn't cut."""
-    asked = body.max_tokens
+    """`is_complete`: the prompt was not truncated."""
+    requested = body.max_tokens
     if not token_ids:
-        raise InvalidRequest("The prompt is empty: it has to hold at least one token.", param="prompt")
-    max_tokens = TokenLimit(asked, "max_tokens", "prompt").within(
+        raise InvalidRequest("The prompt is empty: it must have at least one token.", param="prompt")
+    max_tokens = TokenLimit(requested, "max_tokens", "prompt").resolve(
         service.engine.max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens
     )
     if not body.echo:
         return Prompt(token_ids, max_tokens)
-    if isinstance(prompt, str) and is_whole:
+    if isinstance(prompt, str) and is_complete:
         return Prompt(token_ids, max_tokens, echo=prompt, is_echoed=True)
     text = service.model.tokenizer.decode(token_ids, skip_special_tokens=False)
     return Prompt(token_ids, max_tokens, echo=text, is_echoed=True)
 
 
 def _to_object(
-    head: dict[str, Any], extras: ChoiceDetails, choices: Sequence[FinishedChoice], read_usage: ReadUsage
+    head: dict[str, Any], details: ChoiceDetails, choices: Sequence[FinishedChoice], read_usage: ReadUsage
 ) -> dict[str, Any]:
     return {
         **head,
@@ -100,11 +105,11 @@ def _to_object(
             {
                 "index": choice.index,
                 "text": choice.text,
-                "logprobs": extras.completion_logprobs(choice.deltas),
+                "logprobs": details.completion_logprobs(choice.deltas),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
-                **extras.token_ids(choice.deltas, is_first=True),
-                **extras.prompt_logprobs(choice.deltas),
+                **details.token_ids(choice.deltas, is_first=True),
+                **details.prompt_logprobs(choice.deltas),
             }
             for choice in choices
         ],

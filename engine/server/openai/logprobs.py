@@ -1,4 +1,4 @@
-"""Logprobs as the protocols write them: OpenAI's two shapes, and vLLM's for a prompt's."""
+"""Writes logprobs in OpenAI's two formats, and in vLLM's format for prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from engine.core.types import PositionLogprobs, TokenLogprob
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
 from engine.text.tokenizer import Tokenizer
 
@@ -18,18 +18,18 @@ _REPLACEMENT = "\ufffd"
 
 
 class LogprobsWriter:
-    """For one answer: keeps count of where in the text a completion's tokens begin, per choice."""
+    """For one response: tracks each choice's text offset."""
 
     def __init__(self, tokenizer: Tokenizer, *, as_token_ids: bool) -> None:
         self._tokenizer = tokenizer
         self._as_token_ids = as_token_ids
-        self._pace = Pace()
-        self._texts: dict[int, str] = {}  # of tokens: the likely ones are told over and over
+        self._throttle = GilThrottle()
+        self._texts: dict[int, str] = {}  # by token id: likely tokens occur again and again
         self._offsets: dict[int, int] = {}
         self._bytes: dict[int, list[int]] = {}
 
     def completion(self, index: int, positions: Sequence[PositionLogprobs | None]) -> dict[str, Any]:
-        """The legacy object of four parallel lists. None stands for a prompt's first token."""
+        """The legacy object of four parallel lists. None is the prompt's first token."""
         tokens: list[str] = []
         offsets: list[int] = []
         chosen: list[float | None] = []
@@ -41,13 +41,13 @@ class LogprobsWriter:
             offset += len(text)
             chosen.append(None if position is None else _finite(position.chosen.logprob))
         self._offsets[index] = offset
-        top = _rows(positions, lambda one: None if one is None else self._by_text(one))
+        top = _rows(positions, lambda position: None if position is None else self._by_text(position))
         return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
 
     def echoed(
         self, index: int, prompt: Sequence[int], positions: Sequence[PositionLogprobs | None]
     ) -> dict[str, Any]:
-        """As `completion`, of the prompt's tokens; the first has no logprob, but a text."""
+        """Like `completion` for the prompt's tokens; the first has text but no logprob."""
         written = self.completion(index, positions)
         first = self._text(prompt[0])
         written["tokens"][0] = first
@@ -59,21 +59,21 @@ class LogprobsWriter:
         return {"content": _rows(positions, self._position), "refusal": None}
 
     def _position(self, position: PositionLogprobs) -> dict[str, Any]:
-        self._pace.rest()
+        self._throttle.pause()
         top = [self._entry(token) for token in position.top]
         return {**self._entry(position.chosen), "top_logprobs": top}
 
     def prompt(self, positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:
-        """One object per token of the prompt, by token id."""
+        """One object per prompt token, keyed by token id."""
         return [None if position is None else self._by_id(position) for position in positions]
 
     def _by_text(self, position: PositionLogprobs) -> dict[str, float]:
-        self._pace.rest()
+        self._throttle.pause()
         tokens = {token.token_id: token for token in (*position.top, position.chosen)}
         return {self._text(token.token_id): _finite(token.logprob) for token in tokens.values()}
 
     def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:
-        self._pace.rest()
+        self._throttle.pause()
         return {
             str(token.token_id): {
                 "logprob": _finite(token.logprob),
@@ -102,14 +102,14 @@ class LogprobsWriter:
 
 
 def _rows(positions: Sequence[T], make: Callable[[T], Any]) -> Any:
-    """A JSON list; of a whole answer's positions, one that is made as it is written."""
+    """A JSON list; for packed logprobs, one whose values are created while it is written."""
     if isinstance(positions, PackedLogprobs):
         return Rows(positions, make)
     return [make(position) for position in positions]
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """A token's bytes: those of its text, or, if it is a part of a character, its own."""
+    """The bytes of a token's text, or its own bytes if it is part of a character."""
     text = tokenizer.decode([token_id], skip_special_tokens=False)
     if _REPLACEMENT not in text:
         return text.encode()
@@ -124,7 +124,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """How byte-level vocabularies spell bytes: printable ones as themselves, the rest from U+0100 on."""
+    """Characters of byte-level vocabularies: printable bytes are themselves, others start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {

@@ -1,6 +1,6 @@
-"""Logprobs of an answer that is collected whole: kept as numbers, and looked at a few at a time.
+"""The logprobs of a non-streamed response, stored in arrays and converted to objects in batches.
 
-As objects, those of a long answer take ten times the memory, and the garbage collector's time.
+As objects, those of a long response would take ten times the memory and slow down garbage collection.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ T = TypeVar("T")
 
 
 class PackedLogprobs(Sequence[PositionLogprobs]):
-    """Grows at its end; gives what it was given."""
+    """An append-only sequence of positions."""
 
     def __init__(self) -> None:
-        self._ends = array("q")  # by position: where its entries end; the first of them is the chosen one
+        self._ends = array(
+            "q"
+        )  # per position: the end of its entries, of which the first is the chosen token
         self._token_ids = array("q")
         self._logprobs = array("d")
         self._ranks = array("q")
@@ -46,7 +48,7 @@ class PackedLogprobs(Sequence[PositionLogprobs]):
 
     def __getitem__(self, index: int | slice) -> PositionLogprobs | list[PositionLogprobs]:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
         first, end = self._ends[index - 1] if index else 0, self._ends[index]
@@ -57,12 +59,12 @@ class PackedLogprobs(Sequence[PositionLogprobs]):
 
 
 class Rows(Generic[T]):
-    """A list of JSON values, each of which is made when it is written."""
+    """A list of JSON values that are created while they are written."""
 
     def __init__(
         self, positions: Sequence[T], make: Callable[[T], Any], *, before: Sequence[Any] = ()
     ) -> None:
-        """`before`: values that stand before those of the positions."""
+        """`before`: values that precede those of the positions."""
         self._before = before
         self._positions = positions
         self._make = make
@@ -71,8 +73,8 @@ class Rows(Generic[T]):
         return Rows(self._positions, self._make, before=[*before, *self._before])
 
     def parts(self, size: int) -> Iterator[list[Any]]:
-        """All of them, at most so many at a time."""
+        """All values, in lists of at most `size`."""
         for start in range(0, len(self._before), size):
             yield list(self._before[start : start + size])
         for start in range(0, len(self._positions), size):
-            yield [self._make(one) for one in self._positions[start : start + size]]
+            yield [self._make(position) for position in self._positions[start : start + size]]

@@ -1,1 +1,1 @@
-"""The server of a model that pools: embeddings, scores and reranking."""
+"""The server of a pooling model: embeddings, scores and reranking."""

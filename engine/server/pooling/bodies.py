@@ -8,11 +8,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
+from engine.server.protocol.completion_body import TokenIds, are_ids
+from engine.server.protocol.conversation_body import ConversationBody, TextPart
 from engine.server.protocol.field_rules import FieldRules
 from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_INPUTS
-from engine.server.protocol.chat_body import ConversationBody, TextPart, TokenIds, are_ids
 
 _INT64 = 2**63
 
@@ -27,30 +28,32 @@ RULES = FieldRules(
 
 
 class PoolingOptions(RequestBody):
-    """What every request to a pooling server may say."""
+    """The options of every request to a pooling server."""
 
-    caps = limits.POOLED
+    size_limits = body_limits.POOLED
 
     user: Ignored = None
     truncate_prompt_tokens: int | None = Field(
-        default=None, ge=-1, description="Longer inputs are cut to so many tokens; -1 = the model's limit."
+        default=None, ge=-1, description="Truncate inputs to this many tokens; -1 = the model's limit."
     )
     truncation_side: Literal["left", "right"] | None = Field(
-        default=None, description="Where they are cut: `right` (the default) keeps the beginning."
+        default=None, description="The side that is truncated: `right` (the default) keeps the beginning."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
     priority: Annotated[int, null_as(0), Field(ge=-_INT64, lt=_INT64)] = 0
-    cache_salt: str | None = Field(default=None, description="Nothing is cached, so it changes nothing.")
+    cache_salt: str | None = Field(default=None, description="Without effect: nothing is cached.")
     use_activation: bool | None = Field(
         default=None,
-        description="Whether vectors are normalised, and logits become scores; default: the model's own.",
+        description="Whether to normalize vectors and turn logits into scores; default: the model's setting.",
     )
 
 
 class VectorOptions(PoolingOptions):
-    """How vectors are wanted and written."""
+    """The size and encoding of vectors."""
 
-    dimensions: int | None = Field(default=None, ge=1, description="Only of models trained for it.")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Only for models trained with Matryoshka dimensions."
+    )
     encoding_format: Annotated[Literal["float", "base64"], null_as("float")] = "float"
     embed_dtype: Annotated[Literal["float32", "float16"], null_as("float32")] = "float32"
     endianness: Annotated[Literal["native", "little", "big"], null_as("native")] = "native"
@@ -60,13 +63,13 @@ class VectorOptions(PoolingOptions):
         binary = self.encoding_format == "base64"
         if not binary and (self.embed_dtype != "float32" or self.endianness != "native"):
             raise InvalidRequest(
-                "embed_dtype and endianness are for encoding_format base64.", param="encoding_format"
+                "embed_dtype and endianness need encoding_format: base64.", param="encoding_format"
             )
         return self
 
 
 def _check_input(value: Any) -> list[str | TokenIds]:
-    """Any of the four shapes, as a list of inputs."""
+    """Any of the four forms, as a list of inputs."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -84,9 +87,9 @@ def _are_ids(values: list[Any]) -> bool:
 
 
 class InputBody(VectorOptions):
-    """Texts, or tokens."""
+    """Texts or token ids."""
 
-    caps = limits.POOLING
+    size_limits = body_limits.POOLING
 
     input: Annotated[list[Any], BeforeValidator(_check_input)]
     add_special_tokens: Annotated[bool, null_as(True)] = True
@@ -99,11 +102,11 @@ class ConversationInputBody(ConversationBody, VectorOptions):
 
 
 class PoolingBody(InputBody):
-    task: Task | None = Field(default=None, strict=False, description="The model's own, if anything.")
+    task: Task | None = Field(default=None, strict=False, description="If given, must be the model's task.")
 
 
 class PoolingConversationBody(ConversationInputBody):
-    task: Task | None = Field(default=None, strict=False, description="The model's own, if anything.")
+    task: Task | None = Field(default=None, strict=False, description="If given, must be the model's task.")
 
 
 class CohereContent(Strict):
@@ -113,7 +116,7 @@ class CohereContent(Strict):
 class CohereEmbedBody(RequestBody):
     """Cohere's /v2/embed."""
 
-    caps = limits.COHERE
+    size_limits = body_limits.COHERE
 
     input_type: str | None = None
     texts: Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
@@ -129,21 +132,21 @@ class CohereEmbedBody(RequestBody):
     @model_validator(mode="after")
     def _check_inputs(self) -> CohereEmbedBody:
         if (self.texts is None) == (self.inputs is None):
-            raise InvalidRequest("Exactly one of texts and inputs is to be given.", param="texts")
+            raise InvalidRequest("Give exactly one of texts and inputs.", param="texts")
         return self
 
     @property
     def all_texts(self) -> list[str]:
         if self.texts is not None:
             return self.texts
-        return ["".join(part.text for part in one.content) for one in self.inputs or []]
+        return ["".join(part.text for part in item.content) for item in self.inputs or []]
 
 
 COHERE_RULES = FieldRules(refused={"images": ([],)})
 
 
 def _text_of(value: Any) -> Any:
-    """A text as itself, as Jina's and Cohere's `{"text"}`, or as vLLM's `{"content": [text parts]}`."""
+    """The text of a string, of Jina's and Cohere's `{"text"}`, or of vLLM's `{"content": [text parts]}`."""
     if isinstance(value, dict) and set(value) == {"text"}:
         return value["text"]
     if isinstance(value, dict) and set(value) == {"content"} and isinstance(value["content"], list):
@@ -161,17 +164,17 @@ Texts = Annotated[list[str], BeforeValidator(_texts_of), Field(min_length=1, max
 
 
 class PairOptions(PoolingOptions):
-    caps = limits.PAIRS
+    size_limits = body_limits.PAIRS
 
     max_tokens_per_query: Annotated[int, null_as(0), Field(ge=0)] = Field(
-        default=0, description="A longer query is cut to so many tokens; 0 = no limit of its own."
+        default=0, description="Truncate the query to this many tokens; 0 = no separate limit."
     )
     max_tokens_per_doc: Annotated[int, null_as(0), Field(ge=0)] = Field(
-        default=0, description="A longer document is cut to so many tokens; 0 = no limit of its own."
+        default=0, description="Truncate each document to this many tokens; 0 = no separate limit."
     )
-    instruction: str | None = Field(default=None, description="For the model's score template.")
+    instruction: str | None = Field(default=None, description="Passed to the model's score template.")
     chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="For the model's score template."
+        default=None, description="Passed to the model's score template."
     )
 
     @property
@@ -181,9 +184,9 @@ class PairOptions(PoolingOptions):
 
 
 class RerankBody(PairOptions):
-    """Jina's, Cohere's and vLLM's: one query, many documents."""
+    """The rerank body of Jina, Cohere and vLLM: one query, many documents."""
 
-    caps = limits.RANKED
+    size_limits = body_limits.RANKED
 
     query: OneText
     documents: Texts
@@ -192,9 +195,9 @@ class RerankBody(PairOptions):
 
 
 class ScoreBody(PairOptions):
-    """Pairs: one with one, one with many, or each with its own."""
+    """Pairs of texts: one to one, one to many, or element by element."""
 
-    caps = limits.SCORED
+    size_limits = body_limits.SCORED
 
     text_1: Texts
     text_2: Texts
@@ -204,11 +207,11 @@ class ScoreBody(PairOptions):
         left, right = len(self.text_1), len(self.text_2)
         if left not in (1, right):
             raise InvalidRequest(
-                f"{left} texts can't be paired with {right}: give one with any number, or as many.",
+                f"text_1 has {left} texts and text_2 has {right}: give one text_1, or as many as text_2.",
                 param="text_2",
             )
         return self
 
 
 SCORE_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
-"""Further names of text_1 and text_2."""
+"""Alternative names of text_1 and text_2."""

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts to tokens, cut where that is asked for. Knows nothing of requests or models."""
+"""Tokenizes and truncates texts and pairs of texts. Knows nothing of requests or models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine.errors import InvalidRequest
 from engine.text.tokenizer import ENCODED_TOGETHER, Tokenizer, batches_of
 
 Side: TypeAlias = Literal["left", "right"]
-Text: TypeAlias = str | tuple[str, str]  # one, or a pair
+Text: TypeAlias = str | tuple[str, str]  # a text, or a pair
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Inputs longer than `max_tokens`, special ones counted, lose tokens on this side."""
+    """Truncate inputs to `max_tokens`, including special tokens, on this side."""
 
     max_tokens: int
     side: Side
@@ -32,11 +32,11 @@ class Encoded:
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[Text], *, add_special_tokens: bool, cut: Cut | None
 ) -> list[Encoded]:
-    """Many at once, on as many threads as there are. Raises InvalidRequest for what is no Unicode."""
+    """Tokenize in batches, on all threads. Raises InvalidRequest for invalid Unicode."""
     return [
-        one
+        encoded
         for batch in batches_of(texts, ENCODED_TOGETHER, _length)
-        for one in _encode_batch(tokenizer, batch, add_special_tokens, cut)
+        for encoded in _encode_batch(tokenizer, batch, add_special_tokens, cut)
     ]
 
 
@@ -50,7 +50,7 @@ def _encode_batch(
     try:
         encodings = tokenizer.fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)
     except (UnicodeEncodeError, TypeError) as error:
-        raise InvalidRequest("A text is no valid Unicode: it holds half of a surrogate pair.") from error
+        raise InvalidRequest("A text is not valid Unicode: it contains an unpaired surrogate.") from error
     if cut is not None:
         encodings = [
             _encode_cut(tokenizer, text, cut, add_special_tokens)
@@ -68,7 +68,7 @@ def cut_tokens(token_ids: list[int], cut: Cut) -> list[int]:
 
 
 def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> str:
-    """The beginning of a text, of at most so many tokens; 0 = all of it."""
+    """The beginning of a text, of at most `max_tokens` tokens; 0 = all of it."""
     if not max_tokens or len(text) <= max_tokens:
         return text
     offsets = tokenizer.fast.encode(text, add_special_tokens=False).offsets
@@ -77,7 +77,7 @@ def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> str:
 
 def _encoded(encoding: Encoding, text: Text, cut: Cut | None) -> Encoded:
     token_ids = list(encoding.ids)
-    if cut is not None:  # where there is no room even for the special tokens
+    if cut is not None:  # if not even the special tokens fit
         token_ids = cut_tokens(token_ids, cut)
     if isinstance(text, str):
         return Encoded(token_ids)
@@ -85,7 +85,7 @@ def _encoded(encoding: Encoding, text: Text, cut: Cut | None) -> Encoded:
 
 
 def _encode_cut(tokenizer: Tokenizer, text: Text, cut: Cut, add_special_tokens: bool) -> Encoding:
-    """Cut before the special tokens are put around it, so that none of them is lost."""
+    """Truncate before special tokens are added, so that none of them is lost."""
     fast = tokenizer.fast
     texts = (text,) if isinstance(text, str) else text
     parts = [fast.encode(part, add_special_tokens=False) for part in texts]
@@ -98,7 +98,7 @@ def _encode_cut(tokenizer: Tokenizer, text: Text, cut: Cut, add_special_tokens: 
 
 
 def _shorten(lengths: list[int], room: int) -> list[int]:
-    """The longer of a pair gives way first, until both are equal."""
+    """Shorten the longer text of a pair first, until both have the same length."""
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     first, second = lengths

@@ -1,4 +1,4 @@
-"""How a pooling server's answers get out: when all values are there, unless the client has left."""
+"""Responses of a pooling server, which are cancelled if the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import error_response
-from engine.server.http.large_work import LargeWork, Pace
+from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.pooling.bodies import VectorOptions
 from engine.server.pooling.encode import Encoded
 
-_LARGE_VALUES = 8192  # from here on, JSON is made in a thread
+_LARGE_VALUES = 8192  # above this, JSON is written in a thread
 
 
-class Answer:
-    """An ASGI response: the JSON object that `work` comes to. If the client leaves, `work` is cancelled."""
+class CancellableResponse:
+    """An ASGI response: the result of `work`, which is cancelled if the client disconnects."""
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, Response]]) -> None:
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await cancel_on_disconnect(receive, self._try)
+        response = await cancel_on_disconnect(receive, self._run)
         if response is not None:
             await response(scope, receive, send)
 
-    async def _try(self) -> Response:
+    async def _run(self) -> Response:
         try:
             return await self._work()
         except EngineError as error:
@@ -42,8 +42,8 @@ class Answer:
 
 
 def usage_of(inputs: Sequence[Encoded]) -> dict[str, Any]:
-    """OpenAI's, with vLLM's zero: nothing is generated."""
-    num_tokens = sum(len(one.token_ids) for one in inputs)
+    """OpenAI's usage object, with vLLM's completion_tokens of 0."""
+    num_tokens = sum(len(encoded.token_ids) for encoded in inputs)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
 
 
@@ -57,16 +57,16 @@ async def list_response(
     size: int,
     large_work: LargeWork,
 ) -> Response:
-    """An object whose `data` are many items, `size` numbers in all.
+    """An object whose `data` has many items, with `size` numbers in total.
 
-    Each item is written by itself: one long call into the encoder would keep every other thread from running.
+    Items are written one by one: one long call into the encoder would block all other threads.
     """
 
     def write() -> bytes:
-        pace, parts = Pace(), []
+        throttle, parts = GilThrottle(), []
         for item in items:
             parts.append(json.dumps(item()))
-            pace.rest()
+            throttle.pause()
         data = ", ".join(parts)
         return (json.dumps(head, ensure_ascii=False)[:-1] + f', "data": [{data}]}}').encode()
 
@@ -74,8 +74,8 @@ async def list_response(
     return Response(content, media_type="application/json")
 
 
-def written(values: array[float], options: VectorOptions) -> list[float] | str:
-    """A vector as the request wants it."""
+def encode_vector(values: array[float], options: VectorOptions) -> list[float] | str:
+    """A vector in the requested encoding."""
     if options.encoding_format == "float":
         return values.tolist()
     return to_base64(values, half=options.embed_dtype == "float16", endianness=options.endianness)

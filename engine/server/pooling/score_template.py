@@ -1,4 +1,4 @@
-"""The prompt in which a reranker sees a query and a document."""
+"""The prompt template of a reranker for a query and a document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.config import ServerConfig
 from engine.pooling.plan import PoolingPlan
 from engine.server.model.chat_template import ChatTemplate
 
-# As Qwen publishes it with the model; `instruction` says what relevance means.
+# As published by Qwen with the model; `instruction` defines relevance.
 _QWEN3_RERANKER = """\
 <|im_start|>system
 Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
@@ -25,9 +25,9 @@ the query") }}
 
 
 def score_template(plan: PoolingPlan, config: ServerConfig) -> ChatTemplate | None:
-    """What --chat-template says; else what the model was trained with, where that is known.
+    """The template from --chat-template, else the one the model was trained with, if known.
 
-    Not the tokenizer's own: classifiers inherit that from the chat model that they were made of.
+    Never the tokenizer's chat template: classifiers inherit it from the chat model they are based on.
     """
     source = config.chat_template
     if source is None and plan.classifier is not None and plan.classifier.is_qwen3_reranker:

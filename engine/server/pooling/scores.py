@@ -1,7 +1,7 @@
-"""POST /score and /rerank, under all their names.
+"""POST /score and /rerank, under all their paths.
 
-A classifier with one label reads both texts at once (cross-encoder); an embedding model reads each by itself
-and is asked how alike their vectors are (bi-encoder).
+A classifier with one label reads both texts together (cross-encoder); an embedding model reads each text
+separately, and the score is the similarity of the vectors (bi-encoder).
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from starlette.responses import Response
 
 from engine.errors import InvalidRequest
 from engine.server.http.errors import UnknownRoute
-from engine.server.http.large_work import LARGE_BYTES, Pace
+from engine.server.http.large_work import LARGE_BYTES, GilThrottle
 from engine.server.http.request_ids import choose_request_id
-from engine.server.pooling.output import Answer, json_response, usage_of
 from engine.server.pooling.bodies import RULES, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
 from engine.server.pooling.encode import Encoded, Text, cut_text
+from engine.server.pooling.output import CancellableResponse, json_response, usage_of
 from engine.server.pooling.score_template import score_template
 from engine.server.pooling.service import PoolingService, check_chars
 from engine.server.protocol.body_reader import check, read_json_object
 
-_SLACK_CHARS = 256  # at a text's end, tokens may be others than in its middle
+_SLACK_CHARS = 256  # the end of a text may be tokenized differently
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PairScores:
     scores: list[float]  # one per pair, in order
-    inputs: list[Encoded]  # what the model read
+    inputs: list[Encoded]  # the tokenized inputs
 
 
-async def create_score(request: Request) -> Answer:
+async def create_score(request: Request) -> CancellableResponse:
     service = _scoring_service(request)
-    body = check(_with_our_names(await read_json_object(request)), ScoreBody, RULES)
-    return Answer(partial(_answer_score, service, body))
+    body = check(_with_standard_names(await read_json_object(request)), ScoreBody, RULES)
+    return CancellableResponse(partial(_answer_score, service, body))
 
 
-async def create_rerank(request: Request) -> Answer:
+async def create_rerank(request: Request) -> CancellableResponse:
     service = _scoring_service(request)
     body = check(await read_json_object(request), RerankBody, RULES)
-    return Answer(partial(_answer_rerank, service, body))
+    return CancellableResponse(partial(_answer_rerank, service, body))
 
 
 async def _answer_score(service: PoolingService, body: ScoreBody) -> Response:
@@ -87,52 +87,53 @@ async def _answer_rerank(service: PoolingService, body: RerankBody) -> Response:
 
 async def _score(
     service: PoolingService, body: PairOptions, left: Sequence[str], right: Sequence[str], *, param: str
-) -> Scored:
-    """`left` is one text, or as many as `right`."""
+) -> PairScores:
+    """`left` has one text, or as many as `right`."""
     service.model.check_name(body.model)
     for name in ("max_tokens_per_query", "max_tokens_per_doc"):
         if getattr(body, name) >= service.plan.max_model_len:
             raise InvalidRequest(
-                f"{name} {getattr(body, name)} is not below the model's {service.plan.max_model_len} tokens.",
+                f"{name} {getattr(body, name)} must be less than the model's "
+                f"{service.plan.max_model_len} tokens.",
                 param=name,
             )
     left = await _cut(service, left, body.max_tokens_per_query)
     right = await _cut(service, right, body.max_tokens_per_doc)
     if service.plan.classifier is None:
-        return await _compare(service, body, left, right, param)
-    return await _read_together(service, body, left, right, param)
+        return await _score_with_embeddings(service, body, left, right, param)
+    return await _score_with_classifier(service, body, left, right, param)
 
 
 async def _cut(service: PoolingService, texts: Sequence[str], max_tokens: int) -> Sequence[str]:
-    """The beginnings of texts, of at most so many tokens; 0 = all of them."""
+    """Truncate texts to `max_tokens` tokens; 0 = no limit."""
     if not max_tokens:
         return texts
-    # No tokens are needed of what is far behind the last one that stays.
+    # Text far beyond the last kept token need not be tokenized.
     most = max_tokens * service.model.tokenizer.longest_token_bytes + _SLACK_CHARS
     texts = [text[:most] for text in texts]
 
     def cut() -> list[str]:
-        pace, shortened = Pace(), []
+        throttle, shortened = GilThrottle(), []
         for text in texts:
             shortened.append(cut_text(service.model.tokenizer, text, max_tokens))
-            pace.rest()
+            throttle.pause()
         return shortened
 
     is_large = sum(map(len, texts)) * 4 >= LARGE_BYTES
     return await service.large_work.run(cut) if is_large else cut()
 
 
-async def _read_together(
+async def _score_with_classifier(
     service: PoolingService, body: PairOptions, left: Sequence[str], right: Sequence[str], param: str
-) -> Scored:
-    """By a classifier: one input per pair."""
+) -> PairScores:
+    """Score with a classifier: one input per pair."""
     queries = list(left) * len(right) if len(left) == 1 else left
-    check_chars(sum(map(len, queries)) + sum(map(len, right)), param)  # before a query is copied for each
+    check_chars(sum(map(len, queries)) + sum(map(len, right)), param)  # before queries are copied
     template = score_template(service.plan, service.config)
     variables = body.template_variables
     if variables and template is None:
         name = "instruction" if body.instruction is not None else "chat_template_kwargs"
-        raise InvalidRequest(f"{name}: this model has no score template to hand it to.", param=name)
+        raise InvalidRequest(f"{name} needs a score template, and this model has none.", param=name)
     pairs: list[Text] = []
     for query, document in zip(queries, right, strict=True):
         if template is not None:
@@ -144,22 +145,22 @@ async def _read_together(
             pairs.append((query, document))
     inputs = await service.encode_all(pairs, param=param, cut=service.cut_of(body))
     values = await _pool(service, body, inputs, param)
-    return Scored([value[0] for value in values], inputs)
+    return PairScores([value[0] for value in values], inputs)
 
 
-async def _compare(
+async def _score_with_embeddings(
     service: PoolingService, body: PairOptions, left: Sequence[str], right: Sequence[str], param: str
-) -> Scored:
-    """By an embedding model: one input per text, however many pairs it is in."""
+) -> PairScores:
+    """Score with an embedding model: one input per text, however many pairs it is in."""
     if body.template_variables:
         name = "instruction" if body.instruction is not None else "chat_template_kwargs"
-        raise InvalidRequest(f"{name} is for models that read both texts at once.", param=name)
+        raise InvalidRequest(f"{name} is supported only by models that read both texts together.", param=name)
     inputs = await service.encode_all([*left, *right], param=param, cut=service.cut_of(body))
     values = await _pool(service, body, inputs, param)
     firsts, seconds = values[: len(left)], values[len(left) :]
     if len(firsts) == 1:
         firsts = firsts * len(seconds)
-    return Scored([_cosine(*pair) for pair in zip(firsts, seconds, strict=True)], inputs)
+    return PairScores([_cosine(*pair) for pair in zip(firsts, seconds, strict=True)], inputs)
 
 
 async def _pool(
@@ -179,8 +180,8 @@ def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(map(mul, a, b)) / length if length else 0.0
 
 
-def _with_our_names(raw: dict[str, Any]) -> dict[str, Any]:
-    """`text_1` and `text_2`, whatever the body calls them."""
+def _with_standard_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """Rename the body's texts to `text_1` and `text_2`."""
     for first, second in SCORE_NAMES:
         if first in raw and second in raw and not {"text_1", "text_2"} & raw.keys():
             rest = {name: value for name, value in raw.items() if name not in (first, second)}
@@ -193,7 +194,7 @@ def _scoring_service(request: Request) -> PoolingService:
     classifier = service.plan.classifier
     if classifier is not None and classifier.num_labels != 1:
         raise UnknownRoute(
-            f"{request.url.path}: this model has {classifier.num_labels} labels, and a score needs one; "
-            "use /pooling."
+            f"{request.url.path} needs a model with one label, but this one has {classifier.num_labels} "
+            "labels: use /pooling."
         )
     return service

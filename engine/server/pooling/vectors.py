@@ -16,14 +16,6 @@ from engine.pooling.plan import Task
 from engine.server.generation.chat_run import render_conversation
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import choose_request_id
-from engine.server.pooling.output import (
-    Answer,
-    json_response,
-    list_response,
-    to_base64,
-    usage_of,
-    written,
-)
 from engine.server.pooling.bodies import (
     COHERE_RULES,
     RULES,
@@ -34,21 +26,29 @@ from engine.server.pooling.bodies import (
     PoolingConversationBody,
 )
 from engine.server.pooling.encode import Cut, Encoded
+from engine.server.pooling.output import (
+    CancellableResponse,
+    encode_vector,
+    json_response,
+    list_response,
+    to_base64,
+    usage_of,
+)
 from engine.server.pooling.service import PoolingService
 from engine.server.protocol.body_reader import check, read_json_object
 
 
-async def create_embedding(request: Request) -> Answer:
+async def create_embedding(request: Request) -> CancellableResponse:
     service: PoolingService = request.app.state.service
     _require_vectors(service, request.url.path)
     raw = _with_messages(await read_json_object(request))
     has_messages = "messages" in raw
     body = check(raw, ConversationInputBody, RULES) if has_messages else check(raw, InputBody, RULES)
-    return Answer(partial(_answer, service, body, kind="embedding", prefix="embd"))
+    return CancellableResponse(partial(_answer, service, body, kind="embedding", prefix="embd"))
 
 
-async def create_pooling(request: Request) -> Answer:
-    """The model's own task: vectors, or a score per label."""
+async def create_pooling(request: Request) -> CancellableResponse:
+    """The output of the model's own task: vectors, or a score per label."""
     service: PoolingService = request.app.state.service
     raw = _with_messages(await read_json_object(request))
     body: PoolingBody | PoolingConversationBody
@@ -56,16 +56,17 @@ async def create_pooling(request: Request) -> Answer:
     body = check(raw, PoolingConversationBody, RULES) if has_messages else check(raw, PoolingBody, RULES)
     if body.task not in (None, service.plan.task):
         raise InvalidRequest(
-            f"task {str(body.task)!r} isn't this model's, which is {str(service.plan.task)!r}.", param="task"
+            f"task {str(body.task)!r} is not supported: this model's task is {str(service.plan.task)!r}.",
+            param="task",
         )
-    return Answer(partial(_answer, service, body, kind="pooling", prefix="pool"))
+    return CancellableResponse(partial(_answer, service, body, kind="pooling", prefix="pool"))
 
 
-async def create_cohere_embedding(request: Request) -> Answer:
+async def create_cohere_embedding(request: Request) -> CancellableResponse:
     service: PoolingService = request.app.state.service
     _require_vectors(service, request.url.path)
     body = check(await read_json_object(request), CohereEmbedBody, COHERE_RULES)
-    return Answer(partial(_answer_cohere, service, body))
+    return CancellableResponse(partial(_answer_cohere, service, body))
 
 
 async def _answer(
@@ -99,16 +100,18 @@ async def _answer(
     field = "embedding" if kind == "embedding" else "data"
 
     def item(index: int) -> dict[str, Any]:
-        return {"object": kind, "index": index, field: written(values[index], body)}
+        return {"object": kind, "index": index, field: encode_vector(values[index], body)}
 
     items = [partial(item, index) for index in range(len(values))]
     return await list_response(head, items, sum(map(len, values)), service.large_work)
 
 
 def _with_messages(raw: dict[str, Any]) -> dict[str, Any]:
-    """vLLM takes a conversation as `input`, too."""
+    """Accept a conversation in `input`, as vLLM does."""
     given = raw.get("input")
-    is_conversation = isinstance(given, list) and bool(given) and all(isinstance(one, dict) for one in given)
+    is_conversation = (
+        isinstance(given, list) and bool(given) and all(isinstance(message, dict) for message in given)
+    )
     if "messages" in raw or not is_conversation:
         return raw
     return {**{name: value for name, value in raw.items() if name != "input"}, "messages": given}
@@ -116,7 +119,9 @@ def _with_messages(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _require_vectors(service: PoolingService, path: str) -> None:
     if service.plan.task is not Task.EMBED:
-        raise UnknownRoute(f"{path}: this model classifies and has no embeddings; use /pooling or /score.")
+        raise UnknownRoute(
+            f"{path} needs an embedding model, but this model classifies: use /pooling or /score."
+        )
 
 
 async def _answer_cohere(service: PoolingService, body: CohereEmbedBody) -> Response:
@@ -135,7 +140,7 @@ async def _answer_cohere(service: PoolingService, body: CohereEmbedBody) -> Resp
         dimensions=body.output_dimension,
         priority=body.priority,
     )
-    num_tokens = sum(len(one.token_ids) for one in inputs)
+    num_tokens = sum(len(encoded.token_ids) for encoded in inputs)
     kinds = body.embedding_types or ["float"]
     return json_response(
         {
@@ -156,10 +161,10 @@ def _cohere_cut(body: CohereEmbedBody, limit: int) -> Cut | None:
 
 
 def _check_cohere_lengths(inputs: Sequence[Encoded], max_tokens: int | None) -> None:
-    longest = max(len(one.token_ids) for one in inputs)
+    longest = max(len(encoded.token_ids) for encoded in inputs)
     if max_tokens is not None and longest > max_tokens:
         raise InvalidRequest(
-            f"A text has {longest} tokens, more than max_tokens {max_tokens}, and truncate is NONE.",
+            f"A text has {longest} tokens, which exceeds max_tokens {max_tokens}, and truncate is NONE.",
             param="max_tokens",
         )
 
@@ -170,7 +175,7 @@ def _prefix_of(prompts: Mapping[str, str], input_type: str | None) -> str:
     if input_type not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
         raise InvalidRequest(
-            f"input_type {input_type!r} isn't one that this model has a prompt for; those are: {known}.",
+            f"input_type {input_type!r} is unknown: this model has prompts for: {known}.",
             param="input_type",
         )
     return prompts[input_type]
@@ -183,12 +188,13 @@ def _as_cohere(vector: array[float], kind: str) -> list[float] | list[int] | str
         return to_base64(vector)
     if len(vector) % 8:
         raise InvalidRequest(
-            f"Vectors of {len(vector)} numbers don't fill whole bytes: no {kind}.", param="embedding_types"
+            f"embedding_types {kind} needs a vector size that is a multiple of 8, not {len(vector)}.",
+            param="embedding_types",
         )
-    packed = [_pack(vector[start : start + 8]) for start in range(0, len(vector), 8)]
+    packed = [_pack_signs(vector[start : start + 8]) for start in range(0, len(vector), 8)]
     return packed if kind == "ubinary" else [byte - 128 for byte in packed]
 
 
-def _pack(eight: Sequence[float]) -> int:
-    """Signs as bits, the first the highest."""
+def _pack_signs(eight: Sequence[float]) -> int:
+    """Signs as bits, most significant bit first."""
     return sum((value >= 0) << (7 - place) for place, value in enumerate(eight))

@@ -1,1 +1,1 @@
-"""Request bodies: their fields, the rules that check them, and the caps on all of it."""
+"""Request bodies: their fields, validation rules and size limits."""

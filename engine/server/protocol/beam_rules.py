@@ -1,4 +1,4 @@
-"""What a request with beams may ask for: how many there may be, and what else can't be had beside them."""
+"""Checks requests with beam search: the number of beams, and fields that conflict with it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.server.protocol.limits import MAX_BEAM_TOKENS, MAX_BEAMS
 
-# Fields that would change a search, and aren't part of one: by name, with the values that ask for nothing.
-_ASIDE: Mapping[str, tuple[Any, ...]] = {
+# Fields that beam search does not support, with the neutral values that are accepted.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,),
     "stop": ([],),
     "stop_token_ids": ([],),
@@ -29,36 +29,34 @@ _ASIDE: Mapping[str, tuple[Any, ...]] = {
 
 
 def check_beam_fields(body: Any) -> None:
-    """Raise InvalidRequest for a field of a generation's body that can't be had with beams."""
-    for name, neutral in _ASIDE.items():
+    """Raise InvalidRequest for a field that beam search does not support."""
+    for name, neutral in _UNSUPPORTED.items():
         value = getattr(body, name, None)
         if value is not None and value not in neutral:
             raise _refusal(name)
     if body.response_format is not None and body.response_format.type != "text":
         raise _refusal("response_format")
     if body.n > MAX_BEAMS:
-        raise InvalidRequest(
-            f"n {body.n} with use_beam_search: no more than {MAX_BEAMS} beams are possible.", param="n"
-        )
+        raise InvalidRequest(f"n {body.n} with use_beam_search: the maximum is {MAX_BEAMS} beams.", param="n")
 
 
 def check_beams(
     body: Any, *, longest: int, is_constrained: bool, scores_prompt: bool, vocab_size: int
 ) -> None:
-    """Raise InvalidRequest for what only shows with the prompts; `longest`: the most tokens of a beam."""
+    """The checks that need the prompts. `longest`: the maximum tokens of a beam. Raises InvalidRequest."""
     if is_constrained:
-        raise _refusal("use_beam_search", "tools or a format that constrain the output")
+        raise _refusal("use_beam_search", "output constrained by tools or a format")
     if scores_prompt:
         raise _refusal("echo", "echo together with logprobs")
     if body.n * longest > MAX_BEAM_TOKENS:
         raise InvalidRequest(
-            f"n {body.n} beams of up to {longest} tokens: together they may have {MAX_BEAM_TOKENS} at most. "
-            "Ask for fewer beams, or for less with max_tokens.",
+            f"n {body.n} beams of up to {longest} tokens: together they may have {MAX_BEAM_TOKENS} tokens. "
+            "Reduce n or max_tokens.",
             param="n",
         )
     if 2 * body.n > vocab_size:
-        raise InvalidRequest(f"n {body.n}: the model has only {vocab_size} tokens.", param="n")
+        raise InvalidRequest(f"n {body.n} is too large for a vocabulary of {vocab_size} tokens.", param="n")
 
 
 def _refusal(param: str, what: str | None = None) -> InvalidRequest:
-    return InvalidRequest(f"{what or param} can't be had with use_beam_search.", param=param)
+    return InvalidRequest(f"{what or param} is not supported with use_beam_search.", param=param)

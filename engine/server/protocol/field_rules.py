@@ -1,9 +1,8 @@
-"""Fields that OpenAI, vLLM or other servers know and this engine has no use for: what becomes of each.
+"""Known fields of OpenAI, vLLM or other servers that this engine does not implement.
 
-A field that would change the answer is refused by name, but for the values that ask for nothing. One that
-can't change it (a hint, a billing or cache mark, a display wish) is accepted. One that asks for something
-beside the answer, such as a search that can't run here, is accepted and named in a warning. Null asks for
-nothing anywhere.
+A field that would change the output is refused by name, except for its neutral values. One that cannot change
+it (a hint, a billing or cache label, a display preference) is accepted. One that asks for something in
+addition, such as a web search, is ignored and named in a warning. Null is neutral everywhere.
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ ALTERNATIVES = {
     "function_call": "use tool_choice",
     "prompt_embeds": "give text or token ids",
 }
-"""What does the job of a refused field, where something does."""
+"""What to use instead of a refused field, if there is an alternative."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRules:
-    """What becomes of a body's fields that its model doesn't have."""
+    """How to treat a body's fields that its model does not declare."""
 
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """By name, with the values that ask for nothing."""
-    without_effect: frozenset[str] = frozenset()
-    """Accepted in silence: they can't change the answer."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Accepted with a warning: by name, why it can't be had."""
+    """By name, with the neutral values."""
+    accepted: frozenset[str] = frozenset()
+    """Accepted silently: they cannot change the output."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Ignored with a warning: by name, the reason."""
 
     def __or__(self, other: FieldRules) -> FieldRules:
         return FieldRules(
             {**self.refused, **other.refused},
-            self.without_effect | other.without_effect,
-            {**self.left_out, **other.left_out},
+            self.accepted | other.accepted,
+            {**self.ignored, **other.ignored},
         )
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self.refused) | self.without_effect | frozenset(self.left_out)
+        return frozenset(self.refused) | self.accepted | frozenset(self.ignored)
 
 
 _COMMON = FieldRules(
@@ -63,7 +62,7 @@ _COMMON = FieldRules(
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "metadata",
             "service_tier",
@@ -90,10 +89,8 @@ CHAT = (
             "modalities": (["text"],),
             "moderation": (),
         },
-        without_effect=frozenset(
-            {"prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity"}
-        ),
-        left_out={"web_search_options": "this server can't search the web"},
+        accepted=frozenset({"prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity"}),
+        ignored={"web_search_options": "this server can't search the web"},
     )
 )
 
@@ -105,26 +102,26 @@ NO_RULES = FieldRules()
 
 
 def apply_rules(body: Mapping[str, Any], rules: FieldRules) -> dict[str, Any]:
-    """The body without the fields that the rules accept. Raises InvalidRequest for one that they refuse."""
+    """The body without accepted and ignored fields. Raises InvalidRequest for a refused field."""
     kept = {}
     for name, value in body.items():
         if name in rules.refused:
             _check_refused(name, value, rules.refused[name])
-        elif name in rules.left_out:
+        elif name in rules.ignored:
             if value is not None and value != []:
-                report_ignored(name, rules.left_out[name])
-        elif name not in rules.without_effect:
+                report_ignored(name, rules.ignored[name])
+        elif name not in rules.accepted:
             kept[name] = value
     return kept
 
 
 def _check_refused(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    if value is None or any(_same(value, other) for other in neutral):
+    if value is None or any(_is_same_value(value, other) for other in neutral):
         return
     hint = f": {ALTERNATIVES[name]} instead" if name in ALTERNATIVES else ""
     raise InvalidRequest(f"{name!r} is not supported{hint}.", param=name)
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Equal, and not merely as True equals 1."""
+def _is_same_value(value: Any, other: Any) -> bool:
+    """Equal, and not just as True equals 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -1,6 +1,6 @@
-"""What requests for completions and for chats have in common: the fields that say how to generate.
+"""The base of completion and chat bodies: the fields that control generation.
 
-Ranges are OpenAI's and vLLM's. Types are strict: a number in quotes is an error, not a number.
+Ranges are OpenAI's and vLLM's. Types are strict: a number in quotes is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.beam_rules import check_beam_fields
 from engine.server.protocol.limits import (
     MAX_BEAMS,
@@ -19,55 +19,55 @@ from engine.server.protocol.limits import (
     MAX_NAMED_LOGPROBS,
     MAX_SALT,
     MAX_STOPS,
-    Cap,
 )
+from engine.server.protocol.size_limit import SizeLimit
 
 _INT64 = 2**63
 _INT64_DIGITS = 19
-_LEAST_PENALTY = 0.01  # below, what it divides may not be a number any more
+_LEAST_PENALTY = 0.01  # a smaller divisor can overflow a logit
 
 
 class Strict(BaseModel):
-    """An unknown field is an error, unless body_reader.py is told to drop it and say so."""
+    """Unknown fields are errors, unless body_reader.py drops and reports them."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    caps: ClassVar[tuple[Cap, ...]] = ()
-    """Of a body: how much its own fields may hold."""
+    size_limits: ClassVar[tuple[SizeLimit, ...]] = ()
+    """The size limits of a body's own fields."""
 
     @classmethod
-    def all_size_limits(cls) -> tuple[Cap, ...]:
-        """Those of the classes that it is made of, too, but of fields that it has its own caps of."""
-        caps: dict[str, tuple[Cap, ...]] = {}
+    def all_size_limits(cls) -> tuple[SizeLimit, ...]:
+        """Also those of base classes, except for fields that a subclass limits itself."""
+        size_limits: dict[str, tuple[SizeLimit, ...]] = {}
         for base in cls.__mro__:
-            own: dict[str, tuple[Cap, ...]] = {}
-            for cap in vars(base).get("caps", ()):
-                own[cap.field] = (*own.get(cap.field, ()), cap)
-            caps = own | caps
-        return tuple(cap for of_field in caps.values() for cap in of_field)
+            own: dict[str, tuple[SizeLimit, ...]] = {}
+            for limit in vars(base).get("size_limits", ()):
+                own[limit.field] = (*own.get(limit.field, ()), limit)
+            size_limits = own | size_limits
+        return tuple(limit for of_field in size_limits.values() for limit in of_field)
 
 
 def null_as(default: Any) -> BeforeValidator:
-    """Both protocols treat null as not given."""
+    """Treat null as not given, as both protocols do."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 
 MINUS_ONE_AS_NONE = BeforeValidator(lambda value: None if value == -1 else value)
-"""How other servers' clients write that there is no limit, or that any seed will do."""
+"""Clients of other servers send -1 for no limit, or for a random seed."""
 Ignored = Annotated[Any, Field(exclude=True, description="Accepted, without effect.")]
-"""Of a field that comes with what clients send back, and asks for nothing: `annotations: Ignored = None`."""
+"""The type of fields that clients send back and that have no effect: `annotations: Ignored = None`."""
 
-# Of a tool, in chats and in Responses.
+# The description of a tool's `strict`, in chats and in Responses.
 STRICT_TOOL = (
-    "If true, or where a call is forced, calls follow the schema of `parameters`, and what of it can't be "
-    "enforced is refused; with false, forced calls follow the rest."
+    "If true, or if a call is forced, calls follow the schema of `parameters`, and a schema that can't be "
+    "enforced completely is refused; with false, forced calls follow the enforceable part."
 )
 
 
 class RequestBody(Strict):
-    caps = limits.NAMED
+    size_limits = body_limits.NAMED
 
-    model: str | None = Field(default=None, description="The model; without it, the one that is served.")
+    model: str | None = Field(default=None, description="Default: the served model.")
 
 
 class StreamOptions(Strict):
@@ -77,15 +77,15 @@ class StreamOptions(Strict):
 
 
 class JsonSchema(Strict):
-    """`json_schema` of OpenAI's response format. Output follows the schema always."""
+    """`json_schema` of OpenAI's response format. The output always follows the schema."""
 
     name: str
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = Field(
         default=None,
-        description="What the schema demands and can't be enforced is refused; with false, "
-        "the answer follows the rest.",
+        description="A schema that can't be enforced completely is refused; with false, the output "
+        "follows the enforceable part.",
     )
 
 
@@ -97,7 +97,7 @@ class JsonObjectFormat(Strict):
     type: Literal["json_object"]
 
 
-_LONG_STRINGS = r"Strings with a `maxLength` over 256 hold no escapes such as `\n`."
+_LONG_STRINGS = r"Strings with a `maxLength` over 256 contain no escapes such as `\n`."
 
 
 class JsonSchemaFormat(Strict):
@@ -109,7 +109,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class StructuredOutputs(Strict):
-    """vLLM's way to say what the output may be; exactly one is to be given."""
+    """vLLM's output constraints; exactly one must be given."""
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
@@ -123,7 +123,7 @@ class StructuredOutputs(Strict):
         given = [name for name in STRUCTURED_KINDS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             names = ", ".join(name.rstrip("_") for name in STRUCTURED_KINDS)
-            raise ValueError(f"exactly one of {names} is to be given, not {len(given)}")
+            raise ValueError(f"give exactly one of {names}, not {len(given)}")
         return self
 
 
@@ -135,44 +135,44 @@ def _check_stops(value: str | list[str] | None) -> list[str]:
     if len(stops) > MAX_STOPS:
         raise ValueError(f"at most {MAX_STOPS} stop strings, not {len(stops)}")
     if "" in stops:
-        raise ValueError("a stop string can't be empty")
+        raise ValueError("stop strings must not be empty")
     return stops
 
 
 def _check_bias(value: dict[str, float]) -> dict[str, float]:
     for token, bias in value.items():
         if not token.isascii() or not token.isdigit() or len(token) > _INT64_DIGITS:
-            raise ValueError(f"keys are token ids, {token[:40]!r} is none")
+            raise ValueError(f"keys must be token ids, and {token[:40]!r} is not one")
         if not -100 <= bias <= 100:
-            raise ValueError(f"a bias lies between -100 and 100, that of token {token} is {bias}")
+            raise ValueError(f"biases must be between -100 and 100; the bias of token {token} is {bias}")
     return value
 
 
 TokenId = Annotated[int, Field(ge=0, lt=_INT64)]
 CacheSalt = Annotated[
     Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None,
-    Field(description="Cached prefixes are found by prompts with the same one alone, of the same API key."),
+    Field(description="Cached prefixes are shared only between prompts with the same salt and API key."),
 ]
 
 
 class GenerationBody(RequestBody):
-    """What completions and chats share. None means: not given."""
+    """The fields shared by completions and chats. None means not given."""
 
-    caps = limits.GENERATION
+    size_limits = body_limits.GENERATION
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), null_as(1)] = 1
     use_beam_search: Annotated[bool, null_as(False)] = Field(
         default=False,
-        description=f"The `n` best of a search with `n` beams, at most {MAX_BEAMS}: the best first.",
+        description=f"Return the `n` best results of a search with `n` beams (at most {MAX_BEAMS}).",
     )
     length_penalty: Annotated[float, Field(ge=-10, le=10), null_as(1.0)] = Field(
-        default=1.0, description="Of beams: scores are divided by the length to this power."
+        default=1.0, description="Beam scores are divided by length ** length_penalty."
     )
     max_tokens: int | None = Field(default=None, ge=0)
     min_tokens: Annotated[int, Field(ge=0), null_as(0)] = Field(
-        default=0, description="No stop token and no stop string before this many tokens."
+        default=0, description="No stop token or stop string ends the output before this many tokens."
     )
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0 = the most likely token.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 = greedy decoding.")
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, description="0 and -1 = all tokens.")
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -191,7 +191,7 @@ class GenerationBody(RequestBody):
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
     bad_words: Annotated[
         list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_LISTED), null_as([])
-    ] = Field(default=[], description="Words that must not be said; they are tokenised here.")
+    ] = Field(default=[], description="Words that must not be generated; they are tokenized by the server.")
     stop: Annotated[
         str | Annotated[list[str], Field(fail_fast=True)] | None, AfterValidator(_check_stops)
     ] = Field(default=[], description=f"At most {MAX_STOPS} strings that end the output.")
@@ -201,50 +201,52 @@ class GenerationBody(RequestBody):
     skip_special_tokens: Annotated[bool, null_as(True)] = True
     spaces_between_special_tokens: Annotated[bool, null_as(True)] = Field(
         default=True,
-        description="Without effect, as with vLLM's fast tokenizers: nothing is put between them.",
+        description="Without effect, as with vLLM's fast tokenizers: no spaces are added.",
     )
     logprob_token_ids: (
         Annotated[list[TokenId], Field(min_length=1, max_length=MAX_NAMED_LOGPROBS, fail_fast=True)] | None
-    ) = Field(default=None, description="With logprobs: of these tokens instead of the most likely ones.")
-    prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = of the whole vocabulary.")
+    ) = Field(
+        default=None,
+        description="With logprobs: return those of these tokens instead of the most likely ones.",
+    )
+    prompt_logprobs: int | None = Field(default=None, ge=-1, description="-1 = the whole vocabulary.")
     truncate_prompt_tokens: int | None = Field(
-        default=None, ge=-1, description="Keep this many of the prompt's tokens; -1 = as many as fit."
+        default=None, ge=-1, description="Keep this many prompt tokens; -1 = as many as fit."
     )
     truncation_side: Literal["left", "right"] | None = Field(
-        default=None, description="Where tokens are cut off; left unless said otherwise."
+        default=None, description="The side from which tokens are removed; default left."
     )
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     return_token_ids: Annotated[bool, null_as(False)] = False
     return_tokens_as_token_ids: Annotated[bool, null_as(False)] = Field(
-        default=False, description='In logprobs, tokens show as "token_id:17".'
+        default=False, description='In logprobs, tokens are written as "token_id:17".'
     )
     stream: Annotated[bool, null_as(False)] = False
     stream_options: StreamOptions | None = None
     stream_interval: int | None = Field(
         default=None,
         ge=1,
-        description="Tokens in each piece of a stream, but for the first and the last; no fewer than "
-        "`--stream-interval` says.",
+        description="Tokens per chunk of a stream, but for the first and last; at least `--stream-interval`.",
     )
     priority: Annotated[int, Field(ge=-_INT64, lt=_INT64), null_as(0)] = Field(
-        default=0, description="Lower runs first."
+        default=0, description="Lower values run first."
     )
     request_id: str | None = Field(default=None, min_length=1, max_length=256, pattern=r"^[!-~]+$")
     user: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
     cache_salt: CacheSalt = None
-    keep_alive: str | float | None = Field(default=None, description="Meant for Berth's gateway.")
+    keep_alive: str | float | None = Field(default=None, description="Used by Berth's gateway.")
 
     @model_validator(mode="after")
     def _check_together(self) -> GenerationBody:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest(
-                "stream_options can only be given with stream: true.", param="stream_options"
-            )
+            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
         if self.stream and self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs can't be had with stream: true.", param="prompt_logprobs")
+            raise InvalidRequest(
+                "prompt_logprobs is not supported with stream: true.", param="prompt_logprobs"
+            )
         if self.logprob_token_ids is not None and self.num_logprobs is None:
             raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
         if self.use_beam_search:
@@ -252,13 +254,14 @@ class GenerationBody(RequestBody):
         formatted = self.response_format is not None and self.response_format.type != "text"
         if formatted and self.structured_outputs is not None:
             raise InvalidRequest(
-                "Give either response_format or structured_outputs, not both.", param="structured_outputs"
+                "structured_outputs conflicts with response_format: give only one of them.",
+                param="structured_outputs",
             )
         return self
 
     @property
     def stops(self) -> list[str]:
-        return self.stop  # type: ignore[return-value]  # the validator has made a list of it
+        return self.stop  # type: ignore[return-value]  # the validator has converted it to a list
 
     @property
     def include_usage(self) -> bool:
@@ -270,10 +273,10 @@ class GenerationBody(RequestBody):
 
     @property
     def logprobs_param(self) -> str:
-        """The field that `num_logprobs` comes from."""
+        """The name of the field that sets `num_logprobs`."""
         return "logprobs"
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the most likely tokens are wanted per position; None = no logprobs."""
+        """The number of most likely tokens per position; None = no logprobs."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""Tools that only their vendor's servers can run, such as a web search: left out, and named in a warning.
+"""Hosted tools, which only their provider's servers can run, such as a web search: ignored with a warning.
 
-The tools beside them go on working.
+Other tools in the same request work.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 
 from engine.server.protocol.unknown_fields import report_ignored
 
-_STAND_IN = {"type": "function", "function": {"name": "left-out"}}
+_PLACEHOLDER = {"type": "function", "function": {"name": "left-out"}}
 
 
-def _keep_functions(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Check all tools at their places, so that errors name the client's own index; then drop the foreign."""
+def _drop_hosted_tools(tools: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Validate all tools in place, so that errors have the client's index; then drop hosted ones."""
     if not isinstance(tools, list):
         return check(tools)
-    foreign = {number: tool["type"] for number, tool in enumerate(tools) if _is_foreign(tool)}
+    hosted = {number: tool["type"] for number, tool in enumerate(tools) if _is_hosted(tool)}
     checked = check(
-        [_STAND_IN if number in foreign else tool for number, tool in enumerate(tools)] if foreign else tools
+        [_PLACEHOLDER if number in hosted else tool for number, tool in enumerate(tools)] if hosted else tools
     )
-    for number, kind in foreign.items():
-        report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run here")
-    return [tool.placed(number) for number, tool in enumerate(checked) if number not in foreign]
+    for number, kind in hosted.items():
+        report_ignored(f"tools[{number}]", f"a tool of type {kind[:40]} can't run on this server")
+    return [tool.with_index(number) for number, tool in enumerate(checked) if number not in hosted]
 
 
-def _is_foreign(tool: Any) -> bool:
+def _is_hosted(tool: Any) -> bool:
     return isinstance(tool, dict) and isinstance(tool.get("type"), str) and tool["type"] != "function"
 
 
-FUNCTIONS_ONLY = WrapValidator(_keep_functions)
-"""For a chat's `tools`: those of other types are left out with a warning."""
+FUNCTIONS_ONLY = WrapValidator(_drop_hosted_tools)
+"""For a chat's `tools`: other types are ignored with a warning."""

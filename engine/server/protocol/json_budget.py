@@ -1,13 +1,13 @@
-"""How many lists, objects and values a JSON text holds, counted before a parser makes an object of each.
+"""Counts the lists, objects and values of a JSON text before a parser creates an object for each.
 
-Commas and brackets within strings don't count, so that long texts and images in data URLs pass.
+Commas and brackets inside strings do not count, so that long texts and images in data URLs pass.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.server.http.large_work import Pace
+from engine.server.http.large_work import GilThrottle
 from engine.server.protocol.limits import (
     MAX_JSON_CONTAINERS,
     MAX_JSON_ESCAPES,
@@ -15,16 +15,16 @@ from engine.server.protocol.limits import (
     MAX_JSON_VALUES,
 )
 
-_WINDOW_BYTES = 2**18  # counted at a time, with the interpreter held
+_WINDOW_BYTES = 2**18  # counted at a time, holding the GIL
 _IRRELEVANT = bytes(byte for byte in range(256) if byte not in b'",:[{')
 
 
 @dataclass(frozen=True, slots=True)
 class JsonExcess:
-    """Of a text that holds too much to be parsed. `told`: what it has too many of, and how many may be."""
+    """A text with too many elements to parse. `problem`: which elements, and the limit."""
 
-    length: int  # of a beginning that may be parsed
-    told: str
+    length: int  # of a prefix that is small enough to parse
+    problem: str
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _Count:
     containers: int = 0
     members: int = 0
     commas: int = 0
-    escapes: int = 0  # in strings: each costs the parser what a number does
+    escapes: int = 0  # in strings: each costs the parser as much as a number
 
     def add(self, text: bytes, num_escapes: int) -> None:
         self.escapes += num_escapes
@@ -41,13 +41,13 @@ class _Count:
         self.commas += text.count(b",")
 
     @property
-    def is_little(self) -> bool:
-        """Whether it may be parsed just to see what there is too much of."""
+    def is_small(self) -> bool:
+        """Whether the text so far is cheap enough to parse, to find the field at fault."""
         return max(self.containers + self.commas, self.escapes) <= MAX_JSON_CONTAINERS
 
     @property
     def excess(self) -> str | None:
-        """What there is too much of."""
+        """The limit that is exceeded."""
         for what, size, most in (
             ("lists and objects", self.containers, MAX_JSON_CONTAINERS),
             ("fields of objects", self.members, MAX_JSON_MEMBERS),
@@ -60,40 +60,40 @@ class _Count:
 
 
 def find_json_excess(raw: bytes) -> JsonExcess | None:
-    """None for a text that may be parsed."""
+    """None for a text that is within the limits."""
     if len(raw) <= min(MAX_JSON_CONTAINERS, MAX_JSON_MEMBERS):
-        return None  # each takes a byte at least
-    everywhere = _Count()
+        return None  # each takes at least one byte
+    total = _Count()
     for start in range(0, len(raw), _WINDOW_BYTES):
         window = raw[start : start + _WINDOW_BYTES]
-        everywhere.add(window, window.count(b"\\"))
-    return None if everywhere.excess is None else _count_outside_strings(raw)
+        total.add(window, window.count(b"\\"))
+    return None if total.excess is None else _count_outside_strings(raw)
 
 
 def _count_outside_strings(raw: bytes) -> JsonExcess | None:
-    count, pace = _Count(), Pace()
-    start = shown = 0
+    count, throttle = _Count(), GilThrottle()
+    start = parseable = 0
     is_inside = False
     while start < len(raw):
         window = _window(raw, start)
         stop = start + len(window)
         if num_escapes := window.count(b"\\"):
-            num_escapes -= window.count(b"\\\\")  # which is one
+            num_escapes -= window.count(b"\\\\")  # counted twice
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = window.translate(None, _IRRELEVANT).split(b'"')
         count.add(b"".join(pieces[is_inside::2]), num_escapes)
         is_inside ^= len(pieces) % 2 == 0
-        if (told := count.excess) is not None:
-            return JsonExcess(shown, told)
+        if (problem := count.excess) is not None:
+            return JsonExcess(parseable, problem)
         start = stop
-        if count.is_little or not shown:
-            shown = stop
-        pace.rest()
+        if count.is_small or not parseable:
+            parseable = stop
+        throttle.pause()
     return None
 
 
 def _window(raw: bytes, start: int) -> bytes:
-    """The next bytes, which begin and end between escapes."""
+    """The next bytes; the window does not split an escape."""
     window = raw[start : start + _WINDOW_BYTES]
     num_backslashes = len(window) - len(window.rstrip(b"\\"))
     return window if num_backslashes % 2 == 0 else raw[start : start + _WINDOW_BYTES + 1]

@@ -1,8 +1,8 @@
-"""Parts of a chat's messages and of a conversation's items that hold no plain text. Pure but for warnings.
+"""Content parts that are not plain text, often from another provider. Pure, except for warnings.
 
-A picture that is asked about can't be left out, and is refused. One in the history has been answered, or was
-for another model: a mark says that it was there, and parts of unknown types are read for their words. What
-another provider's model has thought and called within its content is read as thoughts and calls.
+An image in the current question is refused later. One in the history is replaced by a placeholder, and of
+parts of unknown types the text is kept. Reasoning and tool calls inside an assistant's content become
+reasoning and tool calls of the message.
 """
 
 from __future__ import annotations
@@ -14,45 +14,52 @@ from typing import Any
 from engine.server.protocol.provider_text import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
-UNREADABLE = {
+UNSUPPORTED_MEDIA = {
     **dict.fromkeys(("image", "image_url", "input_image"), "An image"),
     **dict.fromkeys(("audio", "audio_url", "input_audio"), "A recording"),
     **dict.fromkeys(("video", "video_url", "input_video"), "A video"),
     **dict.fromkeys(("document", "file", "input_file"), "A file"),
 }
 REASONING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
-_MAX_TURNS = 100_000  # or parts of one: more fit no context, and a look at millions takes seconds
-_PLAIN = frozenset({"input_text", "output_text", "summary_text", "reasoning_text"})  # text, in other APIs
-_READ = _PLAIN | REASONING_PARTS | {"text", "refusal"}  # as what they are, where they stand
-_RESULTS = frozenset({"tool_result", "function_response"})  # of tools, in a user's turn
+_MAX_TURNS = 100_000  # or parts of one: more fit no context, and scanning millions takes seconds
+_PLAIN = frozenset({"input_text", "output_text", "summary_text", "reasoning_text"})  # in other APIs
+_READ = _PLAIN | REASONING_PARTS | {"text", "refusal"}  # types that are read in place
+_RESULTS = frozenset({"tool_result", "function_response"})  # tool results in a user's turn
 
 
 def mark_unsupported_parts(turns: Any) -> Any:
-    """Turns or items as they came, with marks for what isn't text, but where it is asked about."""
+    """Turns or items with placeholders for parts that are not text, except in the current question."""
     if not isinstance(turns, list) or len(turns) > _MAX_TURNS:
         return turns
-    found = [
+    affected = [
         number
         for number, turn in enumerate(turns)
         if isinstance(turn, dict)
         and isinstance(turn.get("content"), list)
         and len(turn["content"]) <= _MAX_TURNS
-        and any(_is_foreign(part, turn) for part in turn["content"])
+        and any(_is_unsupported(part, turn) for part in turn["content"])
     ]
-    if not found:
+    if not affected:
         return turns
-    asked = _first_asked(turns)
-    marked = {n: _marked(turns[n]) for n in found if n < asked or _role(turns[n]) in ("assistant", "tool")}
-    return [marked.get(number, turn) for number, turn in enumerate(turns)]
+    question_start = _question_start(turns)
+    replaced = {
+        n: _with_placeholders(turns[n])
+        for n in affected
+        if n < question_start or _role(turns[n]) in ("assistant", "tool")
+    }
+    return [replaced.get(number, turn) for number, turn in enumerate(turns)]
 
 
-def _first_asked(turns: list[Any]) -> int:
-    """From which turn on the user asks: after the assistant's last, and not where its tools answered."""
-    last = max((number for number, turn in enumerate(turns) if _is_assistants(turn)), default=-1)
+def _question_start(turns: list[Any]) -> int:
+    """The index where the current question starts: after the assistant's last turn.
+
+    There is none if that turn called tools whose results follow.
+    """
+    last = max((number for number, turn in enumerate(turns) if _is_by_assistant(turn)), default=-1)
     return len(turns) if any(_is_result(turn) for turn in turns[last + 1 :]) else last + 1
 
 
-def _is_assistants(turn: Any) -> bool:
+def _is_by_assistant(turn: Any) -> bool:
     return _role(turn) == "assistant" or type_of(turn).endswith("_call") or type_of(turn) == "reasoning"
 
 
@@ -69,8 +76,8 @@ def _parts(turn: Any) -> list[Any]:
     return content[:_MAX_TURNS] if isinstance(content, list) else []
 
 
-def _is_foreign(part: Any, turn: Any) -> bool:
-    """Whether it isn't read as what it is; of no type at all it is no part."""
+def _is_unsupported(part: Any, turn: Any) -> bool:
+    """Whether the part has a type that is not read in place."""
     kind = type_of(part)
     return bool(kind) and kind not in _READ and not (kind == "tool_use" and _role(turn) == "assistant")
 
@@ -80,60 +87,62 @@ def _role(turn: Any) -> Any:
 
 
 def type_of(value: Any) -> str:
-    """Of a part or an item; empty where it says none."""
+    """The type of a part or an item; empty if it has none."""
     return str(value.get("type") or "") if isinstance(value, dict) else ""
 
 
-def _marked(turn: dict[str, Any]) -> dict[str, Any]:
-    content = [_mark(part) if _is_foreign(part, turn) else part for part in turn["content"]]
+def _with_placeholders(turn: dict[str, Any]) -> dict[str, Any]:
+    content = [_placeholder(part) if _is_unsupported(part, turn) else part for part in turn["content"]]
     return {**turn, "content": content}
 
 
-def _mark(part: Any) -> dict[str, str]:
+def _placeholder(part: Any) -> dict[str, str]:
     kind = type_of(part)
-    if kind not in UNREADABLE:
-        report_ignored(f"content[type={kind}]", "unknown: read for its words alone")
+    if kind not in UNSUPPORTED_MEDIA:
+        report_ignored(f"content[type={kind}]", "unknown type: only its text is read")
         return {"type": "text", "text": readable_text(part, "content")}
     report_ignored(f"content[type={kind}]", "the model reads text only")
-    return {"type": "text", "text": f"[{UNREADABLE[kind]} was here, which this model can't read.]"}
+    return {"type": "text", "text": f"[{UNSUPPORTED_MEDIA[kind]} was here, which this model can't read.]"}
 
 
-def read_part(part: Any) -> Any:
-    """A part of text by its name in chats; what an assistant has refused is text like any other."""
+def normalize_text_part(part: Any) -> Any:
+    """Text parts of other APIs as chat text parts; a refusal is treated as text."""
     if type_of(part) == "refusal" and isinstance(part.get("refusal"), str | None):
         return {"type": "text", "text": part.get("refusal") or ""}
     return {**part, "type": "text"} if type_of(part) in _PLAIN else part
 
 
-def read_assistants(message: dict[str, Any]) -> dict[str, Any]:
-    """An assistant's message whose thoughts and calls stand among the parts of its content."""
+def normalize_assistant_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Move reasoning and calls from an assistant's content parts to the message's own fields."""
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, list):
         return message
-    thoughts = [part for part in content if type_of(part) in REASONING_PARTS]
+    reasoning_parts = [part for part in content if type_of(part) in REASONING_PARTS]
     calls = [part for part in content if type_of(part) == "tool_use"]
-    if not thoughts and not calls:
+    if not reasoning_parts and not calls:
         return message
-    said = [part for part in content if type_of(part) not in REASONING_PARTS and type_of(part) != "tool_use"]
-    read = {**message, "content": said or None}
-    thought = "".join(_thought(part) for part in thoughts)
-    if thought and not (message.get("reasoning") or message.get("reasoning_content")):
-        read["reasoning_content"] = thought
-    if calls and not message.get("tool_calls"):  # or they stand there, too
-        read["tool_calls"] = [_call(part) for part in calls]
-    return read
+    remaining = [
+        part for part in content if type_of(part) not in REASONING_PARTS and type_of(part) != "tool_use"
+    ]
+    normalized = {**message, "content": remaining or None}
+    reasoning = "".join(_reasoning_text(part) for part in reasoning_parts)
+    if reasoning and not (message.get("reasoning") or message.get("reasoning_content")):
+        normalized["reasoning_content"] = reasoning
+    if calls and not message.get("tool_calls"):  # otherwise they are repeated there
+        normalized["tool_calls"] = [_call(part) for part in calls]
+    return normalized
 
 
-def _thought(part: Mapping[str, Any]) -> str:
-    said = next((part[name] for name in ("thinking", "reasoning", "text", "summary") if part.get(name)), "")
-    return str(read_reasoning(said) or "")
+def _reasoning_text(part: Mapping[str, Any]) -> str:
+    value = next((part[name] for name in ("thinking", "reasoning", "text", "summary") if part.get(name)), "")
+    return str(read_reasoning(value) or "")
 
 
-def read_reasoning(said: Any) -> Any:
-    """Its text, where it is a part or a list of them."""
-    if isinstance(said, list):
-        return "".join(str(one.get("text") or "") for one in said if isinstance(one, dict)) or None
-    return (_thought(said) or None) if isinstance(said, dict) else said
+def read_reasoning(value: Any) -> Any:
+    """The text of reasoning that is given as a part or a list of parts."""
+    if isinstance(value, list):
+        return "".join(str(part.get("text") or "") for part in value if isinstance(part, dict)) or None
+    return (_reasoning_text(value) or None) if isinstance(value, dict) else value
 
 
 def _call(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a request asks for and doesn't get: collected while its body is read, reported in a `Warning` header.
+"""Collects the ignored fields of a request while its body is read; reported in a `Warning` header.
 
-With `--unknown-fields warn`, fields that no body declares are dropped and reported; with `refuse` they are
-errors. Each name is logged once per process. Knows nothing of HTTP.
+With `--unknown-fields warn`, undeclared fields are dropped and reported; with `refuse` they are errors. Each
+name is logged once per process. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pydantic import BaseModel
 
 log = logging.getLogger(__name__)
 
-_MAX_NAMED = 16  # in one header
+_MAX_REPORTED = 16  # in one header
 _MAX_NAME_CHARS = 100
-_MAX_LOGGED = 1000  # different names in a process's life
+_MAX_LOGGED = 1000  # different names per process
 _UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")  # in a quoted string of a header
 
 _logged: set[str] = set()
 
 
 class IgnoredFields:
-    """Of one request. Filled from whichever thread reads the body, read once the answer begins."""
+    """Ignored fields of one request, filled while its body is read and used when the response starts."""
 
     def __init__(self, *, refuses_unknown: bool) -> None:
         self.refuses_unknown = refuses_unknown
@@ -36,14 +36,14 @@ class IgnoredFields:
         self._reasons.setdefault(name, reason)
         if name not in _logged and len(_logged) < _MAX_LOGGED:
             _logged.add(name)
-            log.warning("Ignored %r of a request: %s. It is not logged again.", name, reason)
+            log.warning("Ignored field %r of a request: %s. This is logged only once.", name, reason)
 
     @property
     def header(self) -> str | None:
-        """The value of `Warning`, code 299: a persistent warning (RFC 7234). None where all was heeded."""
+        """The value of `Warning`, code 299: a persistent warning (RFC 7234). None if nothing was ignored."""
         if not self._reasons:
             return None
-        named = [f"{name} ({reason})" for name, reason in list(self._reasons.items())[:_MAX_NAMED]]
+        named = [f"{name} ({reason})" for name, reason in list(self._reasons.items())[:_MAX_REPORTED]]
         if len(self._reasons) > len(named):
             named.append(f"{len(self._reasons) - len(named)} more")
         return f'299 berth "ignored: {_UNPRINTABLE.sub("?", ", ".join(named))}"'
@@ -53,14 +53,14 @@ _current: ContextVar[IgnoredFields | None] = ContextVar("ignored_fields", defaul
 
 
 def collect_ignored(*, refuses_unknown: bool) -> IgnoredFields:
-    """From now on, this task and those it starts report here."""
+    """Collect the ignored fields of this task and its children."""
     ignored = IgnoredFields(refuses_unknown=refuses_unknown)
     _current.set(ignored)
     return ignored
 
 
 def report_ignored(name: str, reason: str) -> None:
-    """Say that `name` (a path such as `tools[1]`) has no effect on the current request."""
+    """Report that `name` (a path such as `tools[1]`) has no effect on the current request."""
     ignored = _current.get()
     if ignored is not None:
         ignored.add(name, reason)
@@ -72,22 +72,22 @@ def unknown_are_refused() -> bool:
 
 
 def drop_unknown(checked: BaseModel) -> None:
-    """Take the fields that no model declares out of `checked`, which may hold them, and report each once."""
-    for path in dict.fromkeys(_take_extras(checked, "")):
+    """Remove undeclared fields from `checked`, and report each once."""
+    for path in dict.fromkeys(_remove_extras(checked, "")):
         report_ignored(path, "unknown field")
 
 
-def _take_extras(value: Any, path: str) -> Iterator[str]:
-    """Paths of unknown fields, without positions in lists: `messages[].mood` is one, however many have it."""
+def _remove_extras(value: Any, path: str) -> Iterator[str]:
+    """Paths of unknown fields, without list indices: `messages[].mood` is reported once for all messages."""
     if isinstance(value, BaseModel):
         prefix = f"{path}." if path else ""
-        if type(value).model_config.get("extra") != "allow":  # such a model is there to keep them
+        if type(value).model_config.get("extra") != "allow":  # such a model keeps them on purpose
             extras = value.__pydantic_extra__ or {}
             yield from [f"{prefix}{name}" for name in extras]
             extras.clear()
         for name, field in type(value).model_fields.items():
-            yield from _take_extras(getattr(value, name), f"{prefix}{field.alias or name}")
+            yield from _remove_extras(getattr(value, name), f"{prefix}{field.alias or name}")
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, BaseModel | list):
-                yield from _take_extras(item, f"{path}[]")
+                yield from _remove_extras(item, f"{path}[]")

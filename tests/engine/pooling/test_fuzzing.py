@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from schemathesis import GenerationMode
 
-from engine.server.app.openapi import Kind
+from engine.server.app.openapi import ServerKind
 from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 
@@ -13,10 +13,10 @@ from tests.engine.server.serving import Running
 @pytest.mark.timeout(36000 if IS_LONG else 600)
 @pytest.mark.parametrize(
     ("operation_id", "mode"),
-    questions(Kind.POOLING, but=Kind.GENERATING),
+    questions(ServerKind.POOLING, but=ServerKind.GENERATING),
     ids=lambda one: getattr(one, "value", one),
 )
 def test_no_request_that_the_description_allows_breaks_the_server(
     minilm_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
-    fuzz(minilm_server, Kind.POOLING, operation_id, mode)
+    fuzz(minilm_server, ServerKind.POOLING, operation_id, mode)

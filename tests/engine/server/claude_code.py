@@ -1,4 +1,4 @@
-"""What Claude Code sends: its headers, tools, system prompt and settings, and a history from elsewhere."""
+"""Requests of Claude Code: headers, tools, system prompt, settings, and another provider's history."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ SCREENSHOT: Any = {
     "type": "image",
     "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="},
 }
-# What another provider has left behind before the user switched models.
+# The history of another provider, before the user switched models.
 ELSEWHERE: Any = [
     {"role": "user", "content": [{"type": "text", "text": "And this?"}, SCREENSHOT]},
     {

@@ -1,4 +1,4 @@
-"""Servers that tests share, as they leave nothing behind."""
+"""Servers shared by tests, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer, write
 
 @pytest.fixture(scope="session")
 def fake_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with everything but weights."""
+    """A model directory without weights."""
     return write_fake_model(tmp_path_factory.mktemp("fake-model"))
 
 
@@ -27,7 +27,7 @@ def fake_server(fake_model: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def tiny_model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint: random weights, a tokenizer and a chat template."""
+    """A complete checkpoint: random weights, a tokenizer and a chat template."""
     directory = tmp_path_factory.mktemp("tiny") / "model"
     shutil.copytree(checkpoint("qwen3-tied"), directory)
     return write_tokenizer_files(directory, byte_level_tokenizer())
@@ -35,7 +35,7 @@ def tiny_model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module", params=["fake", "checkpoint"])
 def server(request: pytest.FixtureRequest) -> Iterator[Running]:
-    """The same server twice: around a fake runner, and around a real model."""
+    """The server with a fake runner, and with a real model."""
     if request.param == "fake":
         yield request.getfixturevalue("fake_server")
         return
@@ -52,7 +52,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[Running]:
-    """The model that ships with Berth: it knows how to call tools and how to think."""
+    """A server of the model that ships with Berth, which supports tools and reasoning."""
     from engine.config import EngineConfig
     from engine.execution.build import build_core
     from engine.text.tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""How long one client's stream stands still while another does something: a real engine, a real stream."""
+"""Measures how long a client's stream stalls during another client's request, on a real engine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ANSWER_S = 120
 
 @dataclass
 class Disturbed:
-    """What came of one disturbance. Times in seconds."""
+    """The result of one disturbance. Times in seconds."""
 
     response: httpx.Response | None = None
-    gap_s: float = 0.0  # the longest between two pieces of the victim's stream, while it went on
-    undisturbed_s: float = 0.0  # the same before it
-    grown_bytes: int = 0  # what the engine's memory grew by, at its peak
+    gap_s: float = 0.0  # the longest gap in the victim's stream during the request
+    undisturbed_s: float = 0.0  # the same before the request
+    grown_bytes: int = 0  # the peak growth of the engine's memory
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Every place of a body that may hold more than one value: found in its JSON schema, as clients see it."""
+"""Finds every part of a body that can hold more than one value, from its JSON schema."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from engine.server.protocol.generation_body import Strict
-from engine.server.protocol.limits import Cap, Measure
+from engine.server.protocol.size_limit import Measure, SizeLimit
 
 _DEEP = {
     "string": {Measure.CHARS, Measure.TEXT},
@@ -16,11 +16,11 @@ _DEEP = {
 }
 _COUNTED = {"list": {Measure.ENTRIES, Measure.INPUTS}, "object": {Measure.ENTRIES}}
 _CHOICES = ("anyOf", "oneOf", "allOf")
-_UNREAD = "Accepted, without effect."  # bounded with the body as a whole
+_UNREAD = "Accepted, without effect."  # limited with the body as a whole
 
 
 class Place(NamedTuple):
-    """`path` as caps have it; `kind`: a string, a list, an object with any fields, anything, or a number."""
+    """`path` is written as in size limits; `kind`: string, list, object, anything or number."""
 
     path: str
     kind: str
@@ -31,12 +31,12 @@ def places_of(model: type[Strict]) -> set[Place]:
     return set(_walk(schema, schema.get("$defs", {}), "", frozenset()))
 
 
-def is_capped(place: Place, caps: tuple[Cap, ...]) -> bool:
+def is_limited(place: Place, size_limits: tuple[SizeLimit, ...]) -> bool:
     deep, counted = _DEEP.get(place.kind, set()), _COUNTED.get(place.kind, set())
     return any(
-        (cap.measure in deep and _is_within(place.path, cap.path))
-        or (cap.measure in counted and place.path == cap.path)
-        for cap in caps
+        (limit.measure in deep and _is_within(place.path, limit.path))
+        or (limit.measure in counted and place.path == limit.path)
+        for limit in size_limits
     )
 
 

@@ -1,4 +1,4 @@
-"""The server's app without sockets, around a runner that says what a test tells it to."""
+"""The server's app without sockets, with a runner whose output is scripted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMPLETIONS = "/v1/completions"
 
 
 class ScriptedRunner(FakeRunner):
-    """Says `script`, whatever it is asked, and then ends the sequence. The rest is the fake runner's."""
+    """Generates `script` for every prompt and then ends the sequence; otherwise like the fake runner."""
 
     def __init__(self) -> None:
         super().__init__(num_blocks=4096)

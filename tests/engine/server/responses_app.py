@@ -1,4 +1,4 @@
-"""What tests of /v1/responses share: a scripted app, ways to ask it, and what it is asked about."""
+"""Shared by tests of /v1/responses: a scripted app, request helpers and sample items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
 
 @asynccontextmanager
 async def calling_app(model: Path) -> AsyncIterator[App]:
-    """It knows calls and thoughts, and says Hello unless told otherwise."""
+    """An app with tool and reasoning parsers; it answers Hello by default."""
     async with app_in_process(model, tool_call_parser="hermes", reasoning_parser="qwen3") as app:
         app.will_say("Hello")
         yield app
@@ -48,7 +48,7 @@ async def error_of(app: App, **body: Any) -> dict[str, Any]:
 
 
 def types_of(union: Any) -> Iterator[str]:
-    """Of a union of the SDK's TypedDicts, what stands in `type`."""
+    """The values of `type` in a union of the SDK's TypedDicts."""
     for member in typing.get_args(union):
         hint = typing.get_type_hints(member).get("type")
         for literal in [hint, *typing.get_args(hint)]:

@@ -1,4 +1,4 @@
-"""A whole server in a thread of the test's process, on a port of its own, around any core."""
+"""Runs a complete server with any core in a thread of the test process, on its own port."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EOS = 0
 
 @dataclass
 class Running:
-    """A server under test. `engine` belongs to the server's loop: look, don't touch."""
+    """A server under test. `engine` belongs to the server's event loop: only read it."""
 
     port: int
     engine: AsyncEngine
@@ -44,7 +44,7 @@ class Running:
     _loop: asyncio.AbstractEventLoop
     _stop: asyncio.Event
     _thread: threading.Thread
-    failure: EngineError | None = None  # what `serve` has raised
+    failure: EngineError | None = None  # raised by `serve`
 
     @property
     def url(self) -> str:
@@ -60,8 +60,8 @@ class Running:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
 
     def stop(self) -> None:
-        """What SIGTERM does; returns at once."""
-        with suppress(RuntimeError):  # its loop is closed: it has ended already
+        """Stop as on SIGTERM, without waiting."""
+        with suppress(RuntimeError):  # its loop is closed: the server has already ended
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def join(self) -> None:
@@ -69,12 +69,12 @@ class Running:
         assert not self._thread.is_alive()
 
     def wait_idle(self) -> None:
-        """Until the engine has let go of every request."""
+        """Wait until the engine has no requests."""
         wait_until(lambda: self.engine.num_unfinished == 0 and self.engine.stats().kv_cache_usage == 0)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """For what has no event to wait for: another thread's books."""
+    """Poll a condition for which there is no event, such as another thread's state."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline
@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def write_fake_model(directory: Path, **config: Any) -> Path:
-    """All of a checkpoint that the server itself reads."""
+    """Write the files of a checkpoint that the server itself reads."""
     write_tokenizer_files(directory, byte_level_tokenizer(), **config)
     (directory / "config.json").write_text(
         json.dumps({"vocab_size": byte_level_tokenizer().get_vocab_size()})
@@ -93,7 +93,7 @@ def write_fake_model(directory: Path, **config: Any) -> Path:
 def fake_core(
     directory: Path, *, before: Callable[[Batch], None] | None = None, num_blocks: int = 512
 ) -> Callable[[], EngineCore]:
-    """A core whose runner speaks 40 tokens: the special ones, letters and bytes of longer characters."""
+    """A core whose runner has 40 tokens: special tokens, letters and bytes of multi-byte characters."""
     config = EngineConfig(model=directory, max_num_seqs=8, max_num_batched_tokens=64)
     runner = FakeRunner(num_blocks=num_blocks, before=before)
     return lambda: EngineCore.from_config(config, runner, max_model_len=MAX_MODEL_LEN, eos_token_ids=[EOS])
@@ -108,7 +108,7 @@ def running(
     max_num_seqs: int = 8,
     **options: Any,
 ) -> Iterator[Running]:
-    """Serve until the block ends; then everything must be gone."""
+    """Serve until the block ends, and check that nothing is left over."""
     config = ServerConfig(**{"port": 0, "served_model_names": ("fake", "other-name"), **options})
     before = set(threading.enumerate())
     started: Future[Running] = Future()
@@ -132,7 +132,7 @@ def running(
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """On uvloop, as `python -m engine` does."""
+    """Run on uvloop, like `python -m engine`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
 

@@ -1,6 +1,6 @@
-"""Whatever Anthropic's SDK can send is answered, or refused by name where it would change the answer.
+"""Everything that Anthropic's SDK can send is accepted, or refused by name if it would change the output.
 
-The SDK's own types are walked: each kind of block, tool and setting, and each of their fields.
+The tests enumerate the SDK's types: each kind of block, tool and setting, with each of their fields.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HI: Any = {"role": "user", "content": "Hi"}
 
 
 def samples(hint: Any, *, is_full: bool = True) -> list[Any]:
-    """Values of a type: of a union each kind's; of an object one with all fields and one with the needed."""
+    """Sample values of a type: one per union variant; objects with all and with only required fields."""
     origin = get_origin(hint)
     if origin in (Required, NotRequired, typing.Annotated):
         return samples(get_args(hint)[0], is_full=is_full)
@@ -76,7 +76,7 @@ def _objects(kind: Any, *, is_full: bool) -> list[dict[str, Any]]:
     least = {name: values[0] for name, values in needed.items() if values}
     found = [least, *[{**least, name: one} for name, values in needed.items() for one in values[1:]]]
     if is_full:
-        # Tools inside of blocks are those of the body, which are walked there.
+        # Tools inside blocks are the body's tools, which are covered there.
         rest = {name: samples(hint, is_full=name != "definition") for name, hint in hints.items()}
         found += [{**least, name: one} for name, values in rest.items() for one in values]
     return [one for number, one in enumerate(found) if one not in found[:number]]
@@ -87,7 +87,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 def blocks_of(place: str) -> list[Any]:
-    """Every block that a message of a role can hold, in every shape."""
+    """Every block that a message of a role can contain, in every form."""
     found: list[Any] = []
     for params in CREATE.values():
         for message in samples(hints_of(params)["messages"]):
@@ -144,7 +144,7 @@ def test_no_field_is_unknown(kind: str) -> None:
     assert not CountBody.model_fields.keys() & COUNT_RULES.names
 
 
-REFUSED = {"compaction", "thread"}  # they would change the answer
+REFUSED = {"compaction", "thread"}  # they would change the output
 
 
 @pytest.mark.parametrize("kind", ["plain", "beta"])
@@ -153,7 +153,7 @@ async def test_every_setting_is_answered_or_refused_by_name(app: App, kind: str)
     for name, hint in hints_of(CREATE[kind]).items():
         if name in ("messages", "tools", "model", "stream"):
             continue
-        # The fake model's words are its own, and break what they are bound to.
+        # The fake model ignores constraints.
         path = f"{PATH}/count_tokens" if name in ("output_config", "tool_choice") else PATH
         for value in samples(hint):
             fields = {"tools": [tool]} if name == "tool_choice" else {}
@@ -166,16 +166,16 @@ async def test_every_setting_is_answered_or_refused_by_name(app: App, kind: str)
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
 @pytest.mark.parametrize("kind", TOOLS)
-async def test_every_tool_is_offered_or_left_out_with_a_warning(app: App, kind: str, path: str) -> None:
+async def test_every_tool_is_offered_or_ignored_with_a_warning(app: App, kind: str, path: str) -> None:
     function = {"name": "own", "input_schema": {"type": "object"}}
     for tool in TOOLS[kind]:
         status, answer, warning = await answer_of(app, path, tools=[tool, function])
         assert status == 200, (tool, answer)
-        is_left_out = f"tools[0] (a tool of type {kind} can't run here)" in warning
-        assert is_left_out == (kind not in ("custom", None)), (tool, warning)
+        is_ignored = f"tools[0] (a tool of type {kind} can't run on this server)" in warning
+        assert is_ignored == (kind not in ("custom", None)), (tool, warning)
 
 
-UNREADABLE = {"image", "document"}
+UNSUPPORTED_MEDIA = {"image", "document"}
 NOT_THE_USERS = {"thinking", "redacted_thinking", "tool_use", "server_tool_use", "mcp_tool_use"}
 
 
@@ -184,7 +184,7 @@ def is_text(block: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", ASSISTANT_BLOCKS)
-async def test_a_session_goes_on_whatever_an_assistant_has_said(app: App, kind: str) -> None:
+async def test_every_assistant_block_is_accepted_in_the_history(app: App, kind: str) -> None:
     for block in ASSISTANT_BLOCKS[kind]:
         turns = [HI, {"role": "assistant", "content": [block, {"type": "text", "text": "so"}]}, HI]
         for path in (PATH, f"{PATH}/count_tokens"):
@@ -193,11 +193,11 @@ async def test_a_session_goes_on_whatever_an_assistant_has_said(app: App, kind: 
 
 
 @pytest.mark.parametrize("kind", USER_BLOCKS)
-async def test_what_a_user_sends_is_read_or_refused_by_name(app: App, kind: str) -> None:
+async def test_every_user_block_is_read_or_refused_by_name(app: App, kind: str) -> None:
     for block in USER_BLOCKS[kind]:
         turn = {"role": "user", "content": [{"type": "text", "text": "so"}, block]}
         status, answer, _ = await answer_of(app, messages=[turn])
-        if kind in NOT_THE_USERS or (kind in UNREADABLE and not is_text(block)):
+        if kind in NOT_THE_USERS or (kind in UNSUPPORTED_MEDIA and not is_text(block)):
             assert (status, answer["error"]["param"]) == (400, "messages[0].content[1].type"), block
         else:
             assert status == 200, (block, answer)
@@ -209,7 +209,7 @@ async def test_what_a_user_sends_is_read_or_refused_by_name(app: App, kind: str)
 
 
 @pytest.mark.parametrize("kind", SYSTEM_BLOCKS)
-async def test_what_the_system_says_is_read(app: App, kind: str) -> None:
+async def test_every_system_block_is_read(app: App, kind: str) -> None:
     for block in SYSTEM_BLOCKS[kind]:
         status, answer, _ = await answer_of(app, messages=[HI, {"role": "system", "content": [block]}])
         assert status == 200, (block, answer)

@@ -1,4 +1,4 @@
-"""Beam search: vLLM's algorithm, against the same written plainly over transformers' logits."""
+"""Beam search, compared with a plain implementation of vLLM's algorithm on transformers' logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from engine.core.batch import Batch, StepResult
 from engine.core.sleep import SleepMode
 from engine.core.types import PositionLogprobs, TokenLogprob
-from engine.server.generation.beam_search import BeamSearchParams, BeamSearch
+from engine.server.generation.beam_search import BeamSearch, BeamSearchParams
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 from tests.engine.server.serving import Running, wait_until
 
@@ -43,7 +43,7 @@ def reference_search(
     ignore_eos: bool = False,
     keep_end: bool = False,
 ) -> list[Found]:
-    """To the last step, and with all completed beams, as vLLM goes."""
+    """Runs to the last step and keeps all completed beams, as vLLM does."""
     live = [Found((), 0.0, "length")]
     completed: list[Found] = []
     for _ in range(max_tokens):
@@ -106,7 +106,7 @@ END = 3065  # of the demo model
     ],
     ids=str,
 )
-def test_a_chat_s_beams_are_the_reference_s(
+def test_a_chats_beams_equal_the_references(
     demo_server: Running, following: Next, options: dict[str, Any]
 ) -> None:
     body = {"messages": MESSAGES, "max_tokens": 14, "return_token_ids": True, "logprobs": True, **options}
@@ -128,10 +128,10 @@ def test_a_chat_s_beams_are_the_reference_s(
     assert (expected[0].reason == "stop") == (not options.get("ignore_eos")), "a prompt too dull to test with"
     for choice, beam in zip(answer["choices"], expected, strict=True):
         assert choice["stop_reason"] == (END if beam.reason == "stop" else None)
-        told = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-        assert len(told) == len(beam.tokens)
+        logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+        assert len(logprobs) == len(beam.tokens)
         if beam.reason == "length" or options.get("include_stop_str_in_output"):
-            assert sum(told) == pytest.approx(beam.total, abs=1e-3)
+            assert sum(logprobs) == pytest.approx(beam.total, abs=1e-3)
     assert answer["usage"]["prompt_tokens"] == len(answer["prompt_token_ids"])
     assert answer["usage"]["completion_tokens"] == sum(len(beam.tokens) for beam in expected)
 
@@ -148,28 +148,28 @@ def test_completions_of_several_prompts(demo_server: Running, following: Next) -
         assert all(choice["text"].startswith(prompt) for choice in choices)
 
 
-def test_as_many_of_the_most_likely_as_asked_for(demo_server: Running) -> None:
+def test_the_requested_number_of_logprobs_is_returned(demo_server: Running) -> None:
     for wanted in (0, 1, 9):
         answer = post(demo_server, COMPLETIONS, prompt="Hello", n=2, max_tokens=3, logprobs=wanted)
         for choice in answer["choices"]:
             assert all(wanted <= len(top) <= wanted + 1 for top in choice["logprobs"]["top_logprobs"])
 
 
-def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
-    """Random scores over ten tokens, one of which ends: the same beams as those of the whole way."""
+def test_a_search_ends_early_only_if_that_changes_nothing() -> None:
+    """Random scores over ten tokens, one an end token: the same beams as without stopping early."""
     num_early = 0
     for seed in range(300):
         generator = torch.Generator().manual_seed(seed)
         table = (3 * torch.randn(10, 10, generator=generator)).log_softmax(-1).tolist()
         penalty, width = [-1.0, 0.0, 0.5, 1.0, 2.0][seed % 5], 1 + seed % 3
-        rule = BeamSearchParams(
+        params = BeamSearchParams(
             width=width,
             length_penalty=penalty,
             end_token_ids=frozenset({0}),
-            ignores_end=False,
-            keeps_end=seed % 2 == 0,
+            ignores_end_tokens=False,
+            keeps_end_token=seed % 2 == 0,
         )
-        search, steps = BeamSearch(rule, (5,), 12), 0
+        search, steps = BeamSearch(params, (5,), 12), 0
         while not search.is_done:
             rows = [table[(beam.token_ids or (5,))[-1]] for beam in search.live]
             search.advance([position_of(row) for row in rows])
@@ -182,7 +182,7 @@ def test_a_search_ends_early_only_where_that_changes_nothing() -> None:
             max_tokens=12,
             end=0,
             length_penalty=penalty,
-            keep_end=rule.keeps_end,
+            keep_end=params.keeps_end_token,
         )
         assert [beam.token_ids for beam in search.best()] == [beam.tokens for beam in expected], seed
     assert num_early > 50
@@ -194,7 +194,7 @@ def position_of(row: Sequence[float]) -> PositionLogprobs:
     return PositionLogprobs(top[0], top)
 
 
-# What can't be had
+# Unsupported fields
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         (COMPLETIONS, {"use_beam_search": "yes"}, "use_beam_search"),
     ],
 )
-async def test_what_can_t_be_had_with_beams_is_refused_by_name(
+async def test_fields_unsupported_with_beams_are_refused_by_name(
     app: App, path: str, more: dict[str, Any], param: str
 ) -> None:
     asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -244,7 +244,7 @@ async def test_what_can_t_be_had_with_beams_is_refused_by_name(
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-async def test_beams_times_tokens_are_bounded(fake_model: Path) -> None:
+async def test_beams_times_tokens_are_limited(fake_model: Path) -> None:
     async with app_in_process(fake_model, max_model_len=16_384) as app:
         status, answer = await app.post(CHAT, messages=MESSAGES, n=32, **BEAMS)
         assert (status, answer["error"]["param"]) == (400, "n")
@@ -257,7 +257,7 @@ async def test_length_penalty_without_beams_has_no_effect(app: App) -> None:
     assert answer["choices"][0]["text"] == "ab"
 
 
-# How it ends
+# Ends
 
 
 def test_metrics_count_the_choices(demo_server: Running) -> None:
@@ -280,23 +280,23 @@ def endless(app: App, request_id: str) -> asyncio.Task[tuple[int, Any]]:
 
 @pytest.fixture
 async def real_app(fake_model: Path) -> AsyncIterator[App]:
-    """Its runner has logprobs of more than the chosen token."""
+    """An app whose runner returns more logprobs than the chosen token's."""
     async with app_in_process(fake_model) as app:
         plain = app.runner.execute
 
         def execute(batch: Batch) -> StepResult:
             result = plain(batch)
-            told = {
+            logprobs = {
                 index: position_of([-float((token + index) % 50) for token in range(50)])
                 for index in result.logprobs
             }
-            return StepResult(result.tokens, told, result.prompt_logprobs, result.failures)
+            return StepResult(result.tokens, logprobs, result.prompt_logprobs, result.failures)
 
         app.runner.execute = execute  # type: ignore[method-assign]
         yield app
 
 
-async def test_an_abort_gives_what_there_is(real_app: App) -> None:
+async def test_an_abort_returns_the_partial_beams(real_app: App) -> None:
     app = real_app
     asked = endless(app, "mine")
     await asyncio.to_thread(wait_until, lambda: app.runner.num_steps > 20)
@@ -309,7 +309,7 @@ async def test_an_abort_gives_what_there_is(real_app: App) -> None:
     assert app.service.engine.request_ids == []
 
 
-async def test_a_client_that_leaves_ends_the_search(real_app: App) -> None:
+async def test_a_disconnect_ends_the_search(real_app: App) -> None:
     app = real_app
     asked = endless(app, "mine")
     await asyncio.to_thread(wait_until, lambda: app.runner.num_steps > 20)
@@ -322,7 +322,7 @@ async def test_a_client_that_leaves_ends_the_search(real_app: App) -> None:
     assert app.service.engine.stats().kv_cache_usage == 0
 
 
-async def test_a_sleep_that_waits_waits_for_the_search(real_app: App) -> None:
+async def test_sleep_with_mode_wait_waits_for_the_search(real_app: App) -> None:
     app = real_app
     body = {"prompt": "x", "n": 2, "max_tokens": 60, "ignore_eos": True}
     asked = asyncio.create_task(app.post(COMPLETIONS, **BEAMS, **body))

@@ -1,4 +1,4 @@
-"""What becomes of what a model says: thoughts, tool calls, echoes, token ids; streamed and not."""
+"""How model output is returned: reasoning, tool calls, echo, token ids; with and without streaming."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def plain_app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def answer(app: App, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the only choice, the whole answer), after making sure that a stream says the same."""
+    """(the only choice, the response), after checking that a stream has the same content."""
     body = {"messages": [USER], **body}
     whole = await app.ask(CHAT, **body)
     (choice,) = whole["choices"]
@@ -54,11 +54,11 @@ async def answer(app: App, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def without_cached(usage: dict[str, Any]) -> dict[str, Any]:
-    """A second request finds the first one's prompt in the cache."""
+    """Drop cached tokens: a second request finds the first one's prompt in the cache."""
     return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
 
 
-async def test_a_thought_is_told_apart(app: App) -> None:
+async def test_reasoning_is_separated_from_the_content(app: App) -> None:
     app.will_say("<think>\nhm é\n</think>\n\nYes.")
     choice, whole = await answer(app)
     assert choice["message"]["reasoning"] == "\nhm é\n"
@@ -68,21 +68,21 @@ async def test_a_thought_is_told_apart(app: App) -> None:
     assert whole["usage"]["completion_tokens"] == len("<think>\nhm é\n</think>\n\nYes.".encode()) + 1
 
 
-async def test_a_thought_may_be_left_out(app: App) -> None:
+async def test_reasoning_can_be_excluded(app: App) -> None:
     app.will_say("<think>hm</think>Yes.")
     choice, whole = await answer(app, include_reasoning=False)
     assert choice["message"] == {"role": "assistant", "content": "Yes.", "refusal": None}
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
 
 
-async def test_a_thought_that_is_cut_off_is_a_thought(app: App) -> None:
+async def test_truncated_reasoning_is_reasoning(app: App) -> None:
     app.will_say("<think>hm</think>Yes.")
     choice, _ = await answer(app, max_tokens=9)
     assert choice["message"]["reasoning"] == "hm"
     assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
 
 
-async def test_a_call_is_told_apart(app: App) -> None:
+async def test_a_call_is_separated_from_the_content(app: App) -> None:
     app.will_say("Well: " + CALL)
     choice, _ = await answer(app, tools=[TOOL])
     (call,) = choice["message"]["tool_calls"]
@@ -101,7 +101,7 @@ async def test_calls_alone_have_no_content(app: App) -> None:
     assert len(set(ids)) == 2
 
 
-async def test_one_call_where_they_may_not_be_parallel(app: App) -> None:
+async def test_only_one_call_without_parallel_tool_calls(app: App) -> None:
     app.will_say(CALL + "\n" + CALL)
     choice, _ = await answer(app, tools=[TOOL], parallel_tool_calls=False)
     assert len(choice["message"]["tool_calls"]) == 1
@@ -115,7 +115,7 @@ async def test_without_tools_a_call_is_text(app: App, fields: dict[str, Any]) ->
     assert choice["finish_reason"] == "stop"
 
 
-async def test_a_call_that_is_cut_off_ends_by_its_length(app: App) -> None:
+async def test_a_truncated_call_has_finish_reason_length(app: App) -> None:
     app.will_say(CALL)
     choice, _ = await answer(app, tools=[TOOL], max_tokens=len(CALL.encode()) - 20)
     assert choice["finish_reason"] == "length"
@@ -123,7 +123,7 @@ async def test_a_call_that_is_cut_off_ends_by_its_length(app: App) -> None:
     assert '{"x": "é"}'.startswith(call["function"]["arguments"])
 
 
-async def test_each_choice_has_calls_of_its_own(app: App) -> None:
+async def test_each_choice_has_its_own_calls(app: App) -> None:
     app.will_say("<think>a</think>" + CALL)
     whole = await app.ask(CHAT, messages=[USER], tools=[TOOL], n=3)
     ids = [choice["message"]["tool_calls"][0]["id"] for choice in whole["choices"]]
@@ -135,14 +135,14 @@ async def test_each_choice_has_calls_of_its_own(app: App) -> None:
         assert [one["finish_reason"] for one in mine if one["finish_reason"]] == ["tool_calls"]
 
 
-async def test_a_stop_string_within_a_thought_ends_the_answer(app: App) -> None:
+async def test_a_stop_string_in_reasoning_ends_the_output(app: App) -> None:
     app.will_say("<think>ab cd</think>ab")
     choice, _ = await answer(app, stop=["cd"])
     assert choice["message"]["reasoning"] == "ab "
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "cd")
 
 
-async def test_the_last_message_is_gone_on_with_and_echoed(app: App, plain_app: App) -> None:
+async def test_the_last_message_is_continued_and_echoed(app: App, plain_app: App) -> None:
     messages = [USER, {"role": "assistant", "content": "Once upon"}]
     fields = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
     for one in (app, plain_app):
@@ -155,7 +155,7 @@ async def test_the_last_message_is_gone_on_with_and_echoed(app: App, plain_app: 
         assert "prompt_text" not in whole
 
 
-async def test_only_what_the_assistant_said_is_echoed(plain_app: App) -> None:
+async def test_only_assistant_messages_are_echoed(plain_app: App) -> None:
     plain_app.will_say("abc")
     choice, _ = await answer(plain_app, echo=True)
     assert choice["message"]["content"] == "abc"
@@ -168,7 +168,7 @@ async def test_parts_are_echoed_as_text(plain_app: App) -> None:
     assert choice["message"]["content"] == "a\nbc"
 
 
-async def test_token_ids_are_told(app: App) -> None:
+async def test_token_ids_are_returned(app: App) -> None:
     app.will_say("<think>a</think>b")
     fields = {"messages": [USER], "return_token_ids": True, "logprobs": True, "return_prompt_text": True}
     whole = await app.ask(CHAT, **fields)
@@ -176,15 +176,15 @@ async def test_token_ids_are_told(app: App) -> None:
     assert whole["choices"][0]["token_ids"] == expected
     assert app.tokenizer.decode(whole["prompt_token_ids"], skip_special_tokens=False) == whole["prompt_text"]
     chunks = await app.stream(CHAT, **fields)
-    told = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
-    assert told == expected
+    token_ids = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
+    assert token_ids == expected
     for name in ("prompt_token_ids", "prompt_text"):
         assert [chunk[name] for chunk in chunks if name in chunk] == [whole[name]]
     logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
     assert [one for each in logprobs for one in each["content"]] == whole["choices"][0]["logprobs"]["content"]
 
 
-async def test_a_template_of_the_requests_own(app: App, plain_app: App) -> None:
+async def test_a_request_can_bring_a_template_if_allowed(app: App, plain_app: App) -> None:
     app.will_say("x")
     template = {
         "chat_template": "{{ word }}: {{ messages[0].content }}",
@@ -216,12 +216,12 @@ async def test_calls_cannot_be_forced_without_a_parser(plain_app: App, fields: d
     assert "--tool-call-parser" in refusal["error"]["message"]
 
 
-async def test_a_budget_needs_a_parser_of_thoughts(plain_app: App) -> None:
+async def test_a_budget_needs_a_reasoning_parser(plain_app: App) -> None:
     status, refusal = await plain_app.post(CHAT, messages=[USER], thinking_token_budget=5)
     assert (status, refusal["error"]["param"]) == (400, "thinking_token_budget")
 
 
-async def test_a_prompt_may_be_cut(plain_app: App) -> None:
+async def test_a_prompt_can_be_truncated(plain_app: App) -> None:
     plain_app.will_say("x")
     fields = {
         "messages": [{"role": "user", "content": "a" * 3000}],

@@ -1,4 +1,4 @@
-"""Several conversations in one request: each is answered as it would be by itself."""
+"""Several conversations in one request: each is answered as in a single request."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def post(server: Running, path: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_each_is_answered_as_it_is_alone(demo_server: Running) -> None:
-    extras = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
-    whole = post(demo_server, BATCH, messages=CONVERSATIONS, **EXACT, **extras)
+def test_each_conversation_is_answered_as_in_a_single_request(demo_server: Running) -> None:
+    details = {"logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+    whole = post(demo_server, BATCH, messages=CONVERSATIONS, **EXACT, **details)
     assert (whole["object"], whole["id"][:9]) == ("chat.completion", "chatcmpl-")
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
-    alone = [post(demo_server, CHAT, messages=one, **EXACT, **extras) for one in CONVERSATIONS]
+    alone = [post(demo_server, CHAT, messages=one, **EXACT, **details) for one in CONVERSATIONS]
     for choice, one in zip(whole["choices"], alone, strict=True):
         other = one["choices"][0]
         for name in ("message", "finish_reason", "stop_reason", "token_ids"):
             assert choice[name] == other[name]
-        told = [entry["token"] for entry in choice["logprobs"]["content"]]
-        assert told == [entry["token"] for entry in other["logprobs"]["content"]]
+        tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert tokens == [entry["token"] for entry in other["logprobs"]["content"]]
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert whole["usage"][name] == sum(one["usage"][name] for one in alone)
 
@@ -93,19 +93,19 @@ def test_named_logprobs(demo_server: Running) -> None:
         ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ],
 )
-async def test_what_it_can_t_do_is_refused_by_name(app: App, wrong: dict[str, Any], param: str) -> None:
+async def test_unsupported_fields_are_refused_by_name(app: App, wrong: dict[str, Any], param: str) -> None:
     status, answer = await app.post(BATCH, **{"messages": [conversation("x")], **wrong})
     assert (status, answer["error"]["param"]) == (400, param), answer
 
 
-async def test_neutral_values_ask_for_nothing(app: App) -> None:
+async def test_neutral_values_are_accepted(app: App) -> None:
     app.will_say("ab")
     neutral = {"n": 1, "stream": False, "tools": None, "use_beam_search": False, "best_of": 1}
     answer = await app.ask(BATCH, messages=[conversation("x"), conversation("y")], **neutral)
     assert [choice["message"]["content"] for choice in answer["choices"]] == ["ab", "ab"]
 
 
-async def test_as_many_as_may_be(app: App) -> None:
+async def test_the_maximum_is_accepted_and_one_more_is_refused(app: App) -> None:
     app.will_say("a")
     answer = await app.ask(BATCH, messages=[conversation("x")] * 1024, max_tokens=1)
     assert [choice["index"] for choice in answer["choices"]] == list(range(1024))

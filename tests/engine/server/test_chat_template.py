@@ -1,4 +1,4 @@
-"""Templates render as Hugging Face renders them; what they can't take is the client's error."""
+"""Templates render as with Hugging Face; a rejected conversation is a client error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "  And now?\n"},
 ]
 
-# What real templates do: control white space, break loops, keep state, dump tools, refuse, mark generations.
+# Features of real templates: white-space control, loop control, state, tool dumps, errors, generation blocks.
 TEMPLATES = {
     "whitespace": (
         "{{ bos_token }}\n"
@@ -92,8 +92,8 @@ ONE_SYSTEM_TURN = (
 )
 
 
-def test_a_template_that_takes_one_system_turn_gets_one() -> None:
-    """Agents give several, and more later; a template that takes them gets them as they are."""
+def test_a_template_for_one_system_turn_gets_one() -> None:
+    """Agents send several, also later; a template that accepts them gets them unchanged."""
     turns = [
         {"role": "system", "content": "A."},
         {"role": "developer", "content": "B."},
@@ -108,7 +108,7 @@ def test_a_template_that_takes_one_system_turn_gets_one() -> None:
 
 
 def test_a_template_that_fails_is_the_clients_error() -> None:
-    with pytest.raises(InvalidRequest, match="refuses"):
+    with pytest.raises(InvalidRequest, match="rejects"):
         template_of("{{ messages[9].content.upper() }}").render(TURNS)
 
 
@@ -116,24 +116,24 @@ def test_a_template_that_fails_is_the_clients_error() -> None:
     "source",
     ["{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}"],
 )
-def test_a_template_can_neither_change_nor_reach_out(source: str) -> None:
+def test_a_template_is_sandboxed(source: str) -> None:
     turns = [dict(turn) for turn in TURNS]
     with suppress(InvalidRequest):
         assert "function" not in template_of(source).render(turns)
     assert turns == TURNS
 
 
-def test_no_template_is_said() -> None:
+def test_a_missing_template_is_reported() -> None:
     with pytest.raises(InvalidRequest, match="no chat template"):
         ChatTemplate({}, special_tokens={}).render(TURNS)
 
 
-def test_a_template_that_is_no_jinja() -> None:
+def test_an_invalid_template_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="not valid Jinja"):
         template_of("{% for %}")
 
 
-def test_tools_have_a_template_of_their_own_where_there_is_one() -> None:
+def test_requests_with_tools_use_the_tool_template_if_there_is_one() -> None:
     template = ChatTemplate({"default": "plain", "tool_use": "with tools"}, special_tokens={})
     assert template.render(TURNS) == "plain"
     assert template.render(TURNS, tools=TOOLS) == "with tools"
@@ -160,7 +160,7 @@ TAKES_BOTH = (
         (TAKES_PARTS, "openai", "a+b+|"),
     ],
 )
-def test_content_has_the_form_that_the_template_takes(
+def test_content_has_the_format_that_the_template_expects(
     source: str, content_format: str, expected: str
 ) -> None:
     assert template_of(source, content_format=content_format).render(PARTS) == expected
@@ -172,17 +172,17 @@ def test_arguments_of_tool_calls_are_objects() -> None:
     ]
     template = template_of("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
     assert template.render(turns) == '{"x": 1}'
-    turns[0]["tool_calls"][0]["function"]["arguments"] = '{"x'  # cut off: shown as it was
+    turns[0]["tool_calls"][0]["function"]["arguments"] = '{"x'  # truncated: unchanged
     assert template.render(turns) == '"{\\"x"'
 
 
-def test_thoughts_are_known_by_either_name() -> None:
+def test_reasoning_has_both_field_names() -> None:
     for name, other in (("reasoning", "reasoning_content"), ("reasoning_content", "reasoning")):
         turns = [{"role": "assistant", "content": "x", name: "hm"}]
         assert template_of(f"{{{{ messages[0].{other} }}}}").render(turns) == "hm"
 
 
-def test_results_of_tools_are_text_even_where_others_are_parts() -> None:
+def test_tool_results_are_text_even_if_other_content_is_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     source = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
     source += "{{ messages[-1].content if messages[-1].role == 'tool' }}"
@@ -190,12 +190,12 @@ def test_results_of_tools_are_text_even_where_others_are_parts() -> None:
     assert template_of(source).render(turns) == "aba\nb"
 
 
-def test_no_calls_are_no_calls() -> None:
+def test_an_empty_list_of_calls_is_omitted() -> None:
     turns = [{"role": "assistant", "content": "x", "tool_calls": []}]
     assert template_of("{{ 'tool_calls' in messages[0] }}").render(turns) == "False"
 
 
-def test_developer_is_system_to_templates_that_know_no_developer() -> None:
+def test_developer_becomes_system_if_the_template_lacks_the_role() -> None:
     turns = [{"role": "developer", "content": "x"}]
     assert template_of("{{ messages[0].role }}").render(turns) == "system"
     assert template_of("{# developer #}{{ messages[0].role }}").render(turns) == "developer"

@@ -1,4 +1,4 @@
-"""A session of Claude Code, request by request as it sends them, read by Anthropic's own client."""
+"""A session of Claude Code, with its own requests and Anthropic's client."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def client(app: App) -> AsyncIterator[anthropic.AsyncAnthropic]:
 
 
 async def answer_of(app: App, client: anthropic.AsyncAnthropic, request: dict[str, Any]) -> Any:
-    """The same whole, streamed, and put together by the client; and what has been ignored of it."""
+    """The response whole, streamed, and assembled by the client; and the ignored fields."""
     whole = await app.http.post(PATH, json=request, headers=HEADERS)
     assert whole.status_code == 200, whole.text
     assert "unknown" not in whole.headers.get("warning", "")
@@ -66,12 +66,12 @@ async def answer_of(app: App, client: anthropic.AsyncAnthropic, request: dict[st
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
     message = whole.json()
-    told = json.loads(put_together.to_json())
-    assert [_without_ids(block) for block in told["content"]] == [
+    translated = json.loads(put_together.to_json())
+    assert [_without_ids(block) for block in translated["content"]] == [
         _without_ids(block) for block in message["content"]
     ]
-    assert told["stop_reason"] == message["stop_reason"]
-    assert told["usage"]["output_tokens"] == message["usage"]["output_tokens"]
+    assert translated["stop_reason"] == message["stop_reason"]
+    assert translated["usage"]["output_tokens"] == message["usage"]["output_tokens"]
     return message
 
 
@@ -105,14 +105,14 @@ async def test_the_title_of_a_session_follows_its_schema(app: App, client: anthr
     assert message["stop_reason"] == "end_turn"
 
 
-async def test_a_session_with_tools_a_history_from_elsewhere_and_a_count(
+async def test_a_session_with_tools_another_providers_history_and_a_token_count(
     app: App, client: anthropic.AsyncAnthropic
 ) -> None:
     app.will_say(CALLS)
     first = await answer_of(app, client, request_of(1, [ASKED]))
-    thought, said, bash, read = first["content"]
-    assert (thought["type"], thought["thinking"].strip()) == ("thinking", "Two looks.")
-    assert thought["signature"]
+    reasoning, said, bash, read = first["content"]
+    assert (reasoning["type"], reasoning["thinking"].strip()) == ("thinking", "Two looks.")
+    assert reasoning["signature"]
     assert said["text"].strip() == "Let me look."
     assert (bash["name"], bash["input"]) == ("Bash", {"command": "ss -ltn"})
     assert (read["name"], read["input"]) == ("Read", {"file_path": "/etc/ports", "limit": 5})
@@ -146,7 +146,7 @@ async def test_a_session_with_tools_a_history_from_elsewhere_and_a_count(
     second = await answer_of(app, client, request_of(2, history))
     assert [block["type"] for block in second["content"]] == ["text"]
     assert second["stop_reason"] == "end_turn"
-    # The bill's mark differs from turn to turn, what the model reads doesn't.
+    # The billing header differs between turns, but the prompt does not.
     assert second["usage"]["cache_read_input_tokens"] > read_tokens(first) * 0.9
 
     history += [{"role": "assistant", "content": second["content"]}, *ELSEWHERE]
@@ -158,18 +158,18 @@ async def test_a_session_with_tools_a_history_from_elsewhere_and_a_count(
     assert counted.input_tokens == read_tokens(third)
 
 
-async def test_what_is_ignored_is_named(app: App) -> None:
+async def test_ignored_fields_are_named(app: App) -> None:
     app.will_say("Port 8000.")
     answer = await app.http.post(PATH, json=request_of(1, [ASKED, *ELSEWHERE[1:]]), headers=HEADERS)
     warning = answer.headers["warning"]
-    assert "tools[15] (a tool of type web_search_20250305 can't run here)" in warning
-    assert "safeguards (there is no classifier here)" in warning
+    assert "tools[15] (a tool of type web_search_20250305 can't run on this server)" in warning
+    assert "safeguards (this server has no safety classifier)" in warning
     assert warning.count("(") == 2
 
 
-async def test_what_another_provider_has_said_is_shown(app: App) -> None:
-    """By its words: as long as the same history told in this server's own."""
-    told = [
+async def test_another_providers_content_is_shown_as_text(app: App) -> None:
+    """The prompt is as long as with the same history in this server's own format."""
+    translated = [
         {"role": "user", "content": "And this?\n[An image was here, which this model can't read.]"},
         {
             "role": "assistant",
@@ -192,14 +192,14 @@ async def test_what_another_provider_has_said_is_shown(app: App) -> None:
         *ELSEWHERE[2:],
     ]
     counts = []
-    for messages in (ELSEWHERE, told):
+    for messages in (ELSEWHERE, translated):
         answer = await app.http.post("/v1/messages/count_tokens", json={"messages": messages})
         counts.append(answer.json()["input_tokens"])
     assert counts[0] == counts[1]
 
 
-async def test_a_full_context_says_so(fake_model: Path) -> None:
-    """Claude Code then makes room; of `max_tokens` it would ask for more."""
+async def test_a_full_context_is_reported(fake_model: Path) -> None:
+    """Claude Code then shortens the history; a full `max_tokens` would make it retry with more."""
     async with app_in_process(fake_model, max_model_len=100) as small:
         small.will_say("a" * 100)
         for max_tokens, reason in [(99, "model_context_window_exceeded"), (5, "max_tokens")]:
@@ -207,8 +207,8 @@ async def test_a_full_context_says_so(fake_model: Path) -> None:
             assert message["stop_reason"] == reason
 
 
-def test_the_demo_model_answers_it(demo_server: Running) -> None:
-    """With real tokens: Anthropic's client streams, calls a tool and goes on with a switch of its model."""
+def test_the_demo_model_completes_a_session(demo_server: Running) -> None:
+    """With real tokens: Anthropic's client streams, calls a tool and continues with another model."""
     weather = tool("get_weather", "city", city={"type": "string"})
     settings: Any = {
         "max_tokens": 100,

@@ -1,8 +1,8 @@
-"""Sessions as Codex and the AI SDK send them, of several turns, on /v1/responses.
+"""Multi-turn sessions of Codex and the AI SDK on /v1/responses.
 
-The shapes are those of Codex (codex-rs: the request, its tools and its history) with `store: false`, in its
+The formats are those of Codex (codex-rs: the request, its tools and its history) with `store: false`, in its
 older form with `tools` and in its newer one with an `additional_tools` item, and of the AI SDK's OpenAI
-provider, with `store: true` and references to items and with sealed thoughts.
+provider, with `store: true` and item references, and with sealed reasoning.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ BEGINNING = [
 
 
 def codex(history: list[Any], **fields: Any) -> dict[str, Any]:
-    """A request as Codex sends it."""
+    """A request in Codex's format."""
     return {
         "model": "fake",
         "instructions": "You are Codex.",
@@ -129,14 +129,14 @@ async def stream(app: App, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def turn(app: App, history: list[Any], says: str, **fields: Any) -> list[dict[str, Any]]:
-    """What the model does in one request, as Codex keeps it: the items that end, without their ids."""
+    """The completed items of one request without their ids, as Codex keeps them."""
     app.will_say(says)
     events = await stream(app, codex(history, **fields))
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == events[-1]["response"]["output"]
     kept = [{name: value for name, value in item.items() if name != "id"} for item in done]
     for item in kept:
-        if item["type"] == "reasoning":  # Codex keeps the sealed one alone
+        if item["type"] == "reasoning":  # Codex keeps only the sealed reasoning
             assert item.pop("content") and item["encrypted_content"]
     return kept
 
@@ -225,7 +225,7 @@ async def test_a_session_of_codex_with_its_tools_in_the_input(app: App) -> None:
     assert (call["type"], call["name"]) == ("function_call", "wait")
 
 
-async def test_codex_goes_on_with_another_providers_session(app: App) -> None:
+async def test_codex_can_continue_another_providers_session(app: App) -> None:
     shell = {"type": "exec", "command": ["bash", "-lc", "ls"], "timeout_ms": None, "env": None}
     search = {"type": "search", "query": "x", "queries": ["x"]}
     history = [
@@ -261,11 +261,11 @@ async def test_codex_goes_on_with_another_providers_session(app: App) -> None:
     assert answer["content"][0]["text"] == "Yes."
 
 
-async def test_a_session_of_codex_says_what_it_leaves_out(app: App) -> None:
+async def test_a_session_of_codex_names_ignored_tools(app: App) -> None:
     app.will_say("Yes.")
     response = await app.http.post(PATH, json=codex(BEGINNING))
     warning = response.headers["warning"]
-    assert "tools[3] (a tool of type web_search can't run here)" in warning
+    assert "tools[3] (a tool of type web_search can't run on this server)" in warning
     assert "tools[7]" in warning
     assert "tools[0]" not in warning
 
@@ -281,10 +281,10 @@ SDK_USER = {"role": "user", "content": [{"type": "input_text", "text": "Weather?
 async def test_a_session_of_the_ai_sdk_refers_to_items(app: App) -> None:
     app.will_say(f"<think>hm</think>Let me see.{says('weather', cmd='Oslo')}")
     first = await app.ask(PATH, **by_the_ai_sdk([SDK_USER], include=["reasoning.encrypted_content"]))
-    thought, words, call = first["output"]
+    reasoning, words, call = first["output"]
     following = [
         SDK_USER,
-        {"type": "item_reference", "id": thought["id"]},
+        {"type": "item_reference", "id": reasoning["id"]},
         {"type": "item_reference", "id": words["id"]},
         {
             "type": "function_call",
@@ -308,8 +308,8 @@ async def test_a_session_of_the_ai_sdk_without_a_store(app: App) -> None:
     app.will_say("<think>hm</think>Hello.")
     events = await stream(app, by_the_ai_sdk([SDK_USER], **asked))
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
-    thought = {"type": "reasoning", "id": done[0]["id"], "summary": []}
+    reasoning = {"type": "reasoning", "id": done[0]["id"], "summary": []}
     words = {"role": "assistant", "content": [{"type": "output_text", "text": "Hello."}], "id": done[1]["id"]}
     for encrypted in (done[0]["encrypted_content"], "gAAAAAB", None):
-        given = [SDK_USER, {**thought, "encrypted_content": encrypted}, words, SDK_USER]
+        given = [SDK_USER, {**reasoning, "encrypted_content": encrypted}, words, SDK_USER]
         await stream(app, by_the_ai_sdk(given, **asked))

@@ -1,4 +1,4 @@
-"""Completions: logprobs in the legacy shape, echo, token ids, what prompts tell."""
+"""Completions: logprobs in the legacy format, echo, token ids, prompt logprobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def complete(app: App, **body: Any) -> dict[str, Any]:
-    """The only choice, after making sure that a stream says the same."""
+    """The only choice, after checking that a stream has the same content."""
     (choice,) = (await app.ask(COMPLETIONS, **body))["choices"]
     streamed = [chunk["choices"][0] for chunk in await app.stream(COMPLETIONS, **body)]
     assert "".join(one["text"] for one in streamed) == choice["text"]
@@ -41,7 +41,7 @@ async def test_logprobs_are_four_lists(app: App) -> None:
     assert [set(top) for top in logprobs["top_logprobs"]] == [{token} for token in logprobs["tokens"]]
 
 
-async def test_tokens_may_show_as_ids(app: App) -> None:
+async def test_tokens_can_be_returned_as_ids(app: App) -> None:
     app.will_say("ab")
     choice = await complete(app, prompt="x", logprobs=0, return_tokens_as_token_ids=True)
     assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in (*app.runner.script, 0)]
@@ -85,7 +85,7 @@ async def test_a_prompts_logprobs_are_by_token_id(app: App) -> None:
     assert (status, refusal["error"]["param"]) == (400, "prompt_logprobs")
 
 
-async def test_token_ids_are_told(app: App) -> None:
+async def test_token_ids_are_returned(app: App) -> None:
     app.will_say("ab")
     body = {"prompt": [5, 6], "return_token_ids": True}
     choice = (await app.ask(COMPLETIONS, **body))["choices"][0]
@@ -133,7 +133,7 @@ async def test_prompts_in_all_shapes_and_several_choices(app: App) -> None:
     assert answer["usage"]["prompt_tokens"] == 3
 
 
-async def test_what_is_asked_of_tokens_must_exist(app: App) -> None:
+async def test_token_ids_must_be_in_the_vocabulary(app: App) -> None:
     for fields in ({"logit_bias": {"9999": 1}}, {"allowed_token_ids": [9999]}, {"stop_token_ids": [9999]}):
         status, refusal = await app.post(COMPLETIONS, prompt="x", **fields)
         assert (status, refusal["error"]["param"]) == (400, next(iter(fields)))

@@ -1,4 +1,4 @@
-"""However the tokens fall into steps, a stream adds up to the answer that isn't streamed."""
+"""A stream adds up to the non-streamed response, however tokens are split into steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from engine.core.types import EngineRequest, EngineStats, FinishReason, Sampling
 from engine.server.generation.chat_events import ChoiceReader
 from engine.server.generation.generation import Choice, ChoiceDelta, Usage
 from engine.server.model.metrics import Metrics
-from engine.server.openai.completion_output import FinishedChoice
 from engine.server.openai.chat import describe_choice
 from engine.server.openai.choice_details import ChoiceDetails
 from engine.server.openai.chunks import ChatChunks, CompletionChunks
-from engine.server.protocol.chat_body import ChatBody, CompletionBody
+from engine.server.openai.completion_output import FinishedChoice
+from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.completion_body import CompletionBody
 from engine.text.detokenizer import Detokenizer
 from engine.text.parsers.reasoning import ReasoningParser
 from engine.text.parsers.tools import make_tool_parser
@@ -44,13 +45,13 @@ class Case:
     reason: FinishReason
     stops: list[str]
     min_tokens: int
-    show_stop: bool
+    shows_stop_token: bool
     echo: str
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A text, sometimes with bytes of broken characters in it, that ends by a token or for its length."""
+    """A text, sometimes with broken characters, that ends by a token or by its length."""
     token_ids = TOKENIZER.encode(draw(WORDS), add_special_tokens=False)
     for byte in draw(st.lists(st.integers(15, 25), max_size=3)):
         token_ids.insert(draw(st.integers(0, len(token_ids))), byte)
@@ -68,7 +69,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def cut(token_ids: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Steps of these sizes; the last takes the rest."""
+    """Split into steps of these sizes; the last one has the rest."""
     steps, start = [], 0
     for size in sizes:
         if start + size < len(token_ids):
@@ -78,7 +79,7 @@ def cut(token_ids: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]
 
 
 def deltas(case: Case, steps: Sequence[tuple[int, ...]], *, prefix: str = "") -> list[ChoiceDelta]:
-    """What a choice makes of the engine's deltas, until it has ended."""
+    """A choice's deltas for the engine's steps, until it ends."""
     params = SamplingParams(max_tokens=999, min_tokens=case.min_tokens, logprobs=0)
     request = EngineRequest(request_id="r", prompt_token_ids=PROMPT, params=params, arrival_time=0.0)
     detokenizer = Detokenizer(
@@ -86,10 +87,10 @@ def deltas(case: Case, steps: Sequence[tuple[int, ...]], *, prefix: str = "") ->
         PROMPT,
         stops=case.stops,
         min_tokens=case.min_tokens,
-        include_stop_in_output=case.show_stop,
+        include_stop_in_output=case.shows_stop_token,
     )
-    choice = Choice(0, request, detokenizer, prefix=prefix, show_stop=case.show_stop)
-    told: list[ChoiceDelta] = []
+    choice = Choice(0, request, detokenizer, prefix=prefix, shows_stop_token=case.shows_stop_token)
+    choice_deltas: list[ChoiceDelta] = []
     for number, step in enumerate(steps):
         delta = TokenDelta(
             request_id="r",
@@ -97,10 +98,10 @@ def deltas(case: Case, steps: Sequence[tuple[int, ...]], *, prefix: str = "") ->
             finish_reason=case.reason if number == len(steps) - 1 else None,
             logprobs=tuple(logprobs_of(token) for token in step),
         )
-        told.append(choice.apply(delta, METRICS))
-        if told[-1].finish_reason is not None:
+        choice_deltas.append(choice.apply(delta, METRICS))
+        if choice_deltas[-1].finish_reason is not None:
             break
-    return told
+    return choice_deltas
 
 
 def usage() -> Usage:
@@ -111,15 +112,15 @@ def parse(events: bytes) -> list[Any]:
     return [json.loads(one.removeprefix("data: ")) for one in events.decode().split("\n\n") if one]
 
 
-def finished(told: list[ChoiceDelta]) -> FinishedChoice:
+def finished(choice_deltas: list[ChoiceDelta]) -> FinishedChoice:
     whole = FinishedChoice(0)
-    for delta in told:
+    for delta in choice_deltas:
         whole.add(delta)
     return whole
 
 
 def assemble(chunks: list[Any]) -> dict[str, Any]:
-    """What a client makes of a chat's chunks, which must follow the grammar."""
+    """Assemble a chat's chunks as a client does, and check their format."""
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert all("role" not in choice["delta"] for choice in choices[1:])
@@ -143,10 +144,12 @@ def assemble(chunks: list[Any]) -> dict[str, Any]:
     }
 
 
-def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: ChoiceDetails) -> dict[str, Any]:
-    described = describe_choice(finished(told), reader)
+def whole_chat(
+    choice_deltas: list[ChoiceDelta], reader: ChoiceReader, details: ChoiceDetails
+) -> dict[str, Any]:
+    described = describe_choice(finished(choice_deltas), reader)
     message = described["message"]
-    logprobs = extras.chat_logprobs(told)
+    logprobs = details.chat_logprobs(choice_deltas)
     return {
         "content": message["content"] or "",
         "reasoning": message.get("reasoning", ""),
@@ -154,7 +157,7 @@ def whole_chat(told: list[ChoiceDelta], reader: ChoiceReader, extras: ChoiceDeta
         "finish_reason": described["finish_reason"],
         "stop_reason": described["stop_reason"],
         "logprobs": [] if logprobs is None else logprobs["content"],
-        "token_ids": extras.token_ids(told).get("token_ids", []),
+        "token_ids": details.token_ids(choice_deltas).get("token_ids", []),
     }
 
 
@@ -164,7 +167,7 @@ def reader_factory(echo: str, *, inside: bool, shows: bool, parallel: bool) -> C
         reasoning=ReasoningParser("qwen3", inside=inside),
         tools=make_tool_parser("hermes", []),
         shows_reasoning=shows,
-        is_parallel=parallel,
+        allows_parallel_calls=parallel,
         echo=echo,
     )
 
@@ -178,7 +181,7 @@ def reader_factory(echo: str, *, inside: bool, shows: bool, parallel: bool) -> C
     parallel=st.booleans(),
     wants_more=st.booleans(),
 )
-def test_a_chat_with_thoughts_and_tools(
+def test_a_chat_with_reasoning_and_tools(
     case: Case, sizes: list[int], inside: bool, shows: bool, parallel: bool, wants_more: bool
 ) -> None:
     body = ChatBody.model_validate(
@@ -192,11 +195,15 @@ def test_a_chat_with_thoughts_and_tools(
     whole = deltas(case, [tuple(case.token_ids)])
     expected = whole_chat(whole, make_reader(), ChoiceDetails(body, TOKENIZER))
     chunks = ChatChunks(
-        {"id": "c"}, ChoiceDetails(body, TOKENIZER), {0: make_reader()}, include_usage=False, continuous_usage=False
+        {"id": "c"},
+        ChoiceDetails(body, TOKENIZER),
+        {0: make_reader()},
+        include_usage=False,
+        continuous_usage=False,
     )
     steps = cut(case.token_ids, sizes)
-    told = [chunks.step([delta], usage) for delta in deltas(case, steps)]
-    assert assemble([event for events in told for event in parse(events)]) == expected
+    choice_deltas = [chunks.step([delta], usage) for delta in deltas(case, steps)]
+    assert assemble([event for events in choice_deltas for event in parse(events)]) == expected
     assert expected["content"].startswith(case.echo)
 
 
@@ -204,11 +211,11 @@ def test_a_chat_with_thoughts_and_tools(
 @given(case=cases(), sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
     body = ChatBody.model_validate({"messages": [{"role": "user", "content": "x"}]})
-    extras = ChoiceDetails(body, TOKENIZER)
-    expected = whole_chat(deltas(case, [tuple(case.token_ids)]), ChoiceReader(0), extras)
-    chunks = ChatChunks({"id": "c"}, extras, None, include_usage=False, continuous_usage=False)
-    told = [chunks.step([delta], usage) for delta in deltas(case, cut(case.token_ids, sizes))]
-    assert assemble([event for events in told for event in parse(events)]) == expected
+    details = ChoiceDetails(body, TOKENIZER)
+    expected = whole_chat(deltas(case, [tuple(case.token_ids)]), ChoiceReader(0), details)
+    chunks = ChatChunks({"id": "c"}, details, None, include_usage=False, continuous_usage=False)
+    choice_deltas = [chunks.step([delta], usage) for delta in deltas(case, cut(case.token_ids, sizes))]
+    assert assemble([event for events in choice_deltas for event in parse(events)]) == expected
 
 
 @settings(max_examples=200, deadline=None)
@@ -216,7 +223,7 @@ def test_a_plain_chat(case: Case, sizes: list[int]) -> None:
 def test_a_completion(case: Case, sizes: list[int]) -> None:
     body = CompletionBody.model_validate({"prompt": "x", "logprobs": 0, "return_token_ids": True})
     whole = deltas(case, [tuple(case.token_ids)], prefix=case.echo)
-    extras = ChoiceDetails(body, TOKENIZER)
+    details = ChoiceDetails(body, TOKENIZER)
     chunks = CompletionChunks(
         {"id": "c"}, ChoiceDetails(body, TOKENIZER), include_usage=False, continuous_usage=False
     )
@@ -228,19 +235,19 @@ def test_a_completion(case: Case, sizes: list[int]) -> None:
         whole[-1].finish_reason,
         whole[-1].stop_reason,
     )
-    expected = extras.completion_logprobs(whole)
+    expected = details.completion_logprobs(whole)
     assert expected == {
         name: [one for choice in choices for one in choice["logprobs"][name]] for name in expected or {}
     }
     assert choices[0]["prompt_token_ids"] == PROMPT
-    told = [token for choice in choices for token in choice["token_ids"]]
-    assert told == extras.token_ids(whole)["token_ids"] == case.token_ids[: len(told)]
+    choice_deltas = [token for choice in choices for token in choice["token_ids"]]
+    assert choice_deltas == details.token_ids(whole)["token_ids"] == case.token_ids[: len(choice_deltas)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(case=cases(), sizes=st.lists(st.integers(1, 9), max_size=30))
 def test_no_chunk_ends_within_a_character(case: Case, sizes: list[int]) -> None:
-    """U+FFFD stands for bytes that are no character, never for one that a later chunk would complete."""
+    """U+FFFD replaces invalid bytes, never a character that a later chunk would complete."""
     text = TOKENIZER.decode(case.token_ids, skip_special_tokens=True)
-    told = deltas(case, cut(case.token_ids, sizes))
-    assert sum(delta.text.count("\ufffd") for delta in told) <= text.count("\ufffd")
+    choice_deltas = deltas(case, cut(case.token_ids, sizes))
+    assert sum(delta.text.count("\ufffd") for delta in choice_deltas) <= text.count("\ufffd")

@@ -1,4 +1,4 @@
-"""Compressed bodies at the engine's own server, which /proxy/ hands on as they came."""
+"""Compressed bodies, which /proxy/ forwards unchanged to the engine's server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bare(data: bytes) -> bytes:
 
 
 async def post(app: App, body: bytes, coding: str, path: str = COMPLETIONS) -> tuple[int, str]:
-    """Status, and what the error says."""
+    """The status and the error message."""
     headers = {"content-encoding": coding, "content-type": "application/json"}
     answer = await app.http.post(path, content=body, headers=headers)
     return answer.status_code, answer.json().get("error", {}).get("message", "")
@@ -44,18 +44,18 @@ async def post(app: App, body: bytes, coding: str, path: str = COMPLETIONS) -> t
         ("identity", BODY),
     ],
 )
-async def test_it_is_read_as_if_it_were_plain(app: App, coding: str, body: bytes) -> None:
+async def test_a_compressed_body_is_read_like_a_plain_one(app: App, coding: str, body: bytes) -> None:
     assert await post(app, body, coding) == (200, "")
     assert (await post(app, body, coding, "/tokenize"))[0] == 200
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
-async def test_another_coding_is_refused_by_its_name(app: App, coding: str) -> None:
+async def test_an_unsupported_coding_is_refused_by_name(app: App, coding: str) -> None:
     status, message = await post(app, b"xx", coding)
     assert status == 415 and coding in message
 
 
-async def test_what_is_broken_or_too_long_is_said_so(app: App) -> None:
+async def test_broken_and_oversized_bodies_are_refused(app: App) -> None:
     for broken in (BODY, gzip.compress(BODY, mtime=0)[:-1], gzip.compress(BODY) + b"x"):
         status, message = await post(app, broken, "gzip")
         assert status == 400 and "gzip" in message

@@ -1,4 +1,4 @@
-"""What doesn't fit the context: a prompt is refused in words that clients look for, a cap is a cap."""
+"""The context: long prompts are refused with the wording that clients match; max_tokens may exceed it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def post(server: Running, path: str, **body: Any) -> tuple[int, Any]:
 
 
 def bodies(length: int, max_tokens: int | None) -> list[tuple[str, dict[str, Any]]]:
-    """A prompt of so many characters at least, by every route that generates."""
+    """Bodies with a prompt of at least this many characters, for every generating route."""
     text = "a" * length
     messages = [{"role": "user", "content": text}]
     asked: dict[str, dict[str, int]] = {
@@ -48,7 +48,7 @@ def bodies(length: int, max_tokens: int | None) -> list[tuple[str, dict[str, Any
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("max_tokens", [None, 7])
 @pytest.mark.parametrize("length", [MAX_MODEL_LEN, MAX_MODEL_LEN + 50, 100 * MAX_MODEL_LEN, 2 << 20])
-def test_a_prompt_that_does_not_fit_is_refused_in_the_words_clients_look_for(
+def test_a_prompt_that_does_not_fit_is_refused_with_the_wording_clients_match(
     fake_server: Running, length: int, max_tokens: int | None, stream: bool
 ) -> None:
     for path, body in bodies(length, max_tokens):
@@ -76,7 +76,7 @@ def test_a_prompt_that_does_not_fit_is_refused_in_the_words_clients_look_for(
 
 
 @pytest.mark.parametrize("max_tokens", [MAX_MODEL_LEN + 1, 32_000, 2**40])
-def test_max_tokens_of_a_chat_is_a_cap(fake_server: Running, max_tokens: int) -> None:
+def test_max_tokens_of_a_chat_may_exceed_the_context(fake_server: Running, max_tokens: int) -> None:
     for path, body in bodies(5, max_tokens)[1:]:
         fields = {} if path in (RESPONSES, ANTHROPIC) else {"ignore_eos": True}
         status, answer = post(fake_server, path, **body, **fields)
@@ -100,7 +100,7 @@ def test_max_tokens_of_a_completion_above_the_context_is_refused_as_vllm_does(fa
     assert [int(number) for number in found.groups()] == [200, 204, 3, 201]
 
 
-def test_what_only_counts_tokens_counts_more_than_the_context(fake_server: Running) -> None:
+def test_token_counters_accept_more_than_the_context(fake_server: Running) -> None:
     text = "a" * (100 * MAX_MODEL_LEN)
     messages = [{"role": "user", "content": text}]
     for path, body, field in (

@@ -1,4 +1,4 @@
-"""Requests ended by their ids, and the paths that are only told apart."""
+"""Aborting requests by id, and unsupported paths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def valve() -> Valve:
 
 @pytest.fixture
 def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
-    """A server whose engine steps only when the test lets it."""
+    """A server whose engine steps only when the test allows it."""
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.0) as server:
         try:
             yield server
@@ -35,7 +35,7 @@ def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
 
 
 def abort(server: Running, *ids: str, path: str = ABORT) -> int:
-    """How many sequences it reached."""
+    """The number of aborted sequences."""
     with server.http() as client:
         answer = client.post(path, json={"request_ids": ids})
     assert answer.status_code == 200, answer.text
@@ -46,7 +46,7 @@ def abort(server: Running, *ids: str, path: str = ABORT) -> int:
 
 @pytest.mark.parametrize("path", [ABORT, "/abort_requests"])
 @pytest.mark.parametrize("by", ["the id asked for", "the id of the answer"])
-def test_an_aborted_stream_ends_with_what_there_is(
+def test_an_aborted_stream_ends_with_its_partial_output(
     held_server: Running, valve: Valve, path: str, by: str
 ) -> None:
     valve.let_pass(3)
@@ -65,7 +65,7 @@ def test_an_aborted_stream_ends_with_what_there_is(
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_an_aborted_answer_holds_what_there_is(held_server: Running, valve: Valve, number: int) -> None:
+def test_an_aborted_response_has_its_partial_output(held_server: Running, valve: Valve, number: int) -> None:
     answers: list[Any] = []
 
     def ask() -> None:
@@ -87,7 +87,7 @@ def test_an_aborted_answer_holds_what_there_is(held_server: Running, valve: Valv
     assert 0 < answers[0].json()["usage"]["completion_tokens"] < 100 * number
 
 
-def test_an_abort_leaves_others_alone(held_server: Running, valve: Valve) -> None:
+def test_an_abort_does_not_affect_other_requests(held_server: Running, valve: Valve) -> None:
     texts: dict[str, str] = {}
 
     def ask(name: str) -> None:
@@ -106,7 +106,7 @@ def test_an_abort_leaves_others_alone(held_server: Running, valve: Valve) -> Non
     assert texts == {"one": "length", "two": "abort", "three": "length"}
 
 
-def test_aborting_nothing(fake_server: Running) -> None:
+def test_aborting_an_unknown_id_aborts_nothing(fake_server: Running) -> None:
     assert abort(fake_server, "never-heard-of") == 0
     with fake_server.http() as client:
         for body in ({}, {"request_ids": []}, {"request_ids": "one"}, {"request_ids": [1]}):
@@ -132,14 +132,14 @@ def test_ids_of_sequences() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), list(UNSUPPORTED_ROUTES), ids=lambda word: word)
-def test_what_is_not_here_says_so(fake_server: Running, method: str, path: str) -> None:
+def test_unsupported_paths_return_the_reason(fake_server: Running, method: str, path: str) -> None:
     with fake_server.http() as client:
         answer = client.request(method, path)
     assert answer.status_code == 501
     assert path in answer.json()["error"]["message"]
 
 
-def test_chats_share_the_way_of_ids(held_server: Running, valve: Valve) -> None:
+def test_chat_ids_work_like_completion_ids(held_server: Running, valve: Valve) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 50, "ignore_eos": True}
     valve.let_pass(2)
     with (

@@ -1,4 +1,4 @@
-"""A custom tool's text comes out of the model's JSON whole, however that is split and written."""
+"""A custom tool's text is extracted from the model's JSON, however it is split and written."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PATCH = "*** Begin Patch\n*** Update File: a.py\n-x = \"é\\n\"\n+x = '🙂'\t\u
 
 
 def read(raw: str, size: int) -> tuple[str, str]:
-    """What is told in pieces of `size` characters, and the whole."""
+    """The streamed text for fragments of `size` characters, and the whole text."""
     reader = CustomInput()
-    told = "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size))
-    return told + reader.finish(), reader.text
+    streamed = "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size))
+    return streamed + reader.finish(), reader.text
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_the_text_is_the_same_however_it_comes(size: int, ascii_only: bool) -> None:
+def test_the_text_does_not_depend_on_how_it_is_split(size: int, ascii_only: bool) -> None:
     raw = json.dumps({"input": PATCH}, ensure_ascii=ascii_only)
     assert read(raw, size) == (PATCH, PATCH)
 
@@ -44,11 +44,11 @@ def test_the_text_is_the_same_however_it_comes(size: int, ascii_only: bool) -> N
     ],
 )
 @pytest.mark.parametrize("size", [1, 4, 1000])
-def test_what_is_written_otherwise_is_the_text_too(raw: str, text: str, size: int) -> None:
+def test_json_of_another_form_is_taken_as_the_text(raw: str, text: str, size: int) -> None:
     assert read(raw, size) == (text, text)
 
 
-def test_it_is_told_as_it_comes() -> None:
+def test_the_text_is_streamed() -> None:
     reader = CustomInput()
     assert [reader.feed(piece) for piece in ('{"inp', 'ut": "a', "b\\", 'nc"', "}")] == [
         "",

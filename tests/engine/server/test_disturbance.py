@@ -1,4 +1,4 @@
-"""One request, whatever it holds, doesn't hold up another client's stream: a real engine, a real model."""
+"""No request, whatever it contains, stalls another client's stream: a real engine and model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from engine.server.protocol import limits
 from tests.engine.server.disturbance import AttackedEngine, attacked_engine
 from tests.engine.server.in_process import CHAT, COMPLETIONS
 
-MOST_ADDED_S = 0.25  # to the longest gap that the stream had before
-TRIES = 3  # other work on a machine makes a gap longer, never shorter
-MOST_MEMORY = 1.5  # of a body
-BESIDE = 96 * 2**20  # bytes that any request may take
+MOST_ADDED_S = 0.25  # on top of the longest gap before
+TRIES = 3  # other load on the machine only makes gaps longer
+MOST_MEMORY = 1.5  # size of a body
+BESIDE = 96 * 2**20  # memory that any request may use
 
 
 def many(item: str, number: int) -> bytes:
@@ -24,7 +24,7 @@ def many(item: str, number: int) -> bytes:
 TURN = '{"role":"user","content":"a b"}'
 PROMPT = json.dumps([7] * 1900)
 
-# The whole collection is measured by `make attack`; these few stand for its kinds.
+# `make attack` measures the full set; these are representative.
 ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
     "more lists than are parsed": lambda: (COMPLETIONS, b'{"prompt": ' + many("[]", 10_000_000) + b"}"),
     "more messages than are taken": lambda: (CHAT, b'{"messages": ' + many(TURN, 1_000_000) + b"}"),
@@ -53,7 +53,7 @@ def engine() -> Iterator[AttackedEngine]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_stream_goes_on_while_another_client_sends(engine: AttackedEngine, name: str) -> None:
+def test_a_stream_continues_while_another_client_sends(engine: AttackedEngine, name: str) -> None:
     path, content = ATTACKS[name]()
     for tries_left in reversed(range(TRIES)):
         result = engine.disturb(path, content)

@@ -1,4 +1,4 @@
-"""One HTTP request, however many sequences it is, leaves room in the engine for others."""
+"""One HTTP request, however many sequences it has, leaves capacity for other requests."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 @pytest.mark.parametrize("kind", LARGE)
-async def test_all_sequences_of_a_request_share_one_share(
+async def test_all_sequences_of_a_request_belong_to_one_group(
     app: App, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And those of another have their own, even under the same id."""
+    """Another request has its own group, even with the same id."""
     asked: list[EngineRequest] = []
     stream = app.service.engine.stream
 
@@ -75,10 +75,10 @@ def demo() -> Iterator[Running]:
     [{"prompt": "Once", "n": NUM_SEATS}, {"prompt": [f"{number} and" for number in range(3 * NUM_SEATS)]}],
     ids=["choices", "prompts"],
 )
-def test_a_small_request_is_answered_while_one_that_fills_the_engine_goes_on(
+def test_a_small_request_finishes_while_a_large_one_fills_the_engine(
     demo: Running, large: dict[str, Any]
 ) -> None:
-    """Its answers are long, and none of them has ended by then."""
+    """The large request has long outputs, none of which has ended by then."""
     num_sequences = max(large.get("n", 1), len(large["prompt"]))
     with demo.http() as client, client.stream("POST", COMPLETIONS, json={**large, **ENDLESS}) as response:
         stream = events(response)

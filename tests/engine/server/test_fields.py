@@ -1,4 +1,4 @@
-"""Every field that vLLM 0.32 or OpenAI has works, is refused by name or is known to change nothing."""
+"""Every field of vLLM 0.32 and OpenAI works, is refused by name, or is accepted without effect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from engine.server.app.openapi_operations import OPERATIONS
 
-# As GET /openapi.json of a generation server of vLLM 0.32 lists them.
+# From GET /openapi.json of a generating vLLM 0.32 server.
 VLLM = {
     "/v1/completions": """
         add_special_tokens allowed_token_ids bad_words cache_salt ec_transfer_params echo
@@ -34,7 +34,7 @@ VLLM = {
     """,
 }
 
-# As its API reference lists them, where vLLM has no such field.
+# From its API reference, except fields of vLLM.
 OPENAI = {
     "/v1/completions": """
         best_of

@@ -1,4 +1,4 @@
-"""Bodies that are huge, broken or absurd: an error that says so, soon, while the loop goes on serving."""
+"""Huge, broken or absurd bodies: a prompt error, while the loop keeps serving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_proces
 
 MESSAGES = "/v1/messages"
 
-# Much more than it takes here, as test machines may be busy; the loop's share is watched apart.
+# Generous, since test machines may be busy; stalls of the loop are checked separately.
 ANSWER_S = 5.0
 STALL_S = 2.0
 TEN_MB = 10_000_000
@@ -113,7 +113,7 @@ BODIES: dict[str, tuple[bytes, str | None, str]] = {
 
 
 async def longest_stall() -> float:
-    """Until cancelled: the longest time, in seconds, for which the loop did nothing else."""
+    """The longest stall of the loop in seconds, measured until cancelled."""
     longest, last = 0.0, time.monotonic()
     with suppress(asyncio.CancelledError):
         while True:
@@ -124,8 +124,8 @@ async def longest_stall() -> float:
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_an_error_comes_soon_and_nobody_waits_for_it(app: App, name: str) -> None:
-    """The calmest of three attempts counts: what else runs on the machine only ever makes it slower."""
+async def test_errors_are_fast_and_do_not_block_the_loop(app: App, name: str) -> None:
+    """The best of three attempts counts: other load on the machine only makes it slower."""
     times: list[tuple[float, float]] = []
     while len(times) < 3 and (not times or times[-1][0] >= ANSWER_S or times[-1][1] >= STALL_S):
         times.append(await refused(app, name))
@@ -134,7 +134,7 @@ async def test_an_error_comes_soon_and_nobody_waits_for_it(app: App, name: str) 
 
 
 async def refused(app: App, name: str) -> tuple[float, float]:
-    """How long the error took, and the loop's longest stall meanwhile, in seconds."""
+    """Seconds until the error, and the loop's longest stall during that time."""
     content, param, path = BODIES[name]
     app.will_say("abc")
     watch = asyncio.create_task(longest_stall())
@@ -159,7 +159,7 @@ async def test_a_body_may_be_too_large(app: App) -> None:
     assert str(MAX_BODY_BYTES) in response.json()["error"]["message"]
 
 
-async def test_a_large_body_that_is_right_is_answered(app: App) -> None:
+async def test_a_large_valid_body_is_answered(app: App) -> None:
     app.will_say("abc")
     answer = await app.ask(COMPLETIONS, prompt="b" * TEN_MB, truncate_prompt_tokens=5, max_tokens=3)
     assert answer["usage"]["prompt_tokens"] == 5

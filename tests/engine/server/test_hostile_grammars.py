@@ -1,7 +1,7 @@
-"""Schemas and grammars that never compile, or can't be followed in time: their senders wait, and nobody else.
+"""Schemas and grammars that never compile, or are too slow to follow: only their own requests wait.
 
-A real engine on one thread, two keys: one attacks, the other has a free stream and one that follows a schema,
-and asks for new schemas.
+A real engine on one thread and two keys: one attacks; the other has an unconstrained stream, a stream with a
+schema, and requests new schemas.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.engine.server.test_streams import events
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
 CHAT = "/v1/chat/completions"
-BAR_S = 0.25  # of a gap, above the undisturbed one
+BAR_S = 0.25  # increase of a gap over the undisturbed one
 NEW_S = 1.0  # for a new schema to compile
 ATTACK_S = 2.0
 VICTIM, ATTACKER = ({"authorization": f"Bearer {key}"} for key in ("victim", "attacker"))
@@ -39,7 +39,7 @@ _number = itertools.count(time.monotonic_ns())
 
 
 def tag() -> str:
-    """Makes a schema another one than all before."""
+    """Makes a schema unique."""
     return f"t{next(_number)}"
 
 
@@ -61,7 +61,7 @@ def spelling(grammar: str) -> dict[str, Any]:
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Two references to the next, each time."""
+    """Each level has two references to the next one."""
     levels = {
         f"d{n}": {"type": "object", "properties": {name: {"$ref": f"#/$defs/d{n + 1}"} for name in "ab"}}
         for n in range(depth)
@@ -131,7 +131,7 @@ class Victim:
                         times.append(time.monotonic())
 
     def longest_gap(self, since: float) -> float:
-        """Of either stream, until now."""
+        """The longest gap of either stream so far."""
         return max(
             later - earlier
             for times in self._times
@@ -162,7 +162,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_streams_and_new_schemas_of_others_go_on(engine: str, name: str) -> None:
-    """The calmest of three attempts counts: what else runs on the machine only ever lengthens a gap."""
+    """The best of three attempts counts: other load on the machine only lengthens gaps."""
     seen: list[tuple[float, float]] = []
     async with httpx.AsyncClient(base_url=engine, timeout=WAIT_S, trust_env=False) as client:
         victim = Victim(client)
@@ -176,7 +176,7 @@ async def test_streams_and_new_schemas_of_others_go_on(engine: str, name: str) -
 async def attack(
     client: httpx.AsyncClient, victim: Victim, bodies: list[dict[str, Any]]
 ) -> tuple[float, float]:
-    """How much longer the longest gap is than without, and the time that a new schema takes."""
+    """The increase of the longest gap, and the time to compile a new schema."""
     since = time.monotonic()
     await asyncio.sleep(ATTACK_S / 2)
     undisturbed = victim.longest_gap(since)
@@ -194,7 +194,7 @@ async def attack(
     return gap - undisturbed, new
 
 
-def test_who_leaves_while_its_grammar_compiles_leaves_no_process(demo_server: Running) -> None:
+def test_a_disconnect_during_compilation_leaves_no_process(demo_server: Running) -> None:
     def num_processes() -> int:
         first = [one for one in psutil.Process().children() if "engine.structured.worker" in one.cmdline()]
         return sum(len(one.children()) for one in first)
@@ -207,12 +207,12 @@ def test_who_leaves_while_its_grammar_compiles_leaves_no_process(demo_server: Ru
         assert isinstance(asking.exception(), httpx.ReadTimeout)
         left = time.monotonic()
         wait_until(lambda: num_processes() == before)
-        assert time.monotonic() - left < 5  # it would have had ten seconds
+        assert time.monotonic() - left < 5  # the default is ten seconds
 
 
 @pytest.fixture(scope="module")
 def impatient_server() -> Iterator[str]:
-    """The demo model where little time is given."""
+    """The demo model with short time limits."""
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
         limits = Limits(compile_s=0.5, mask_s=0.05, slow_masks_s=0.3, wall_s=5.0)
@@ -221,13 +221,13 @@ def impatient_server() -> Iterator[str]:
             yield server.url
 
 
-def test_who_follows_a_grammar_that_becomes_slow_is_told(impatient_server: str) -> None:
+def test_a_grammar_that_becomes_slow_fails_its_request(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(RUNS))
         streamed: list[Any] = []
         with (
             client.stream("POST", CHAT, json={**spelling(RUNS), "stream": True}) as response,
-            pytest.raises(httpx.RemoteProtocolError),  # no clean end that isn't one
+            pytest.raises(httpx.RemoteProtocolError),  # must not look like a clean end
         ):
             streamed.extend(events(response))
     assert answer.status_code == 400
@@ -237,7 +237,7 @@ def test_who_follows_a_grammar_that_becomes_slow_is_told(impatient_server: str) 
         assert "takes too long to follow" in error["message"] and "Simplify it" in error["message"]
 
 
-def test_a_response_that_breaks_off_by_its_grammar_says_whose_fault_it_is(impatient_server: str) -> None:
+def test_a_response_failed_by_its_grammar_is_a_client_error(impatient_server: str) -> None:
     body = {**spelling(RUNS), "stream": True}
     body["input"] = body.pop("messages")
     body["max_output_tokens"] = body.pop("max_tokens")
@@ -251,7 +251,7 @@ def test_a_response_that_breaks_off_by_its_grammar_says_whose_fault_it_is(impati
     assert last["response"]["error"]["code"] == "invalid_prompt"
 
 
-def test_who_asks_for_what_never_compiles_is_told(impatient_server: str) -> None:
+def test_a_grammar_that_never_compiles_is_refused(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(ENDLESS))
     assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Clients of HTTP/1.0 at the engine's own server: no chunks for them."""
+"""HTTP/1.0 clients of the engine's server get no chunked encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.engine.server.serving import Running
 
 
 def ask(server: Running, head: str, body: bytes = b"") -> tuple[dict[str, str], bytes]:
-    """All that comes until the connection ends: headers, names in lower case, and the body."""
+    """Headers (names in lower case) and body, read until the connection ends."""
     length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
         client.sendall(f"{head} HTTP/1.0\r\n{length}\r\n".encode() + body)
@@ -36,7 +36,7 @@ def test_a_stream_has_no_chunks_and_ends_with_its_connection(fake_server: Runnin
     assert stream.startswith((b"data: ", b"event: ")) and stream.endswith(b"\n\n")
 
 
-def test_what_has_a_length_keeps_it(fake_server: Running) -> None:
+def test_a_response_with_a_length_keeps_it(fake_server: Running) -> None:
     for path in ("/health", "/v1/models", "/nothing"):
         headers, body = ask(fake_server, f"GET {path}")
         assert int(headers["content-length"]) == len(body)

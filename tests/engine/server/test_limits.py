@@ -1,4 +1,4 @@
-"""Every cap of docs/limits.md: what is at it passes in time, what is one above is refused at once."""
+"""Every limit of docs/limits.md: a request at the limit is accepted in time, one above is refused at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from docs.limits_table import body_models
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.size_check import LimitExceeded, check_sizes, tree_of
 from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import find_json_excess
-from engine.server.protocol.limits import Cap, Measure
-from tests.engine.server.field_walk import is_capped, places_of
+from engine.server.protocol.size_check import LimitExceeded, check_sizes, tree_of
+from engine.server.protocol.size_limit import Measure, SizeLimit
+from tests.engine.server.field_walk import is_limited, places_of
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
-IN_TIME_S = 8.0  # of all threads, whatever else the machine does: many times what it takes
+IN_TIME_S = 8.0  # CPU time of all threads; many times the expected value
 
 ENTRIES: dict[str, Any] = {
     "messages": {"role": "user", "content": "a"},
@@ -38,27 +38,27 @@ ENTRIES: dict[str, Any] = {
 OBJECTS = {"logit_bias", "metadata", "messages[]", "messages[][]", "input[]"}
 """Paths whose entries are fields."""
 
-BODY_OF = {cap: model for model in reversed(body_models()) for cap in model.all_size_limits()}
+BODY_OF = {limit: model for model in reversed(body_models()) for limit in model.all_size_limits()}
 CASES = {
-    f"{cap.path}, {cap.most} {cap.measure.value}{' in all' if cap.total else ''}": (model, cap)
-    for cap, model in BODY_OF.items()
-    if cap.measure is not Measure.TEXT  # which is measured when it becomes tokens
+    f"{limit.path}, {limit.most} {limit.measure.value}{' in all' if limit.total else ''}": (model, limit)
+    for limit, model in BODY_OF.items()
+    if limit.measure is not Measure.TEXT  # checked when the text is tokenized
 }
 
 
-def holding(cap: Cap, size: int) -> dict[str, Any]:
-    """A body, of which only what the cap is about matters."""
+def holding(limit: SizeLimit, size: int) -> dict[str, Any]:
+    """A body for the limit; other fields do not matter."""
     value: Any
-    match cap.measure:
+    match limit.measure:
         case Measure.CHARS:
             value = "a" * size
         case Measure.VALUES:
             value = {"a": [1] * (size - 2)}
-        case _ if cap.path in OBJECTS:
+        case _ if limit.path in OBJECTS:
             value = {str(number): 1 for number in range(size)}
         case _:
-            value = [ENTRIES.get(cap.path, "a")] * size
-    for step in reversed(cap.path.split(".")):
+            value = [ENTRIES.get(limit.path, "a")] * size
+    for step in reversed(limit.path.split(".")):
         for _ in range(step.count("[]")):
             value = [value]
         value = {step.rstrip("[]"): value}
@@ -67,37 +67,37 @@ def holding(cap: Cap, size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_above_a_cap_is_refused_by_name_and_what_is_at_it_is_not(name: str) -> None:
-    model, cap = CASES[name]
+def test_a_body_above_a_limit_is_refused_by_name_and_one_at_it_is_accepted(name: str) -> None:
+    model, limit = CASES[name]
     began = time.process_time()
     try:
-        check(holding(cap, cap.most), model)
+        check(holding(limit, limit.most), model)
     except LimitExceeded as error:
-        pytest.fail(f"at the cap: {error}")
+        pytest.fail(f"at the limit: {error}")
     except InvalidRequest:
         pass  # other fields are missing
     with pytest.raises(LimitExceeded) as caught:
-        check(holding(cap, cap.most + 1), model)
+        check(holding(limit, limit.most + 1), model)
     assert time.process_time() - began < IN_TIME_S
-    assert str(cap.most) in caught.value.message
-    assert str(cap.most + 1) in caught.value.message
+    assert str(limit.most) in caught.value.message
+    assert str(limit.most + 1) in caught.value.message
     assert caught.value.param is not None
-    assert caught.value.param.split("[")[0] == cap.path.split("[")[0]
+    assert caught.value.param.split("[")[0] == limit.path.split("[")[0]
 
 
-def test_every_field_that_may_hold_much_stands_under_a_cap() -> None:
-    """One that doesn't is one that somebody forgot: give it a cap in engine/server/protocol/limits.py."""
+def test_every_field_that_can_be_large_has_a_limit() -> None:
+    """If this fails, add a limit for the field in engine/server/protocol/body_limits.py."""
     forgotten = [
         f"{model.__name__}: {place.kind} {place.path}"
         for model in body_models()
         for place in sorted(places_of(model))
-        if place.kind != "number" and not is_capped(place, model.all_size_limits())
+        if place.kind != "number" and not is_limited(place, model.all_size_limits())
     ]
     assert forgotten == []
 
 
-def test_every_whole_number_has_a_bound() -> None:
-    """Its field's own, or one that engine/server/protocol/limits.py names."""
+def test_every_integer_has_a_limit() -> None:
+    """Either the field's own, or one named in engine/server/protocol/limits.py."""
     forgotten = {
         place.path
         for model in body_models()
@@ -107,7 +107,7 @@ def test_every_whole_number_has_a_bound() -> None:
     assert forgotten == set()
 
 
-def test_a_field_without_a_cap_is_found() -> None:
+def test_a_field_without_a_limit_is_found() -> None:
     class Forgetful(Strict):
         listed: list[str]
         told: str | None = None
@@ -115,16 +115,16 @@ def test_a_field_without_a_cap_is_found() -> None:
 
     found = {(place.path, place.kind) for place in places_of(Forgetful)}
     assert found == {("listed", "list"), ("listed[]", "string"), ("told", "string"), ("table", "object")}
-    assert not any(is_capped(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
+    assert not any(is_limited(place, Forgetful.all_size_limits()) for place in places_of(Forgetful))
 
 
-def test_sums_run_over_all_entries() -> None:
-    cap = Cap("messages[].content", 10, total=True)
+def test_total_limits_sum_over_all_entries() -> None:
+    limit = SizeLimit("messages[].content", 10, total=True)
     body = {"messages": [{"content": ["a"] * 6}, {"content": "text"}, {"content": ["a"] * 4}]}
-    check_sizes(body, tree_of((cap,)))
+    check_sizes(body, tree_of((limit,)))
     body["messages"].append({"content": ["a"]})
     with pytest.raises(LimitExceeded, match=r"messages\[\]\.content: at most 10 entries in all, not 11"):
-        check_sizes(body, tree_of((cap,)))
+        check_sizes(body, tree_of((limit,)))
 
 
 # The text as a whole
@@ -152,12 +152,12 @@ FIELDS = b'{"a": {%s}}'
         (b'{"a": ["\\\\",' + b'"x",[],' * 500_000 + b"[]]}", False),
     ],
 )
-def test_only_what_is_outside_strings_counts(raw: bytes, is_within: bool) -> None:
+def test_only_characters_outside_strings_count(raw: bytes, is_within: bool) -> None:
     assert (find_json_excess(raw) is None) == is_within
 
 
-def test_escapes_and_strings_across_windows_are_read_as_a_parser_reads_them() -> None:
-    """Slowly, over many lengths: where a window ends must not matter."""
+def test_escapes_and_strings_across_windows_are_parsed_correctly() -> None:
+    """Many lengths, since the position of a window's end must not matter."""
     for shift in range(6):
         filler = b"a" * (2**18 - 12 + shift)
         text = b'{"a": "' + filler + b'\\\\\\"[,' * 3 + b'\\\\", "b": "' + b",[" * 1_200_000 + b'"}'
@@ -226,7 +226,7 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
         COMPLETIONS,
         {"prompt": "a", "n": limits.MAX_BEAMS + 1, "use_beam_search": True},
         "n",
-        f"{limits.MAX_BEAMS + 1} with use_beam_search: no more than {limits.MAX_BEAMS}",
+        f"{limits.MAX_BEAMS + 1} with use_beam_search: the maximum is {limits.MAX_BEAMS}",
     ),
     "logprobs": (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "20"),
     "logprobs of chats": (
@@ -251,7 +251,7 @@ ABOVE: dict[str, tuple[str, bytes | dict[str, Any], str | None, str]] = {
 
 
 @pytest.mark.parametrize("name", ABOVE)
-async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
+async def test_requested_amounts_are_limited(app: App, name: str) -> None:
     path, body, param, said = ABOVE[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     began = time.process_time()
@@ -282,7 +282,7 @@ async def test_what_a_request_asks_for_is_bounded(app: App, name: str) -> None:
         {"n": limits.MAX_CHOICES},
     ],
 )
-async def test_values_at_their_edges_are_served(app: App, fields: dict[str, Any]) -> None:
+async def test_values_at_their_limits_are_accepted(app: App, fields: dict[str, Any]) -> None:
     app.will_say("abc")
     answer = await app.ask(COMPLETIONS, prompt="b", max_tokens=3, **fields)
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
@@ -305,7 +305,7 @@ AT_THE_CAP: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", AT_THE_CAP)
-async def test_a_request_at_a_cap_is_served_in_time(app: App, name: str) -> None:
+async def test_a_request_at_a_limit_is_served_in_time(app: App, name: str) -> None:
     app.will_say("abc")
     began = time.process_time()
     fields = {name: AT_THE_CAP[name], **({"logprobs": 1} if name == "logprob_token_ids" else {})}
@@ -320,15 +320,15 @@ async def test_numbers_of_thousands_of_digits_are_400(app: App) -> None:
         assert response.status_code == 400, (name, response.text[:200])
 
 
-async def test_a_text_at_its_cap_is_encoded_in_time(app: App) -> None:
+async def test_a_text_at_its_limit_is_tokenized_in_time(app: App) -> None:
     began = time.process_time()
     status, answer = await app.post("/tokenize", prompt="a b " * (limits.MAX_TEXT_BYTES // 4))
     assert status == 200 and answer["count"] > 100_000
     assert time.process_time() - began < IN_TIME_S
 
 
-async def test_what_agents_send_passes(app: App) -> None:
-    """500 turns, 100 tools of 10 KB: too long for this model, but not for the server."""
+async def test_large_agent_requests_are_within_the_limits(app: App) -> None:
+    """500 turns and 100 tools of 10 KB exceed this model's context, but not the server's limits."""
     schema = {
         "type": "object",
         "properties": {f"p{n}": {"type": "string", "description": "x" * 60} for n in range(100)},

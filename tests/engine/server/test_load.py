@@ -1,4 +1,4 @@
-"""Many requests at once: who comes first, who waits, who is turned away, and that nothing is left over."""
+"""Many concurrent requests: order, waiting, refusals, and that nothing is left over."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def post(server: Running, **fields: Any) -> httpx.Response:
         return client.post(COMPLETIONS, json={**BODY, **fields})
 
 
-def test_a_full_queue_turns_away_and_takes_again(fake_model: Path) -> None:
-    """Two run, two wait, the fifth is told to come again; what got in is answered."""
+def test_a_full_queue_refuses_and_later_accepts_requests(fake_model: Path) -> None:
+    """Two run, two wait, and the fifth is refused; the accepted ones are answered."""
     valve = Valve()
     with (
         held(fake_model, valve, max_num_seqs=2, max_waiting=2) as server,
@@ -60,8 +60,8 @@ def test_a_full_queue_turns_away_and_takes_again(fake_model: Path) -> None:
         assert post(server).status_code == 200
 
 
-def test_a_disconnect_makes_room_at_once(fake_model: Path) -> None:
-    """Of a full server: who leaves, waiting or running, leaves a place that the next one gets."""
+def test_a_disconnect_frees_a_place_at_once(fake_model: Path) -> None:
+    """On a full server, a disconnect of a waiting or running request frees its place for the next one."""
     valve = Valve()
     with held(fake_model, valve, max_num_seqs=1, max_waiting=1) as server:
         raw = b'{"prompt": "abc", "max_tokens": 100, "ignore_eos": true}'
@@ -77,15 +77,15 @@ def test_a_disconnect_makes_room_at_once(fake_model: Path) -> None:
         for connection in leaving:
             connection.close()
         wait_until(lambda: metrics(server).get("vllm:request_success_totalabort") == 2)
-        valve.let_pass(2)  # the step that runs, and one that finds them gone
+        valve.let_pass(2)  # the current step, and one that notices the disconnects
         wait_until(lambda: server.engine.num_unfinished == 0)
         valve.open()
         assert post(server).status_code == 200
         server.wait_idle()
 
 
-def test_the_more_urgent_run_first(fake_model: Path) -> None:
-    """While one fills all places, three wait; they run in the order of their priority, lowest first."""
+def test_requests_run_in_the_order_of_their_priority(fake_model: Path) -> None:
+    """While one request fills the server, three wait; they run in the order of priority, lowest first."""
     valve = Valve()
     ran: list[str] = []
 
@@ -106,11 +106,11 @@ def test_the_more_urgent_run_first(fake_model: Path) -> None:
     assert list(dict.fromkeys(ran)) == ["first", "-1", "0", "5"]
 
 
-def test_streams_flow_while_a_long_prompt_is_read(fake_model: Path) -> None:
-    """Between two tokens of a running stream lies one step, whatever else the steps have to do.
+def test_streams_continue_while_a_long_prompt_is_prefilled(fake_model: Path) -> None:
+    """A running stream gets a token in every step, whatever else the steps do.
 
-    The steps are counted, not timed: each must bring the stream a token while the prompt, longer than a
-    step's budget of 64 tokens, is read in chunks.
+    Steps are counted, not timed: each must yield a token while the prompt, longer than a step's budget of 64
+    tokens, is read in chunks.
     """
     valve = Valve()
     chunks: list[int] = []
@@ -142,7 +142,7 @@ def test_streams_flow_while_a_long_prompt_is_read(fake_model: Path) -> None:
 
 
 def test_a_failed_request_does_not_disturb_its_batch(fake_server: Running) -> None:
-    """Good and bad requests at once: the good ones say what they say alone."""
+    """Valid and failing requests at once: the valid ones have the same output as alone."""
     alone = post(fake_server, max_tokens=30).json()["choices"][0]["text"]
     wrong: list[dict[str, Any]] = [{"temperature": -1}, {"prompt": []}, {"prompt": "a" * 500}, {"n": 0}]
 
@@ -163,8 +163,8 @@ def test_answers_do_not_depend_on_the_batch(fake_server: Running) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_thousand_requests_leave_nothing(fake_model: Path) -> None:
-    """Whole and streamed, ended and abandoned: then no sequence, no block and no task is left."""
+async def test_a_thousand_requests_leave_nothing_behind(fake_model: Path) -> None:
+    """Whole and streamed, finished and abandoned: no sequence, block or task is left."""
     num_requests, at_once = 1000, 50
     with running(fake_model, fake_core(fake_model)) as server:
         num_threads = threading.active_count()
@@ -192,4 +192,4 @@ async def test_a_thousand_requests_leave_nothing(fake_model: Path) -> None:
         assert ended == num_requests * 1.5
         for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
             assert values[f"vllm:{name}"] == 0
-        assert threading.active_count() <= num_threads + 1  # a thread of the loop's pool may have come
+        assert threading.active_count() <= num_threads + 1  # the loop's thread pool may have grown

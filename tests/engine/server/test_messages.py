@@ -1,4 +1,4 @@
-"""/v1/messages with the stock `anthropic` client, on a model that answers, calls tools and thinks."""
+"""/v1/messages with the official `anthropic` client and a model with tools and reasoning."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens == 12
 
 
-def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
+def test_a_stop_sequence_is_returned(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
         model=MODEL,
         max_tokens=80,
@@ -76,7 +76,7 @@ def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
 
 
 @pytest.mark.parametrize("choice", [None, {"type": "any"}, {"type": "tool", "name": "get_weather"}])
-def test_a_tool_is_used_and_its_result_told(client: anthropic.Anthropic, choice: Any) -> None:
+def test_a_tool_is_used_and_its_result_sent_back(client: anthropic.Anthropic, choice: Any) -> None:
     arguments: Any = {"model": MODEL, "max_tokens": 100, "tools": [WEATHER], **GREEDY}
     chosen = {} if choice is None else {"tool_choice": choice}
     question = asked("What is the weather in Oslo?")
@@ -87,13 +87,13 @@ def test_a_tool_is_used_and_its_result_told(client: anthropic.Anthropic, choice:
     assert message.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 12, "sky": "cloudy"}'}
     said: Any = {"role": "assistant", "content": [use.model_dump(include={"type", "id", "name", "input"})]}
-    told = client.messages.create(
+    answer = client.messages.create(
         messages=[*question, said, {"role": "user", "content": [result]}], **arguments
     )
-    assert "12" in told.content[0].text  # type: ignore[union-attr]
+    assert "12" in answer.content[0].text  # type: ignore[union-attr]
 
 
-def test_a_thought_is_a_block_of_its_own(client: anthropic.Anthropic) -> None:
+def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         model=MODEL,
         max_tokens=200,
@@ -102,12 +102,12 @@ def test_a_thought_is_a_block_of_its_own(client: anthropic.Anthropic) -> None:
         **GREEDY,
     ) as stream:
         message = stream.get_final_message()
-    thought, said = message.content
-    assert thought.type == "thinking" and thought.thinking
+    reasoning, said = message.content
+    assert reasoning.type == "thinking" and reasoning.thinking
     assert said.type == "text" and "42" in said.text
 
 
-def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
+def test_a_started_answer_is_continued(client: anthropic.Anthropic) -> None:
     begun: Any = [*asked("What is Berth?"), {"role": "assistant", "content": "Berth gives every"}]
     message = client.messages.create(model=MODEL, max_tokens=8, messages=begun, **GREEDY)
     assert message.content[0].text.startswith(" LLM engine")  # type: ignore[union-attr]
@@ -150,7 +150,7 @@ def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
         ({"thread": {"type": "continue", "previous_message_id": "m"}}, "thread"),
     ],
 )
-def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
     with demo_server.http() as http:
         body = {"max_tokens": 5, "messages": asked("Hi"), **fields}
         answer = http.post("/v1/messages", json=body)
@@ -160,7 +160,7 @@ def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], pa
     assert (error["type"], error["param"]) == ("invalid_request_error", param), error
 
 
-def test_errors_of_every_layer_have_the_protocols_shape(demo_server: Running) -> None:
+def test_errors_of_every_layer_have_the_protocols_format(demo_server: Running) -> None:
     with demo_server.http() as http:
         unknown = http.post("/v1/messages", json={"model": "x", "max_tokens": 5, "messages": asked("Hi")})
         wrong_method = http.get("/v1/messages")
@@ -170,7 +170,7 @@ def test_errors_of_every_layer_have_the_protocols_shape(demo_server: Running) ->
     assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_an_id_is_told_as_the_protocols_clients_read_it(
+def test_the_request_id_is_in_the_header_that_clients_read(
     client: anthropic.Anthropic, demo_server: Running
 ) -> None:
     message = client.messages.create(model=MODEL, max_tokens=2, messages=asked("Hi"), **GREEDY)
@@ -184,7 +184,7 @@ def test_an_id_is_told_as_the_protocols_clients_read_it(
         assert "request-id" not in http.get("/v1/models").headers
 
 
-def test_no_tokens_read_a_prompt_into_the_cache(client: anthropic.Anthropic) -> None:
+def test_max_tokens_0_reads_the_prompt_into_the_cache(client: anthropic.Anthropic) -> None:
     arguments: Any = {"model": MODEL, "messages": asked("A prompt of some length, asked twice. " * 9)}
     message = client.messages.create(max_tokens=0, **arguments)
     assert (message.content, message.stop_reason, message.usage.output_tokens) == ([], "max_tokens", 0)

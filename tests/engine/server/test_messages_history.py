@@ -1,4 +1,4 @@
-"""What a model is shown of a history that Anthropic's clients send, whoever has made it."""
+"""How histories of Anthropic's clients, from any provider, are shown to the model."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def result(content: Any, **fields: Any) -> dict[str, Any]:
 
 
 def result_text(content: Any, **fields: Any) -> str:
-    [_, _, told] = shown(HI, assistant(USE), user(result(content, **fields)))
-    assert (told["role"], told["tool_call_id"]) == ("tool", "t1")
-    return str(told["content"])
+    [_, _, messages] = shown(HI, assistant(USE), user(result(content, **fields)))
+    assert (messages["role"], messages["tool_call_id"]) == ("tool", "t1")
+    return str(messages["content"])
 
 
 def assistant_text(*content: Any) -> Any:
@@ -63,10 +63,10 @@ def assistant_text(*content: Any) -> Any:
 # System turns
 
 
-def test_a_system_turn_stands_at_its_place() -> None:
+def test_a_system_turn_keeps_its_position() -> None:
     turns = [HI, {"role": "assistant", "content": "a"}, system("now"), HI, system([SO, SO])]
-    told = shown(*turns, system="first")
-    assert [(one["role"], one["content"]) for one in told] == [
+    messages = shown(*turns, system="first")
+    assert [(one["role"], one["content"]) for one in messages] == [
         ("system", "first"),
         ("user", "Hi"),
         ("assistant", "a"),
@@ -76,7 +76,7 @@ def test_a_system_turn_stands_at_its_place() -> None:
     ]
 
 
-def test_system_turns_in_a_row_are_one() -> None:
+def test_consecutive_system_turns_are_merged() -> None:
     assert shown(system("a"), system([SO]), HI, system="first")[0] == {
         "role": "system",
         "content": "first\na\nso",
@@ -104,8 +104,8 @@ def user_text(text: str) -> dict[str, Any]:
         ],
     ],
 )
-def test_a_mark_for_the_bill_is_not_shown(content: Any) -> None:
-    """It differs in every request, and would keep the prompt from being found in the cache."""
+def test_a_billing_header_is_removed(content: Any) -> None:
+    """It differs in every request, which would defeat the prefix cache."""
     assert shown(HI, system=content) == [system("Be brief."), HI]
     assert shown(system(content), HI) == [system("Be brief."), HI]
 
@@ -113,11 +113,11 @@ def test_a_mark_for_the_bill_is_not_shown(content: Any) -> None:
 # Turns
 
 
-def test_neighbours_of_one_role_are_one_turn() -> None:
-    told = shown(
+def test_consecutive_messages_of_one_role_are_merged() -> None:
+    messages = shown(
         HI, user(SO), {"role": "assistant", "content": "a"}, assistant(SO, USE), user(result("5")), HI
     )
-    assert told == [
+    assert messages == [
         user_text("Hi\nso"),
         {"role": "assistant", "content": "a\nso", "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "t1", "content": "5"},
@@ -125,13 +125,13 @@ def test_neighbours_of_one_role_are_one_turn() -> None:
     ]
 
 
-def test_results_come_before_what_the_user_says_beside_them() -> None:
-    told = shown(HI, assistant(USE), user(SO, result("5")))
-    assert [one["role"] for one in told] == ["user", "assistant", "tool", "user"]
+def test_tool_results_precede_user_text_of_the_same_message() -> None:
+    messages = shown(HI, assistant(USE), user(SO, result("5")))
+    assert [one["role"] for one in messages] == ["user", "assistant", "tool", "user"]
 
 
 @pytest.mark.parametrize("empty", [[], "", [{"type": "text", "text": ""}]])
-def test_an_empty_turn_is_taken(empty: Any) -> None:
+def test_an_empty_turn_is_accepted(empty: Any) -> None:
     assert shown({"role": "user", "content": empty}) == [user_text("")]
     assert shown(HI, {"role": "assistant", "content": empty}, HI) == [user_text("Hi\nHi")]
 
@@ -143,7 +143,7 @@ def test_empty_texts_add_nothing() -> None:
 
 
 @pytest.mark.parametrize("last", ["It is ", [{"type": "text", "text": "It is "}]])
-def test_an_answer_that_was_begun_goes_on(last: Any) -> None:
+def test_a_started_answer_is_continued(last: Any) -> None:
     chat = to_chat(body_of(HI, {"role": "assistant", "content": last}), ReasoningSupport())
     assert chat.continue_final_message
     assert not chat.add_generation_prompt
@@ -152,24 +152,24 @@ def test_an_answer_that_was_begun_goes_on(last: Any) -> None:
 @pytest.mark.parametrize(
     "last", [assistant(USE), assistant(), assistant({"type": "thinking", "thinking": "x"})]
 )
-def test_what_is_no_beginning_of_an_answer_is_answered(last: Any) -> None:
+def test_a_last_message_that_cannot_be_continued_is_answered(last: Any) -> None:
     chat = to_chat(body_of(HI, last), ReasoningSupport())
     assert chat.add_generation_prompt
 
 
-def test_messages_that_say_nothing_are_refused() -> None:
+def test_messages_without_text_are_refused() -> None:
     with pytest.raises(InvalidRequest) as error:
         shown(assistant({"type": "redacted_thinking", "data": "x"}))
     assert error.value.param == "messages"
 
 
-# What an assistant has said elsewhere
+# Assistant messages of other providers
 
 
 @pytest.mark.parametrize("signature", [None, "", "EqoBCkgI", "a foreign one", 5])
-def test_thoughts_are_told_whoever_signed_them(signature: Any) -> None:
-    thought = {"type": "thinking", "thinking": "Hm.", "signature": signature}
-    assert shown(HI, assistant(thought, SO))[1] == {
+def test_reasoning_is_shown_whatever_its_signature(signature: Any) -> None:
+    thinking_block = {"type": "thinking", "thinking": "Hm.", "signature": signature}
+    assert shown(HI, assistant(thinking_block, SO))[1] == {
         "role": "assistant",
         "reasoning_content": "Hm.",
         "content": "so",
@@ -187,11 +187,11 @@ def test_thoughts_are_told_whoever_signed_them(signature: Any) -> None:
         {"type": "compaction", "content": None},
     ],
 )
-def test_what_says_nothing_is_passed_over(block: Any) -> None:
+def test_blocks_without_text_are_skipped(block: Any) -> None:
     assert shown(HI, assistant(block, SO))[1] == {"role": "assistant", "content": "so"}
 
 
-def test_a_search_elsewhere_is_a_call_and_its_result() -> None:
+def test_a_hosted_search_becomes_a_call_and_its_result() -> None:
     use = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "Berth"}}
     found = {
         "type": "web_search_result",
@@ -200,12 +200,12 @@ def test_a_search_elsewhere_is_a_call_and_its_result() -> None:
         "encrypted_content": "x" * 50,
         "page_age": "2 days",
     }
-    told = shown(
+    messages = shown(
         HI,
         assistant(SO, use, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [found]}, SO),
     )
     function = {"name": "web_search", "arguments": '{"query": "Berth"}'}
-    assert told[1:] == [
+    assert messages[1:] == [
         {
             "role": "assistant",
             "content": "so",
@@ -282,19 +282,19 @@ DOCUMENT: Any = {
         ("some_later_tool_result", {"type": "some_later_result", "text": "5"}, "5"),
     ],
 )
-def test_results_of_tools_elsewhere_are_read(kind: str, content: Any, text: str) -> None:
+def test_results_of_hosted_tools_are_read(kind: str, content: Any, text: str) -> None:
     block = {"type": kind, "tool_use_id": "s1", "content": content}
-    told = shown(HI, assistant(SO, block))
-    assert told[-1] == {"role": "tool", "tool_call_id": "s1", "content": text}
+    messages = shown(HI, assistant(SO, block))
+    assert messages[-1] == {"role": "tool", "tool_call_id": "s1", "content": text}
 
 
-def test_cited_text_is_joined_as_it_was_cut() -> None:
+def test_cited_pieces_are_joined_without_separators() -> None:
     cited = {"type": "text", "text": "12 degrees", "citations": [{"type": "char_location"}]}
     after = {"type": "text", "text": " today.", "citations": []}
     assert assistant_text({"type": "text", "text": "It is "}, cited, after) == "It is 12 degrees today."
 
 
-def test_a_summary_stands_for_all_before_it() -> None:
+def test_a_summary_replaces_everything_before_it() -> None:
     compacted = assistant({"type": "compaction", "content": "They met.", "encrypted_content": "x"}, SO)
     assert shown(HI, assistant(SO), HI, compacted, HI, system="s") == [
         system("s"),
@@ -304,7 +304,7 @@ def test_a_summary_stands_for_all_before_it() -> None:
     ]
 
 
-# Results of the client's tools
+# Tool results
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_summary_stands_for_all_before_it() -> None:
         ),
     ],
 )
-def test_a_result_is_told_as_text(content: Any, text: str) -> None:
+def test_a_result_is_shown_as_text(content: Any, text: str) -> None:
     assert result_text(content) == text
 
 
@@ -341,35 +341,35 @@ def test_a_result_is_told_as_text(content: Any, text: str) -> None:
         (None, "Error"),
     ],
 )
-def test_a_failed_call_is_told_as_one(content: Any, text: str) -> None:
+def test_a_failed_call_is_shown_as_an_error(content: Any, text: str) -> None:
     assert result_text(content, is_error=True) == text
     assert not result_text(content, is_error=False).startswith("Error")
 
 
-def test_a_result_of_an_unknown_call_is_told() -> None:
+def test_a_result_of_an_unknown_call_is_shown() -> None:
     assert shown(HI, user(result("5")))[-1]["content"] == "5"
 
 
-# Pictures and papers
+# Images and documents
 
 
 @pytest.mark.parametrize("block", [IMAGE, PDF, {"type": "document", "source": {"type": "url", "url": "u"}}])
-def test_a_picture_that_is_asked_about_is_refused_one_of_before_is_marked(block: Any) -> None:
+def test_an_image_in_the_question_is_refused_and_one_in_the_history_replaced(block: Any) -> None:
     with pytest.raises(InvalidRequest) as error:
         shown(HI, assistant(SO), user(SO, block))
     assert error.value.param == "messages[2].content[1].type"
-    told = shown(user(SO, block), assistant(SO), HI)
-    assert told[0]["content"].startswith("so\n[A")
-    assert "can't read" in told[0]["content"]
+    messages = shown(user(SO, block), assistant(SO), HI)
+    assert messages[0]["content"].startswith("so\n[A")
+    assert "can't read" in messages[0]["content"]
 
 
-def test_a_picture_beside_results_of_tools_is_marked() -> None:
-    """A client's tools have put it there, and would do so again."""
-    told = shown(HI, assistant(USE), user(result([SO])), user(PDF))
-    assert "can't read" in told[-1]["content"]
+def test_an_image_next_to_tool_results_is_replaced() -> None:
+    """The client's tools have added it, and would do so again."""
+    messages = shown(HI, assistant(USE), user(result([SO])), user(PDF))
+    assert "can't read" in messages[-1]["content"]
 
 
-def test_a_block_that_nobody_knows_is_refused_where_it_is_asked_about() -> None:
+def test_an_unknown_block_in_the_question_is_refused() -> None:
     block = {"type": "hologram", "text": "see"}
     with pytest.raises(InvalidRequest) as error:
         shown(user(block))
@@ -377,10 +377,10 @@ def test_a_block_that_nobody_knows_is_refused_where_it_is_asked_about() -> None:
     assert assistant_text(block) == "see"
 
 
-# Shapes of other SDKs
+# Formats of other SDKs
 
 
-def test_a_call_may_keep_its_input_as_text() -> None:
+def test_a_calls_input_may_be_json_text() -> None:
     for given in ('{"at": 1}', {"at": 1}):
         assert shown(HI, assistant({**USE, "input": given}), user(result("x")))[1]["tool_calls"] == [CALL]
     for nothing in ("", None, {}):
@@ -390,9 +390,9 @@ def test_a_call_may_keep_its_input_as_text() -> None:
         shown(HI, assistant({**USE, "input": "at 1"}), HI)
 
 
-def test_a_developer_is_the_system() -> None:
+def test_developer_is_the_system_role() -> None:
     assert shown({"role": "developer", "content": "now"}, HI)[0] == system("now")
 
 
-def test_an_assistant_that_said_nothing_is_passed_over() -> None:
+def test_an_empty_assistant_message_is_skipped() -> None:
     assert shown(HI, {"role": "assistant", "content": None}, HI) == [user_text("Hi\nHi")]

@@ -1,4 +1,4 @@
-"""How a request of Anthropic's is put to a model: tools, thoughts, efforts, templates that refuse some."""
+"""How the options of Anthropic requests reach the model: tools, reasoning, effort, rejecting templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def names_of(*messages: Any, **fields: Any) -> list[str]:
     return [tool.function.name for tool in chat.tools or []]
 
 
-def test_system_turns_add_and_take_away_tools() -> None:
+def test_system_turns_add_and_remove_tools() -> None:
     added = {
         "type": "tool_addition",
         "tool": {"type": "tool_definition", "definition": {**TOOL, "name": "new"}},
@@ -37,18 +37,18 @@ def test_system_turns_add_and_take_away_tools() -> None:
     assert names_of(compacted, HI, tools=[TOOL]) == ["new"]
 
 
-def test_a_tool_that_a_turn_defines_wrongly_is_named() -> None:
+def test_an_invalid_tool_definition_in_a_turn_is_named() -> None:
     wrong = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "new"}}}
     with pytest.raises(InvalidRequest) as error:
         names_of(HI, system([wrong]))
     assert error.value.param == "messages[1].content[0].tool.definition.input_schema"
 
 
-def test_examples_of_a_tools_input_are_told() -> None:
+def test_examples_of_a_tools_input_are_shown() -> None:
     tool = {**TOOL, "description": "Looks.", "input_examples": [{"at": 1}, {"at": 2}]}
     chat = to_chat(body_of(HI, tools=[tool]), ReasoningSupport())
-    [told] = chat.tools or []
-    assert told.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
+    [tool] = chat.tools or []
+    assert tool.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_examples_of_a_tools_input_are_told() -> None:
         ({"type": "enabled", "budget_tokens": 1024, "display": "summarized"}, True, 1024),
     ],
 )
-def test_whether_a_model_thinks(thinking: Any, thinks: bool, budget: int | None) -> None:
+def test_reasoning_follows_the_thinking_setting(thinking: Any, thinks: bool, budget: int | None) -> None:
     chat = to_chat(body_of(HI, thinking=thinking), ReasoningSupport())
     assert chat.chat_template_kwargs == {"enable_thinking": thinks}
     assert chat.thinking_token_budget == budget
 
 
-def test_the_last_effort_counts() -> None:
+def test_the_last_effort_applies() -> None:
     config = {"effort": "high"}
     later = {"role": "system", "output_config": {"effort": "low"}}
     assert to_chat(body_of(HI, output_config=config), ReasoningSupport()).reasoning_effort == "high"
     assert to_chat(body_of(HI, later, HI, output_config=config), ReasoningSupport()).reasoning_effort == "low"
 
 
-# Templates that can't take all of it
+# Templates that reject some options
 
 STRICT_TEMPLATE = (
     "{% for message in messages %}"
@@ -95,7 +95,7 @@ async def strict_app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 @pytest.mark.parametrize("messages", [[HI], [HI, {"role": "assistant", "content": "a"}, system("now"), HI]])
 @pytest.mark.parametrize("effort", ["medium", "high", None])
-async def test_a_template_that_refuses_a_wish_does_not_cost_the_answer(
+async def test_an_effort_that_the_template_rejects_is_dropped(
     strict_app: App, messages: Any, effort: str | None
 ) -> None:
     body = {"messages": messages, "output_config": {"effort": effort}}
@@ -109,7 +109,7 @@ async def test_a_template_that_refuses_a_wish_does_not_cost_the_answer(
     assert counted["input_tokens"] == len(prompt)
 
 
-async def test_what_a_template_refuses_in_any_words_is_refused(strict_app: App) -> None:
+async def test_a_conversation_that_the_template_always_rejects_is_refused(strict_app: App) -> None:
     status, answer = await strict_app.post(
         "/v1/messages", max_tokens=5, messages=[HI], chat_template_kwargs={"reasoning_effort": "odd"}
     )
@@ -117,6 +117,6 @@ async def test_what_a_template_refuses_in_any_words_is_refused(strict_app: App) 
     assert "no such effort" in answer["error"]["message"]
 
 
-async def test_a_budget_of_thought_asks_nothing_of_a_model_that_does_not_think(strict_app: App) -> None:
+async def test_a_reasoning_budget_is_ignored_without_a_reasoning_parser(strict_app: App) -> None:
     thinking = {"type": "enabled", "budget_tokens": 31999}
     await strict_app.ask("/v1/messages", max_tokens=5, messages=[HI], thinking=thinking)

@@ -1,4 +1,4 @@
-"""`logprob_token_ids`: what answers tell of the tokens that a request names."""
+"""`logprob_token_ids`: logprobs of the tokens that a request names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reference() -> Any:
 
 
 def expected(reference: Any, prompt: list[int], output: list[int]) -> list[dict[str, float]]:
-    """For each position of the output: the named tokens' and its own."""
+    """For each output position: logprobs of the named tokens and of its own."""
     with torch.inference_mode():
         logits = reference(torch.tensor([prompt + output])).logits[0]
     rows = logits.log_softmax(-1)[len(prompt) - 1 : -1]
@@ -42,30 +42,32 @@ def ask(server: Running, path: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_a_completion_tells_of_them(demo_server: Running, reference: Any) -> None:
+def test_a_completion_has_the_named_logprobs(demo_server: Running, reference: Any) -> None:
     answer = ask(demo_server, COMPLETIONS, prompt="Hello", logprobs=2, logprob_token_ids=NAMED, **AS_IDS)
     choice = answer["choices"][0]
-    told = choice["logprobs"]["top_logprobs"]
+    logprobs = choice["logprobs"]["top_logprobs"]
     rows = expected(reference, choice["prompt_token_ids"], choice["token_ids"])
-    for row, values in zip(told, rows, strict=True):
+    for row, values in zip(logprobs, rows, strict=True):
         assert row == pytest.approx(values, abs=1e-4)
 
 
-def test_a_chat_tells_of_the_sampled_and_of_them_in_their_order(demo_server: Running, reference: Any) -> None:
+def test_a_chat_has_the_sampled_token_and_the_named_ones_in_order(
+    demo_server: Running, reference: Any
+) -> None:
     body = {"messages": MESSAGES, "logprobs": True, "logprob_token_ids": NAMED, **AS_IDS}
     answer = ask(demo_server, CHAT, **body)
     choice = answer["choices"][0]
     rows = expected(reference, answer["prompt_token_ids"], choice["token_ids"])
-    told = [
+    logprobs = [
         {one["token"]: one["logprob"] for one in entry["top_logprobs"]}
         for entry in choice["logprobs"]["content"]
     ]
-    assert [list(row) for row in told] == [list(row) for row in rows]
-    for row, values in zip(told, rows, strict=True):
+    assert [list(row) for row in logprobs] == [list(row) for row in rows]
+    for row, values in zip(logprobs, rows, strict=True):
         assert row == pytest.approx(values, abs=1e-4)
 
 
-def test_a_prompt_that_is_echoed_keeps_its_most_likely(demo_server: Running) -> None:
+def test_an_echoed_prompt_keeps_its_top_logprobs(demo_server: Running) -> None:
     body = {"prompt": "Hello there", "echo": True, "logprobs": 2, "logprob_token_ids": NAMED, **AS_IDS}
     choice = ask(demo_server, COMPLETIONS, **body)["choices"][0]
     tops = choice["logprobs"]["top_logprobs"]
@@ -87,7 +89,7 @@ def test_a_prompt_that_is_echoed_keeps_its_most_likely(demo_server: Running) -> 
         (CHAT, {"logprob_token_ids": NAMED, "logprobs": False}),
     ],
 )
-def test_what_can_t_be_told_is_refused_by_name(
+def test_unavailable_logprobs_are_refused_by_name(
     demo_server: Running, path: str, wrong: dict[str, Any]
 ) -> None:
     asked = {"prompt": "x"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -97,7 +99,7 @@ def test_what_can_t_be_told_is_refused_by_name(
     assert response.json()["error"]["param"].startswith("logprob_token_ids")
 
 
-def test_as_many_as_may_be(demo_server: Running) -> None:
+def test_the_maximum_is_accepted_and_one_more_is_refused(demo_server: Running) -> None:
     named = list(range(128))
     answer = ask(demo_server, COMPLETIONS, prompt="x", logprobs=0, logprob_token_ids=named, **AS_IDS)
     assert all(len(top) >= 128 for top in answer["choices"][0]["logprobs"]["top_logprobs"])

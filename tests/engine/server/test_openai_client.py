@@ -1,4 +1,4 @@
-"""The stock `openai` client against the server, around a fake and around a real model."""
+"""The official `openai` client with the server, for a fake and a real model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_completion(server: Running) -> None:
 
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("number", [1, 3])
-def test_streamed_is_what_is_not_streamed(server: Running, temperature: float, number: int) -> None:
+def test_a_stream_equals_the_whole_response(server: Running, temperature: float, number: int) -> None:
     with server.openai() as client:
         for seed in range(6):
             arguments: dict[str, Any] = {
@@ -69,7 +69,7 @@ def test_streamed_is_what_is_not_streamed(server: Running, temperature: float, n
             assert usage.prompt_tokens == whole.usage.prompt_tokens == 8
 
 
-def test_a_seed_repeats_itself_and_choices_differ(server: Running) -> None:
+def test_a_seed_is_reproducible_and_choices_differ(server: Running) -> None:
     with server.openai() as client:
         first, second = (
             client.completions.create(model="fake", prompt="a", seed=7, n=4, max_tokens=20).choices
@@ -129,7 +129,7 @@ def test_streamed_chat(server: Running) -> None:
 
 
 async def test_many_streams_at_once(server: Running) -> None:
-    """More than there is room for; each gives what it gives alone."""
+    """More than can run at once; each gives the same output as alone."""
     async with server.async_openai() as client:
 
         async def one(seed: int, stream: bool) -> str:
@@ -157,7 +157,7 @@ def test_models(server: Running) -> None:
             client.models.retrieve("nothing")
 
 
-def test_the_answer_names_the_model_as_it_was_asked_for(server: Running) -> None:
+def test_the_response_has_the_requested_model_name(server: Running) -> None:
     with server.openai() as client:
         assert client.completions.create(model="other-name", prompt="a").model == "other-name"
 
@@ -185,7 +185,7 @@ def test_cached_tokens_are_reported(server: Running) -> None:
     assert 0 < (cached[1] or 0) < len(prompt)
 
 
-def test_errors_are_the_clients_own(server: Running) -> None:
+def test_errors_are_the_clients_exceptions(server: Running) -> None:
     with server.openai() as client:
         with pytest.raises(openai.BadRequestError) as wrong:
             client.completions.create(model="fake", prompt="a", temperature=3)

@@ -1,4 +1,4 @@
-"""The engine's description of itself: complete, valid, and nothing that it invites to breaks the server."""
+"""The OpenAPI document is complete and valid, and no request made from it breaks the server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.core.async_engine import AsyncEngine
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import Family, PoolingPlan, Task
 from engine.pooling.sentence_transformers import PoolingType
-from engine.server.app.middleware import Gate
 from engine.server.app.generation_app import create_app
-from engine.server.app.openapi import Kind, build_document, describe_type
+from engine.server.app.middleware import RequestMiddleware
+from engine.server.app.openapi import ServerKind, build_document, describe_type
 from engine.server.app.openapi_operations import GENERATING, OPERATIONS, POOLING
 from engine.server.app.pooling_app import create_pooling_app
 from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES
@@ -26,10 +26,10 @@ from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 
 
-def routes_of(gate: Gate) -> set[tuple[str, str]]:
-    """What the app has of its own, in the document's way of writing parameters."""
+def routes_of(middleware: RequestMiddleware) -> set[tuple[str, str]]:
+    """The app's own routes, with parameters written as in the document."""
     found = set()
-    for route in gate.app.routes:  # type: ignore[attr-defined]
+    for route in middleware.app.routes:  # type: ignore[attr-defined]
         assert isinstance(route, Route)
         if route.endpoint not in (needs_generation, needs_pooling):
             method = next(iter((route.methods or set()) - {"HEAD"}))
@@ -49,7 +49,7 @@ PLAN = PoolingPlan(
 
 
 def nothing_to_build() -> Any:
-    raise AssertionError("nobody starts this engine")
+    raise AssertionError("this engine must not be started")
 
 
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
@@ -62,12 +62,12 @@ def test_every_route_is_described_and_every_description_is_a_route() -> None:
 
 
 def test_each_kind_of_server_describes_itself() -> None:
-    """And refers the other kind's clients to that."""
-    assert "/v1/completions" in build_document(Kind.GENERATING)["paths"]
-    assert "/v1/completions" not in build_document(Kind.POOLING)["paths"]
-    assert set(POOLING_PATHS) <= set(build_document(Kind.POOLING)["paths"])
-    assert not set(POOLING_PATHS) & set(build_document(Kind.GENERATING)["paths"])
-    assert set(build_document(Kind.ANY)["paths"]) == {path for _, path in OPERATIONS}
+    """It lacks the routes of the other kind."""
+    assert "/v1/completions" in build_document(ServerKind.GENERATING)["paths"]
+    assert "/v1/completions" not in build_document(ServerKind.POOLING)["paths"]
+    assert set(POOLING_PATHS) <= set(build_document(ServerKind.POOLING)["paths"])
+    assert not set(POOLING_PATHS) & set(build_document(ServerKind.GENERATING)["paths"])
+    assert set(build_document(ServerKind.ANY)["paths"]) == {path for _, path in OPERATIONS}
 
 
 def test_a_route_that_takes_a_body_says_which() -> None:
@@ -81,8 +81,8 @@ def test_a_route_that_takes_a_body_says_which() -> None:
     }
 
 
-def test_references_lead_somewhere() -> None:
-    document = build_document(Kind.ANY)
+def test_references_are_resolvable() -> None:
+    document = build_document(ServerKind.ANY)
 
     def walk(value: Any) -> None:
         if isinstance(value, dict):
@@ -111,7 +111,7 @@ def test_references_lead_somewhere() -> None:
         ({}, "anything"),
     ],
 )
-def test_types_in_words(schema: dict[str, Any], words: str) -> None:
+def test_types_have_short_forms(schema: dict[str, Any], words: str) -> None:
     assert describe_type(schema) == words
 
 
@@ -127,10 +127,10 @@ def test_the_page_shows_every_route(fake_server: Running) -> None:
 
 @pytest.mark.timeout(36000 if IS_LONG else 600)
 @pytest.mark.parametrize(
-    ("operation_id", "mode"), questions(Kind.GENERATING), ids=lambda one: getattr(one, "value", one)
+    ("operation_id", "mode"), questions(ServerKind.GENERATING), ids=lambda one: getattr(one, "value", one)
 )
-def test_nothing_that_may_be_asked_breaks_the_server(
+def test_no_generated_request_causes_a_server_error(
     fake_server: Running, operation_id: str, mode: GenerationMode
 ) -> None:
-    fuzz(fake_server, Kind.GENERATING, operation_id, mode)
+    fuzz(fake_server, ServerKind.GENERATING, operation_id, mode)
     fake_server.wait_idle()

@@ -1,4 +1,4 @@
-"""The routes around generation: health, keys, metrics, tokenize, and what happens when there is too much."""
+"""Auxiliary routes and features: health, keys, metrics, tokenize, the queue limit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_small_routes(fake_server: Running) -> None:
         assert client.get("/load").json() == {"server_load": 0}
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_is_the_project_version() -> None:
     text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert f'\nversion = "{__version__}"\n' in text
 
@@ -64,7 +64,7 @@ def test_tokenize_a_conversation(fake_server: Running) -> None:
 
 
 def metrics(server: Running) -> dict[str, float]:
-    """Sample by name; of labels, only the finish reason is kept."""
+    """Samples by name; of the labels, only the finish reason is kept."""
     with server.http() as client:
         response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -77,7 +77,7 @@ def metrics(server: Running) -> dict[str, float]:
     return values
 
 
-def test_metrics_count_what_happened(fake_model: Path) -> None:
+def test_metrics_count_requests_and_tokens(fake_model: Path) -> None:
     with running(fake_model, fake_core(fake_model)) as server:
         with server.http() as client:
             for prompt in ("abcdefgh" * 4, "abcdefgh" * 4, "xyz"):
@@ -157,7 +157,7 @@ def guarded_server(fake_model: Path) -> Iterator[Running]:
         yield server
 
 
-def test_a_key_guards_all_but_three_routes(guarded_server: Running) -> None:
+def test_all_but_three_routes_require_a_key(guarded_server: Running) -> None:
     with guarded_server.http() as client:
         for path in ("/health", "/ping", "/version"):
             assert client.get(path).status_code == 200
@@ -251,7 +251,7 @@ def test_while_the_model_loads_health_says_503(fake_model: Path) -> None:
         assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 200
 
 
-def test_the_folders_name_is_taken_for_the_model_but_not_listed(
+def test_the_directory_name_is_accepted_as_a_model_name_but_not_listed(
     fake_server: Running, fake_model: Path
 ) -> None:
     with fake_server.http() as client:
@@ -263,7 +263,7 @@ def test_the_folders_name_is_taken_for_the_model_but_not_listed(
             assert client.get(f"/v1/models/{name}").json()["id"] == name
 
 
-def test_in_the_hubs_cache_the_repository_is_the_folders_name(tmp_path: Path) -> None:
+def test_in_the_hub_cache_the_repository_is_the_model_name(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
     config = ServerConfig(served_model_names=("x",))

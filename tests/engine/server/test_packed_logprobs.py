@@ -15,22 +15,22 @@ POSITIONS = [
 
 
 def packed() -> PackedLogprobs:
-    told = PackedLogprobs()
-    told.extend(POSITIONS[:1])
-    told.extend([])
-    told.extend(POSITIONS[1:])
-    return told
+    logprobs = PackedLogprobs()
+    logprobs.extend(POSITIONS[:1])
+    logprobs.extend([])
+    logprobs.extend(POSITIONS[1:])
+    return logprobs
 
 
-def test_what_is_packed_comes_out_as_it_was() -> None:
-    told = packed()
-    assert list(told) == POSITIONS and told[1] == POSITIONS[1] and told[1:] == POSITIONS[1:]
-    assert len(told) == 3 and told.num_entries == 6
+def test_packed_logprobs_are_unchanged_when_unpacked() -> None:
+    logprobs = packed()
+    assert list(logprobs) == POSITIONS and logprobs[1] == POSITIONS[1] and logprobs[1:] == POSITIONS[1:]
+    assert len(logprobs) == 3 and logprobs.num_entries == 6
     with pytest.raises(IndexError):
-        told[3]
+        logprobs[3]
 
 
-def test_rows_are_a_list_that_is_made_in_parts() -> None:
+def test_rows_yield_a_list_in_parts() -> None:
     before = ["a", "b"]
     rows = before + Rows(packed(), lambda position: position.chosen.token_id)
     assert list(rows.parts(2)) == [["a", "b"], [5, 200_000], [0]]

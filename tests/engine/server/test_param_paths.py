@@ -1,4 +1,4 @@
-"""An error's `param` is the client's own path, whatever the choices between types are called here."""
+"""An error's `param` is the path in the client's body, without names of union variants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.errors import InvalidRequest
 from engine.server.messages.bodies import MessagesBody
 from engine.server.openai.responses.bodies import ResponsesBody
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}

@@ -1,4 +1,4 @@
-"""Parts of a history that aren't text: pictures, another provider's thoughts and calls."""
+"""Content parts that are not text: images, another provider's reasoning and calls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.bodies import ResponsesBody
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.unknown_fields import collect_ignored
 
 USER: dict[str, Any] = {"role": "user", "content": "And now?"}
@@ -39,7 +39,7 @@ def assistant(*parts: Any, **fields: Any) -> dict[str, Any]:
         ({"type": "file", "file": {"file_id": "f"}}, "A file"),
     ],
 )
-def test_a_mark_stands_for_what_was_answered_and_cannot_be_read(part: dict[str, Any], mark: str) -> None:
+def test_unreadable_parts_in_the_history_become_placeholders(part: dict[str, Any], mark: str) -> None:
     ignored = collect_ignored(refuses_unknown=True)
     asked = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
     read, *_ = messages(asked, HEARD, USER)
@@ -48,29 +48,29 @@ def test_a_mark_stands_for_what_was_answered_and_cannot_be_read(part: dict[str, 
     assert part["type"] in (ignored.header or "")
 
 
-def test_what_a_tool_shows_is_a_mark() -> None:
+def test_images_of_tools_become_placeholders() -> None:
     called = {"role": "assistant", "tool_calls": [CALL]}
     shown = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
-    beside = {"role": "user", "content": [IMAGE]}  # where clients put what a result can't hold
+    beside = {"role": "user", "content": [IMAGE]}  # where clients put content that a result cannot contain
     read = messages(USER, called, shown, beside)
     assert [one["content"][0]["text"] for one in read[2:]] == [MARK, MARK]
 
 
 @pytest.mark.parametrize("before", [[], [USER, HEARD]])
-def test_what_is_asked_about_is_refused(before: list[Any]) -> None:
+def test_unreadable_parts_in_the_question_are_refused(before: list[Any]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         messages(*before, {"role": "user", "content": [IMAGE]}, USER)
     assert refused.value.param == f"messages[{len(before)}].content[0].type"
 
 
 @pytest.mark.parametrize("kind", ["input_text", "output_text", "text"])
-def test_text_is_text_by_any_name(kind: str) -> None:
+def test_text_parts_of_all_types_are_read(kind: str) -> None:
     part = {"type": kind, "text": "Hi", "annotations": []}
     assert messages({"role": "user", "content": [part]})[0]["content"] == [{"type": "text", "text": "Hi"}]
 
 
 @pytest.mark.parametrize(
-    ("part", "thought"),
+    ("part", "reasoning"),
     [
         ({"type": "thinking", "thinking": "Hm.", "signature": "s"}, "Hm."),
         ({"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}], "closed": True}, "Hm."),
@@ -80,18 +80,18 @@ def test_text_is_text_by_any_name(kind: str) -> None:
         ({"type": "redacted_thinking", "data": "x"}, None),
     ],
 )
-def test_thoughts_among_the_parts_are_thoughts(part: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_parts_become_reasoning(part: dict[str, Any], reasoning: str | None) -> None:
     said = {"type": "text", "text": "Cold."}
     read = assistant(part, said)
     assert read["content"] == [said]
-    assert read.get("reasoning_content") == thought
+    assert read.get("reasoning_content") == reasoning
     assert assistant(part, reasoning_content="Mine.")["reasoning_content"] == "Mine."
 
 
-def test_calls_among_the_parts_are_calls() -> None:
+def test_call_parts_become_calls() -> None:
     part = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
     assert assistant(part)["tool_calls"] == [CALL]
-    assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # as LangChain sends them, twice
+    assert assistant(part, tool_calls=[CALL])["tool_calls"] == [CALL]  # LangChain sends them twice
 
 
 CARD = {"type": "card", "id": "x", "title": "Oslo", "body": {"text": "cold"}}
@@ -100,19 +100,19 @@ EMPTY = {"type": "text", "text": ""}
 TOOL_RESULT = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "cold"}]}
 
 
-def test_a_part_of_unknown_type_is_read_for_its_words_where_it_was_answered() -> None:
+def test_a_part_of_unknown_type_in_the_history_becomes_text() -> None:
     ignored = collect_ignored(refuses_unknown=True)
     user = {"role": "user", "content": [CARD]}
     read = messages(user, {"role": "assistant", "content": [CARD]}, USER)
     assert [one["content"] for one in read[:2]] == [[CARD_WORDS], [CARD_WORDS]]
-    assert ignored.header == '299 berth "ignored: content[type=card] (unknown: read for its words alone)"'
+    assert ignored.header == '299 berth "ignored: content[type=card] (unknown type: only its text is read)"'
     assert messages(USER, {"role": "tool", "content": [CARD]})[1]["content"] == [CARD_WORDS]
     with pytest.raises(InvalidRequest) as refused:
         messages(USER, HEARD, user)
     assert refused.value.param == "messages[2].content[0].type"
 
 
-def test_results_of_tools_in_a_users_turn_are_read() -> None:
+def test_tool_results_in_a_user_turn_are_read() -> None:
     called = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]}
     *_, read = messages(USER, called, {"role": "user", "content": [TOOL_RESULT]})
     assert read["content"] == [{"type": "text", "text": "cold"}]
@@ -136,11 +136,11 @@ def test_results_of_tools_in_a_users_turn_are_read() -> None:
         ({"role": "tool", "content": None, "tool_call_id": None}, {}),
     ],
 )  # fmt: skip
-def test_a_history_may_have_nothing_where_words_could_be(turn: Any, read: dict[str, Any]) -> None:
+def test_a_history_may_have_null_or_empty_text(turn: Any, read: dict[str, Any]) -> None:
     assert messages(USER, turn, USER)[1] == {"role": turn["role"], **read}
 
 
-def test_items_of_a_conversation_are_read_alike() -> None:
+def test_items_are_handled_like_messages() -> None:
     image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
     asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
     body = check({"input": [asked, HEARD, USER]}, ResponsesBody)
@@ -154,5 +154,5 @@ def test_items_of_a_conversation_are_read_alike() -> None:
 
 
 @pytest.mark.parametrize("turns", [None, "Hi", [], [5, None, "x", {"role": 5}, {"content": [1, None]}]])
-def test_what_is_no_conversation_stays_as_it_is(turns: Any) -> None:
+def test_values_that_are_not_conversations_are_unchanged(turns: Any) -> None:
     assert mark_unsupported_parts(turns) == turns

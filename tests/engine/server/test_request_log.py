@@ -1,4 +1,4 @@
-"""The engine's log while it serves: a line for each request, one of throughput, and nothing of a prompt."""
+"""The request log: one line per request, throughput, and no prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINE = re.compile(
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """What is told of requests, as it comes."""
+    """The logged request lines so far."""
 
     class Told(list[str]):
         def __iter__(self) -> Iterator[str]:
@@ -43,7 +43,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def parts_of(lines: list[str], number: int) -> dict[str, str]:
-    """Of the line of this number, once it is there: it comes after the answer."""
+    """The parts of the line with this number, once it is logged, which is after the response."""
     wait_until(lambda: len(lines) > number)
     match = LINE.fullmatch(lines[number])
     assert match is not None, lines[number]
@@ -66,19 +66,19 @@ def test_each_request_is_one_line_without_its_text(
             name = f"mine-{number}"
             answer = client.post(path, json={**body, "stream": stream}, headers={"x-request-id": name})
             assert answer.status_code == 200, answer.text
-            told = parts_of(lines, number)
-            assert (told["what"], told["status"], told["id"]) == (f"POST {path}", "200", name)
-            assert int(told["prompt"]) >= len(SECRET)
-            assert 0 <= int(told["output"]) <= (10 if body.get("n") else 5)
-            assert told["finish"] in ("length", "stop", "stop,length", "length,stop")
-            assert 0 <= float(told["ttft"]) <= float(told["time"])
+            logged = parts_of(lines, number)
+            assert (logged["what"], logged["status"], logged["id"]) == (f"POST {path}", "200", name)
+            assert int(logged["prompt"]) >= len(SECRET)
+            assert 0 <= int(logged["output"]) <= (10 if body.get("n") else 5)
+            assert logged["finish"] in ("length", "stop", "stop,length", "length,stop")
+            assert 0 <= float(logged["ttft"]) <= float(logged["time"])
         assert len(lines) == len(bodies)
     assert SECRET not in "".join(lines)
     if not stream:
         assert parts_of(lines, 0)["output"] == "5"
 
 
-def test_cached_tokens_are_told(fake_server: Running, lines: list[str]) -> None:
+def test_cached_tokens_are_logged(fake_server: Running, lines: list[str]) -> None:
     with fake_server.http() as client:
         for _ in range(2):
             client.post("/v1/completions", json={"prompt": "again " * 20, "max_tokens": 1})
@@ -103,7 +103,7 @@ def test_refusals_have_a_line_and_probes_have_none(fake_server: Running, lines: 
     assert parts_of(lines, 0)["prompt"] is None
 
 
-def test_a_client_that_leaves_is_told_of(fake_model: Path, lines: list[str]) -> None:
+def test_a_disconnect_is_logged(fake_model: Path, lines: list[str]) -> None:
     valve = Valve()
     with running(fake_model, fake_core(fake_model, before=valve)) as server:
         body = {"prompt": "a", "max_tokens": 100, "ignore_eos": True, "stream": True}
@@ -115,9 +115,7 @@ def test_a_client_that_leaves_is_told_of(fake_model: Path, lines: list[str]) -> 
         valve.open()
 
 
-def test_what_is_made_in_the_background_is_told_when_it_is_done(
-    fake_server: Running, lines: list[str]
-) -> None:
+def test_a_background_response_is_logged_when_it_ends(fake_server: Running, lines: list[str]) -> None:
     with fake_server.http() as client:
         client.post("/v1/responses", json={"input": "a", "background": True, "max_output_tokens": 5})
     wait_until(lambda: any("output=" in line for line in lines))
@@ -140,7 +138,7 @@ STATS = EngineStats(
 )
 
 
-def test_throughput_is_told_in_vllms_words() -> None:
+def test_throughput_is_logged_in_vllms_format() -> None:
     before = EngineStats(prompt_tokens=300, prefix_cache_queries=100, prefix_cache_hits=100)
     assert describe_throughput(before, STATS, 10.0, generates=True) == (
         "Avg prompt throughput: 10.0 tokens/s, Avg generation throughput: 5.0 tokens/s, Running: 2 reqs, "
@@ -151,13 +149,13 @@ def test_throughput_is_told_in_vllms_words() -> None:
     )
 
 
-def test_nothing_is_told_while_there_is_nothing_to_do() -> None:
+def test_nothing_is_logged_while_idle() -> None:
     idle = EngineStats(prompt_tokens=400, generation_tokens=50)
     assert describe_throughput(idle, idle, 10.0, generates=True) is None
 
 
-async def test_throughput_is_told_at_its_intervals(caplog: pytest.LogCaptureFixture) -> None:
-    told = [EngineStats(), STATS, STATS, EngineStats(prompt_tokens=400, generation_tokens=50)]
+async def test_throughput_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
+    logged = [EngineStats(), STATS, STATS, EngineStats(prompt_tokens=400, generation_tokens=50)]
     reads = 0
     enough = asyncio.Event()
 
@@ -166,7 +164,7 @@ async def test_throughput_is_told_at_its_intervals(caplog: pytest.LogCaptureFixt
         reads += 1
         if reads == 20:
             enough.set()
-        return told[min(reads, len(told)) - 1]
+        return logged[min(reads, len(logged)) - 1]
 
     with caplog.at_level(logging.INFO, "engine.stats"):
         telling = asyncio.create_task(log_throughput(read, generates=True, interval_s=0.001))

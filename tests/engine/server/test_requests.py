@@ -1,4 +1,4 @@
-"""What bodies may say, and how the server says what is wrong with the others."""
+"""Valid request bodies, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from engine.server.protocol import field_rules
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.chat_body import CompletionBody
+from engine.server.protocol.completion_body import CompletionBody
 from tests.engine.server.serving import MAX_MODEL_LEN, Running
 
 CHAT = "/v1/chat/completions"
@@ -76,7 +76,7 @@ def assert_refused(answer: tuple[int, Any], param: str | None, status: int = 400
         ({"prompt": ["a"] * 1024, "n": 5}, "n"),
     ],
 )
-def test_a_wrong_field_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
     assert_refused(post(fake_server, COMPLETIONS, **{"prompt": "a", **body}), param)
 
 
@@ -101,17 +101,17 @@ def test_a_wrong_field_is_named(fake_server: Running, body: dict[str, Any], para
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
-def test_a_wrong_field_of_a_chat_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_of_a_chat_is_named(fake_server: Running, body: dict[str, Any], param: str) -> None:
     assert_refused(post(fake_server, CHAT, **{"messages": MESSAGES, **body}), param)
 
 
-def test_what_is_required_is_named(fake_server: Running) -> None:
+def test_a_missing_field_is_named(fake_server: Running) -> None:
     assert "required" in assert_refused(post(fake_server, COMPLETIONS), "prompt")
     assert "required" in assert_refused(post(fake_server, CHAT), "messages")
 
 
 @pytest.mark.parametrize(("path", "rules"), [(COMPLETIONS, field_rules.COMPLETION), (CHAT, field_rules.CHAT)])
-def test_a_field_that_is_not_supported_is_refused_unless_it_asks_for_nothing(
+def test_an_unsupported_field_is_refused_unless_its_value_is_neutral(
     fake_server: Running, path: str, rules: field_rules.FieldRules
 ) -> None:
     base: dict[str, Any] = {"prompt": "a"} if path == COMPLETIONS else {"messages": MESSAGES}
@@ -201,8 +201,8 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(fake_serv
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_a_chats_limit_of_minus_one_is_none(fake_server: Running, field: str) -> None:
-    """As LM Studio and llama.cpp have it: these servers' clients send it without being asked."""
+def test_a_chats_limit_of_minus_one_means_no_limit(fake_server: Running, field: str) -> None:
+    """As in LM Studio and llama.cpp, whose clients send it by default."""
     chat = {"messages": [{"role": "user", "content": "Hi"}], "seed": 1}
     status, said = post(fake_server, CHAT, **chat, **{field: -1})
     assert (status, said["choices"]) == (200, post(fake_server, CHAT, **chat)[1]["choices"])
@@ -214,8 +214,8 @@ def test_a_completion_without_limit_fills_the_context(fake_server: Running) -> N
     assert complete(fake_server, max_tokens=None, ignore_eos=True)["usage"]["completion_tokens"] == 16
 
 
-def test_of_minus_one_any_seed_will_do(fake_server: Running) -> None:
-    """As vLLM and llama.cpp have it."""
+def test_a_seed_of_minus_one_is_random(fake_server: Running) -> None:
+    """As in vLLM and llama.cpp."""
     seeds = {check({"prompt": "a", "seed": seed}, CompletionBody).seed for seed in (-1, None)}
     assert seeds == {None}
     assert complete(fake_server, max_tokens=1, seed=-1, top_k=-1)["usage"]["completion_tokens"] == 1
@@ -260,7 +260,7 @@ def test_stop_strings(fake_server: Running) -> None:
 
 
 def test_stop_tokens(fake_server: Running) -> None:
-    """Token 4 is "b": it ends the answer, counts, is named, and is shown only if asked for."""
+    """Token 4 is "b": it ends the output, counts, is the stop_reason, and is shown only on request."""
     answer = complete(fake_server, max_tokens=190, ignore_eos=True, stop_token_ids=[4])
     [choice] = answer["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", 4)
@@ -318,8 +318,8 @@ def test_request_ids(fake_server: Running) -> None:
     assert error.headers["x-request-id"] == "hers"
 
 
-def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
-    """An answer may be sent back as it came, and text in parts is text."""
+def test_content_parts_and_assistant_messages_are_accepted(fake_server: Running) -> None:
+    """Assistant messages may be sent back unchanged, and text may be split into parts."""
     first = post(fake_server, CHAT, messages=MESSAGES, seed=1, max_tokens=5)[1]["choices"][0]["message"]
     parts = [{"type": "text", "text": "Hi"}]
     usages = [
@@ -332,13 +332,15 @@ def test_content_parts_and_what_assistants_said(fake_server: Running) -> None:
 
 
 def test_sampling_defaults_of_the_checkpoint(fake_server: Running) -> None:
-    """Greedy is not special to the fake runner, so look at what the engine is given."""
+    """The fake runner ignores temperature, so the engine's input is checked."""
     from engine.server.generation.sampling_params import TokenConstraints, make_sampling_params
-    from engine.server.protocol.chat_body import CompletionBody
+    from engine.server.protocol.completion_body import CompletionBody
 
     defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     body = CompletionBody.model_validate({"prompt": "a", "top_p": 0.5})
-    wishes = TokenConstraints({}, None, ())
-    params = make_sampling_params(body, defaults, wishes, max_tokens=5, seed=-1, prompt_logprobs=None)
+    token_constraints = TokenConstraints({}, None, ())
+    params = make_sampling_params(
+        body, defaults, token_constraints, max_tokens=5, seed=-1, prompt_logprobs=None
+    )
     assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.6, 20, 0.5, 0.0)
     assert params.seed >= 0

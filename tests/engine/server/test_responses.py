@@ -1,4 +1,4 @@
-"""/v1/responses with the stock `openai` client, on a model that answers, calls tools and thinks."""
+"""/v1/responses with the official `openai` client and a model with tools and reasoning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(demo_server: Running) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
+def test_a_conversation_can_be_continued(client: openai.OpenAI) -> None:
     first = client.responses.create(model=MODEL, input="What is Berth?", temperature=0)
     assert first.status == "completed" and "port" in first.output_text
     assert first.usage is not None and first.usage.total_tokens == (
@@ -59,7 +59,7 @@ def test_a_stream_adds_up_to_the_response(client: openai.OpenAI) -> None:
     assert whole.output_text == text
 
 
-def test_a_tool_is_called_and_its_result_told(client: openai.OpenAI) -> None:
+def test_a_tool_is_called_and_its_result_sent_back(client: openai.OpenAI) -> None:
     with client.responses.stream(
         model=MODEL, input="What is the weather in Oslo?", temperature=0, tools=[WEATHER]
     ) as stream:
@@ -80,7 +80,7 @@ def test_a_tool_is_called_and_its_result_told(client: openai.OpenAI) -> None:
     assert "12" in told.output_text
 
 
-def test_a_thought_is_an_item_of_its_own(client: openai.OpenAI) -> None:
+def test_reasoning_is_a_separate_item(client: openai.OpenAI) -> None:
     answer = client.responses.create(
         model=MODEL, input="What is 12 + 30?", temperature=0, reasoning={"effort": "high"}
     )
@@ -134,7 +134,7 @@ def test_the_background(client: openai.OpenAI, demo_server: Running) -> None:
         ({"conversation": "c"}, "conversation"),
     ],
 )
-def test_a_wrong_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
     with demo_server.http() as http:
         answer = http.post("/v1/responses", json={"input": "Hi", **fields})
     assert answer.status_code == 400, answer.text

@@ -1,4 +1,4 @@
-"""/v1/responses: what its fields do, and that none of OpenAI's is forgotten."""
+"""The fields of /v1/responses, including all of OpenAI's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
         {"tools": [], "tool_choice": "auto"},
     ],
 )  # fmt: skip
-async def test_what_asks_nothing_of_the_answer_costs_nothing(app: App, field: dict[str, Any]) -> None:
+async def test_fields_without_effect_are_accepted(app: App, field: dict[str, Any]) -> None:
     response = await ask(app, **field)
     assert response.status_code == 200, response.text
     assert "warning" not in response.headers
@@ -63,7 +63,7 @@ async def test_what_asks_nothing_of_the_answer_costs_nothing(app: App, field: di
         ({"num_ctx": 1, "reasoning": {"depth": 1}}, "reasoning.depth"),
     ],
 )
-async def test_what_cannot_be_had_is_named_in_a_warning(app: App, field: dict[str, Any], name: str) -> None:
+async def test_ignored_fields_are_named_in_a_warning(app: App, field: dict[str, Any], name: str) -> None:
     response = await ask(app, **field)
     assert response.status_code == 200, response.text
     assert name in response.headers["warning"]
@@ -82,14 +82,14 @@ async def test_what_cannot_be_had_is_named_in_a_warning(app: App, field: dict[st
         ({"reasoning": {"effort": "heroic"}}, "reasoning.effort"),
     ],
 )
-async def test_what_would_change_the_answer_is_refused_by_name(
+async def test_fields_that_would_change_the_output_are_refused_by_name(
     app: App, field: dict[str, Any], param: str
 ) -> None:
     error = await error_of(app, **field)
     assert error["param"] == param
 
 
-def test_every_field_of_the_sdk_has_its_place() -> None:
+def test_every_field_of_the_sdk_is_known() -> None:
     for asked, body in [
         (ResponseCreateParamsStreaming, ResponsesBody),
         (InputTokenCountParams, InputTokensBody),
@@ -99,7 +99,7 @@ def test_every_field_of_the_sdk_has_its_place() -> None:
         assert fields - set(body.model_fields) - RULES.names == set()
 
 
-def test_every_item_of_the_sdk_has_its_place() -> None:
+def test_every_item_of_the_sdk_is_known() -> None:
     types = set(types_of(ResponseInputItemParam))
     assert len(types) >= 30
     unknown = {kind for kind in types if kind_of({"type": kind}) is None}
@@ -114,7 +114,7 @@ async def test_every_value_of_include_is_known(app: App) -> None:
         assert "warning" not in response.headers
 
 
-async def test_a_response_repeats_what_was_asked(app: App) -> None:
+async def test_a_response_repeats_the_request_fields(app: App) -> None:
     namespace = {"type": "namespace", "name": "n", "tools": [FUNCTION, {"type": "mcp"}]}
     asked: Any = {
         "tools": [FUNCTION, namespace, {"type": "web_search"}],
@@ -131,7 +131,7 @@ async def test_a_response_repeats_what_was_asked(app: App) -> None:
     assert [tool["type"] for tool in answer["tools"]] == ["function", "namespace"]
 
 
-async def test_unknown_fields_may_still_be_refused(fake_model: Path) -> None:
+async def test_unknown_fields_are_refused_if_configured(fake_model: Path) -> None:
     async with app_in_process(fake_model, unknown_fields="refuse") as app:
         for fields, param in [
             ({"temprature": 1}, "temprature"),

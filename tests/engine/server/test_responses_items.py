@@ -1,4 +1,4 @@
-"""A conversation's items are read for what they say, whoever made them. Without a server."""
+"""Items of any provider are converted to messages. Without a server."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequest
-from engine.server.generation.response_store import ResponseStore, TenantResponses, StoredResponse
+from engine.server.generation.response_store import ResponseStore, StoredResponse, TenantResponses
 from engine.server.openai.responses.bodies import RULES, InputTokensBody
 from engine.server.openai.responses.items import read_items
-from engine.server.openai.responses.translate import Asked, fitting_cut
+from engine.server.openai.responses.translate import ConversationRequest, fitting_cut
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}
 
 
-def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> Asked:
+def asked(*items: Any, store: TenantResponses | None = None, **fields: Any) -> ConversationRequest:
     body = check({"input": list(items), **fields}, InputTokensBody, RULES)
-    return Asked(body, store or ResponseStore().of(""))
+    return ConversationRequest(body, store or ResponseStore().of(""))
 
 
 def said(*items: Any, **fields: Any) -> list[dict[str, Any]]:
-    """The chat's messages, without what is empty; a call's arguments parsed."""
+    """The chat's messages without empty fields, and with parsed arguments."""
     messages = []
     for message in asked(*items, **fields).chat().messages:
         shown = message.model_dump(exclude_none=True)
@@ -52,7 +52,7 @@ def said_by(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def thought(text: str) -> dict[str, Any]:
+def reasoning(text: str) -> dict[str, Any]:
     return {"role": "assistant", "reasoning_content": text}
 
 
@@ -207,12 +207,12 @@ SHELL = {"type": "exec", "command": ["ls"], "env": {}}
         ),
     ],
 )
-def test_a_call_of_another_provider_is_a_turn_like_others(items: list[Any], messages: list[Any]) -> None:
+def test_another_providers_call_becomes_a_call(items: list[Any], messages: list[Any]) -> None:
     assert said(HI, *items) == [HI, *messages]
 
 
 @pytest.mark.parametrize(
-    ("item", "thought"),
+    ("item", "reasoning"),
     [
         ({"summary": []}, None),
         ({"summary": [], "content": None, "encrypted_content": "gAAAAA"}, None),
@@ -222,17 +222,21 @@ def test_a_call_of_another_provider_is_a_turn_like_others(items: list[Any], mess
         ({"summary": None, "id": None}, None),
     ],
 )  # fmt: skip
-def test_a_thought_is_read_where_it_says_something(item: dict[str, Any], thought: str | None) -> None:
+def test_reasoning_with_text_is_read(item: dict[str, Any], reasoning: str | None) -> None:
     messages = said(HI, {"type": "reasoning", **item}, {"role": "assistant", "content": "a"}, HI)
-    expected = {"role": "assistant", "content": "a", **({"reasoning_content": thought} if thought else {})}
+    expected = {
+        "role": "assistant",
+        "content": "a",
+        **({"reasoning_content": reasoning} if reasoning else {}),
+    }
     assert messages == [HI, expected, HI]
 
 
-def test_a_turn_of_several_items_is_one_message() -> None:
-    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
+def test_items_of_one_turn_become_one_message() -> None:
+    reasoning = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}
     calls = [{"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"} for n in (1, 2)]
     outputs = [{"type": "function_call_output", "call_id": f"c{n}", "output": str(n)} for n in (1, 2)]
-    messages = said(HI, thought, {"role": "assistant", "content": "Look:"}, *calls, *outputs, thought)
+    messages = said(HI, reasoning, {"role": "assistant", "content": "Look:"}, *calls, *outputs, reasoning)
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
     turn = messages[1]
     assert (turn["reasoning_content"], turn["content"], len(turn["tool_calls"])) == ("hm", "Look:", 2)
@@ -248,7 +252,7 @@ def test_a_turn_of_several_items_is_one_message() -> None:
         {"type": "summary_text", "text": "a"},
     ],
 )
-def test_text_is_text_whatever_its_part_is_called(part: dict[str, Any]) -> None:
+def test_text_parts_of_all_types_are_text(part: dict[str, Any]) -> None:
     message = {
         "type": "message",
         "id": "msg_1",
@@ -288,12 +292,12 @@ def warnings_of(items: Iterable[Any], **fields: Any) -> str:
         ),
     ],
 )
-def test_what_cannot_be_read_is_named_in_a_warning(item: dict[str, Any], name: str) -> None:
+def test_unreadable_content_is_named_in_a_warning(item: dict[str, Any], name: str) -> None:
     assert name in warnings_of([HI, item])
 
 
 def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
-    """Which are dropped elsewhere in the same body."""
+    """Unknown fields elsewhere in the same body are dropped."""
     item = {"type": "web_search_call", "id": "ws", "status": "x", "action": {"query": "q"}}
     ignored = collect_ignored(refuses_unknown=False)
     messages = said({**HI, "mood": 1}, item)
@@ -322,7 +326,7 @@ def test_a_foreign_item_keeps_its_fields_beside_unknown_ones() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_item_is_named_by_its_own_place(items: list[Any], param: str) -> None:
+def test_an_invalid_item_is_named_by_its_path(items: list[Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         asked(*items).chat()
     assert caught.value.param == param
@@ -349,10 +353,10 @@ TEXT = {"type": "output_text", "text": "a", "annotations": None, "logprobs": Non
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": None}]}, [said_by("")]),
         ({"role": "assistant", "content": [{"type": "output_text", "text": None}]}, [said_by("")]),
         ({"role": "assistant", "content": "a", "id": 5, "status": {}, "phase": ["x"]}, [ASSISTANT]),
-        ({"type": "reasoning", "summary": "a"}, [thought("a")]),
-        ({"type": "reasoning", "summary": ["a", {"type": "poem", "text": "b"}]}, [thought("a\n\nb")]),
-        ({"type": "reasoning", "summary": None, "content": "a"}, [thought("a")]),
-        ({"type": "reasoning", "encrypted_content": {"a": 1}, "summary": {"text": "a"}}, [thought("a")]),
+        ({"type": "reasoning", "summary": "a"}, [reasoning("a")]),
+        ({"type": "reasoning", "summary": ["a", {"type": "poem", "text": "b"}]}, [reasoning("a\n\nb")]),
+        ({"type": "reasoning", "summary": None, "content": "a"}, [reasoning("a")]),
+        ({"type": "reasoning", "encrypted_content": {"a": 1}, "summary": {"text": "a"}}, [reasoning("a")]),
         ({"type": "reasoning", "id": None, "status": None, "phase": None, "encrypted_content": None}, []),
         ({"type": "function_call", "call_id": "c1", "name": "f", "arguments": None}, [call("f", "")]),
         ({"type": "function_call", "id": "c1", "name": "f", "phase": "x", "status": None}, [call("f", "")]),
@@ -365,21 +369,23 @@ TEXT = {"type": "output_text", "text": "a", "annotations": None, "logprobs": Non
         ({"type": "custom_tool_call_output", "call_id": "c1", "output": True}, [result("true")]),
     ],
 )  # fmt: skip
-def test_a_history_is_read_for_its_words_whatever_they_stand_in(item: Any, messages: list[Any]) -> None:
+def test_the_text_of_any_history_is_read(item: Any, messages: list[Any]) -> None:
     assert said(HI, item, HI) == [HI, *messages, HI]
 
 
-def test_an_item_of_unknown_type_is_told_of() -> None:
+def test_an_item_of_unknown_type_is_named_in_a_warning() -> None:
     ignored = collect_ignored(refuses_unknown=True)
     said(HI, {"type": "role_play", "text": "a"})
-    assert ignored.header == '299 berth "ignored: input[type=role_play] (unknown: read for its words alone)"'
+    assert (
+        ignored.header == '299 berth "ignored: input[type=role_play] (unknown type: only its text is read)"'
+    )
 
 
 def stored(*items: dict[str, Any], name: str = "resp_1") -> StoredResponse:
     return StoredResponse({"id": name}, read_items(list(items)), len(items))
 
 
-def test_a_reference_stands_for_a_stored_item() -> None:
+def test_a_reference_is_replaced_by_its_stored_item() -> None:
     store = ResponseStore().of("")
     store.put(stored({"id": "msg_1", "role": "assistant", "content": "a"}))
     for reference in (
@@ -394,8 +400,8 @@ def test_a_reference_stands_for_a_stored_item() -> None:
     assert (caught.value.code, caught.value.param) == ("item_not_found", "input[1].id")
 
 
-def test_tools_that_a_conversation_brings_are_offered_from_then_on() -> None:
-    """As Codex sends all of its tools, and as a search finds more of them; the later one counts."""
+def test_tools_added_by_items_are_offered_from_then_on() -> None:
+    """Codex sends all its tools this way, and a tool search adds more; the later definition applies."""
     tools = [
         {
             "type": "namespace",
@@ -415,27 +421,27 @@ def test_tools_that_a_conversation_brings_are_offered_from_then_on() -> None:
     assert functions[1]["description"] == "newer"
 
 
-def test_a_conversation_goes_on_with_its_items() -> None:
+def test_a_continued_conversation_has_the_stored_items() -> None:
     store = ResponseStore().of("")
     tools = [{"type": "function", "name": "f"}]
     store.put(stored({"id": "at", "type": "additional_tools", "tools": tools}, {"id": "m", **HI}))
     body = check({"input": "And?", "previous_response_id": "resp_1"}, InputTokensBody, RULES)
-    request = Asked(body, store)
+    request = ConversationRequest(body, store)
     assert [message.text for message in request.chat().messages] == ["Hi", "And?"]
     assert len(request.toolbox) == 1
 
 
-def test_the_oldest_turns_are_left_out_and_instructions_stay() -> None:
+def test_the_oldest_turns_are_dropped_and_instructions_kept() -> None:
     system = {"role": "developer", "content": "Be brief."}
     output = {"type": "function_call_output", "call_id": "c", "output": "x"}
     request = asked(HI, system, output, HI, HI)
     assert request.turns == [3, 4]
-    messages = request.chat(num_left_out=3).messages
+    messages = request.chat(num_dropped=3).messages
     assert [message.role for message in messages] == ["developer", "user", "user"]
 
 
 @pytest.mark.parametrize("least", range(6))
-def test_as_few_turns_go_as_may_be(least: int) -> None:
+def test_the_fewest_possible_turns_are_dropped(least: int) -> None:
     turns, fits = [2, 4, 6, 8, 10], dict[int, bool]()
     while (cut := fitting_cut(turns, fits)) is not None:
         assert cut not in fits

@@ -1,4 +1,4 @@
-"""What is kept of responses: items to refer to and to list, and what goes on without a store."""
+"""Stored responses: referring to and listing their items, and continuing without a store."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def client(app: App) -> openai.AsyncOpenAI:
     return sdk(app)
 
 
-async def test_a_sealed_thought_is_read_again(app: App, client: openai.AsyncOpenAI) -> None:
+async def test_sealed_reasoning_is_read_again(app: App, client: openai.AsyncOpenAI) -> None:
     app.will_say("<think>hm é</think>Yes.")
     answer = await client.responses.create(
         model="fake", input="Hi", store=False, include=["reasoning.encrypted_content"]
     )
-    thought = answer.output[0]
-    assert thought.type == "reasoning" and thought.encrypted_content
-    bare: Any = {"type": "reasoning", "summary": [], "encrypted_content": thought.encrypted_content}
+    reasoning = answer.output[0]
+    assert reasoning.type == "reasoning" and reasoning.encrypted_content
+    bare: Any = {"type": "reasoning", "summary": [], "encrypted_content": reasoning.encrypted_content}
     plain: Any = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm é"}]}
     counts = [
         (
@@ -48,7 +48,7 @@ async def test_a_sealed_thought_is_read_again(app: App, client: openai.AsyncOpen
     assert "encrypted_content" not in (await ask(app)).json()["output"][0]
 
 
-async def test_input_items_are_listed_by_pages(client: openai.AsyncOpenAI) -> None:
+async def test_input_items_are_paginated(client: openai.AsyncOpenAI) -> None:
     given: Any = [{"role": "user", "content": str(number)} for number in range(5)]
     answer = await client.responses.create(model="fake", input=given)
     pages = client.responses.input_items.list(answer.id, order="asc", limit=2)
@@ -67,7 +67,7 @@ async def test_input_items_are_listed_by_pages(client: openai.AsyncOpenAI) -> No
     ("query", "param"),
     [("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=x", "after")],
 )
-async def test_a_wrong_page_is_named(app: App, query: str, param: str) -> None:
+async def test_an_invalid_page_parameter_is_named(app: App, query: str, param: str) -> None:
     name = (await ask(app)).json()["id"]
     response = await app.http.get(f"{PATH}/{name}/input_items?{query}")
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
@@ -77,7 +77,7 @@ async def test_input_items_of_an_unknown_response(app: App) -> None:
     assert (await app.http.get(f"{PATH}/resp_none/input_items")).status_code == 404
 
 
-async def test_input_tokens_are_those_of_the_answer(client: openai.AsyncOpenAI) -> None:
+async def test_input_tokens_equal_the_response_usage(client: openai.AsyncOpenAI) -> None:
     given: Any = {"model": "fake", "input": "Hi", "instructions": "Be brief."}
     count = await client.responses.input_tokens.count(**given)
     answer = await client.responses.create(**given)
@@ -85,7 +85,7 @@ async def test_input_tokens_are_those_of_the_answer(client: openai.AsyncOpenAI) 
     assert count.object == "response.input_tokens"
 
 
-async def test_a_stored_response_is_given_whole(app: App, client: openai.AsyncOpenAI) -> None:
+async def test_a_stored_response_cannot_be_streamed(app: App, client: openai.AsyncOpenAI) -> None:
     name = (await ask(app)).json()["id"]
     answer = await client.responses.retrieve(name, include=["reasoning.encrypted_content"])
     assert answer.output_text == "Hello"
@@ -93,7 +93,7 @@ async def test_a_stored_response_is_given_whole(app: App, client: openai.AsyncOp
     assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
 
 
-async def test_a_conversation_that_is_too_long_is_cut_where_asked(app: App) -> None:
+async def test_a_conversation_that_is_too_long_is_truncated_if_requested(app: App) -> None:
     turns = [{"role": "user", "content": f"{number} " + "x" * 300} for number in range(12)]
     given = [{"role": "developer", "content": "Be brief."}, *turns]
     error = await error_of(app, input=given)

@@ -1,4 +1,4 @@
-"""Tools of /v1/responses: which are run, how each is called, and what becomes of the others."""
+"""Tools of /v1/responses: supported ones, how they are called, and ignored ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client(app: App) -> openai.AsyncOpenAI:
     return sdk(app)
 
 
-async def test_every_tool_of_the_sdk_is_run_or_left_out(app: App) -> None:
+async def test_every_tool_of_the_sdk_is_supported_or_ignored(app: App) -> None:
     runnable = {"function", "custom", "namespace"}
     types = set(types_of(ToolParam)) - runnable
     assert types >= {tool["type"] for tool in FOREIGN_TOOLS} - {"computer_use"}
@@ -56,9 +56,7 @@ async def test_every_tool_of_the_sdk_is_run_or_left_out(app: App) -> None:
 
 
 @pytest.mark.parametrize("tool", FOREIGN_TOOLS, ids=lambda tool: str(tool["type"]))
-async def test_functions_work_beside_a_tool_that_cannot_run_here(
-    app: App, client: openai.AsyncOpenAI, tool: Any
-) -> None:
+async def test_functions_work_next_to_hosted_tools(app: App, client: openai.AsyncOpenAI, tool: Any) -> None:
     app.will_say(CALL)
     for tools in ([FUNCTION, tool], [tool, FUNCTION]):
         answer = await client.responses.create(model="fake", input="Hi", tools=tools)
@@ -82,12 +80,12 @@ async def test_functions_work_beside_a_tool_that_cannot_run_here(
         ("perhaps", "tool_choice"),
     ],
 )
-async def test_a_tool_that_is_not_here_cannot_be_forced(app: App, choice: Any, param: str) -> None:
+async def test_an_unavailable_tool_cannot_be_forced(app: App, choice: Any, param: str) -> None:
     error = await error_of(app, tools=[FUNCTION, {"type": "web_search"}], tool_choice=choice)
     assert error["param"] == param
 
 
-async def test_no_tool_can_be_required_where_none_is_left(app: App) -> None:
+async def test_no_call_can_be_required_without_usable_tools(app: App) -> None:
     error = await error_of(app, tools=[{"type": "web_search"}], tool_choice="required")
     assert error["param"] == "tool_choice"
 
@@ -103,7 +101,7 @@ async def test_no_tool_can_be_required_where_none_is_left(app: App) -> None:
         {"type": "allowed_tools", "mode": "auto", "tools": []},
     ],
 )  # fmt: skip
-async def test_a_choice_of_tools_that_are_here(app: App, choice: Any) -> None:
+async def test_a_choice_of_available_tools_works(app: App, choice: Any) -> None:
     app.will_say(CALL)
     other = {**FUNCTION, "name": "other"}
     response = await ask(app, tools=[FUNCTION, other], tool_choice=choice)
@@ -111,12 +109,12 @@ async def test_a_choice_of_tools_that_are_here(app: App, choice: Any) -> None:
     assert response.json()["tool_choice"] == choice
 
 
-async def test_two_tools_of_one_name_are_an_error(app: App) -> None:
+async def test_duplicate_tool_names_are_refused(app: App) -> None:
     error = await error_of(app, tools=[FUNCTION, {"type": "custom", "name": "look"}])
     assert error["param"] == "tools"
 
 
-async def test_a_wrong_tool_is_named_by_its_own_place(app: App) -> None:
+async def test_an_invalid_tool_is_named_by_its_path(app: App) -> None:
     wrong = {**FUNCTION, "name": "wrong", "parameters": {"type": "array"}}
     tools = [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": [FUNCTION, wrong]}]
     error = await error_of(app, tools=tools, tool_choice="required")
@@ -162,7 +160,7 @@ async def test_a_custom_tools_text_is_streamed(app: App, client: openai.AsyncOpe
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
-async def test_a_grammar_that_is_only_shown_is_named_in_a_warning(app: App) -> None:
+async def test_a_grammar_that_is_not_enforced_is_named_in_a_warning(app: App) -> None:
     assert "format" in (await ask(app, tools=[APPLY_PATCH])).headers["warning"]
 
 
@@ -176,7 +174,7 @@ async def test_a_regex_is_enforced(app: App) -> None:
     assert "warning" not in response.headers
     [call] = response.json()["output"]
     assert call["input"] == "aba"
-    app.will_say(spelling.replace("aba", "abc"))  # the runner says it though it may not
+    app.will_say(spelling.replace("aba", "abc"))  # the runner ignores constraints
     assert (await ask(app, **forced)).json()["error"]["code"] == "generation_failed"
     error = await error_of(
         app,
@@ -194,7 +192,7 @@ NAMESPACE: Any = {
 }
 
 
-async def test_a_tool_of_a_namespace_is_called_by_both_its_names(
+async def test_a_namespaced_tool_is_called_with_name_and_namespace(
     app: App, client: openai.AsyncOpenAI
 ) -> None:
     app.will_say(CALL.replace("look", "mcp__files__look"))
@@ -210,7 +208,7 @@ async def test_a_tool_of_a_namespace_is_called_by_both_its_names(
     assert (custom.namespace, custom.name, custom.input) == ("mcp__files", "write", PATCH)
 
 
-async def test_a_search_for_tools_is_the_clients(app: App, client: openai.AsyncOpenAI) -> None:
+async def test_a_tool_search_is_run_by_the_client(app: App, client: openai.AsyncOpenAI) -> None:
     search: Any = {"type": "tool_search", "execution": "client", "parameters": FUNCTION["parameters"]}
     app.will_say(CALL.replace("look", "tool_search"))
     async with client.responses.stream(model="fake", input="Hi", tools=[search]) as stream:

@@ -1,4 +1,4 @@
-"""Schemas in requests: where errors say they are, and what a tool's may cost."""
+"""Schemas in requests: the paths in errors, and tools with unenforceable schemas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.engine.server.in_process import CHAT, App, app_in_process
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USER = [{"role": "user", "content": "Hi"}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"tags": ["a", "a"], "n": 3}}\n</tool_call>'
-TAGS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}  # which no grammar can say
+TAGS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}  # which no grammar can express
 SCHEMA = {"type": "object", "properties": {"tags": TAGS, "n": {"type": "integer"}}, "required": ["tags", "n"]}
 NAMED = {"type": "function", "function": {"name": "f"}}
 PLAIN = {"name": "plain", "parameters": {"type": "object", "properties": {}}}
@@ -66,7 +66,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
             {"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
             "tools[0].input_schema.properties.tags",
         ),
-        (  # beside tools that are left out
+        (  # next to ignored tools
             CHAT,
             {"tools": [{"type": "web_search"}, function(SCHEMA, strict=True)]},
             "tools[1].function.parameters.properties.tags",
@@ -79,7 +79,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
             },
             "tools[1].function.parameters.properties.tags",
         ),
-        (  # beside a format of the answer
+        (  # next to a response format
             CHAT,
             {"tools": [function({})], "response_format": form(SCHEMA)},
             "response_format.json_schema.schema.properties.tags",
@@ -91,7 +91,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
         ),
     ],
 )
-async def test_what_cannot_be_enforced_is_named_where_the_client_wrote_it(
+async def test_unenforceable_keywords_are_named_by_their_path(
     app: App, path: str, fields: dict[str, Any], param: str
 ) -> None:
     messages = {"input": "Hi"} if path == RESPONSES else {"messages": USER, "max_tokens": 99}
@@ -115,7 +115,7 @@ async def test_what_cannot_be_enforced_is_named_where_the_client_wrote_it(
         ({"tools": [function({"properties": {"a": 7}}, strict=True)]}, "properties.a"),
     ],
 )
-async def test_what_is_no_schema_is_named(app: App, fields: dict[str, Any], wrong: str) -> None:
+async def test_an_invalid_schema_is_named(app: App, fields: dict[str, Any], wrong: str) -> None:
     status, answer = await app.post(CHAT, messages=USER, **fields)
     assert status == 400, answer
     assert answer["error"]["param"] == f"tools[0].function.parameters.{wrong}"
@@ -134,7 +134,7 @@ async def test_what_is_no_schema_is_named(app: App, fields: dict[str, Any], wron
     ],
     ids=["free", "beside-a-strict-one", "required", "named"],
 )
-async def test_a_tool_that_demands_nothing_costs_nobody_the_request(app: App, fields: dict[str, Any]) -> None:
+async def test_an_unenforceable_tool_is_accepted_without_strict(app: App, fields: dict[str, Any]) -> None:
     app.will_say(CALL)
     answer = await app.ask(CHAT, messages=USER, **fields)
     [call] = answer["choices"][0]["message"]["tool_calls"]
@@ -157,22 +157,22 @@ async def test_a_tool_that_demands_nothing_costs_nobody_the_request(app: App, fi
     ],
     ids=str,
 )
-async def test_nor_does_one_that_is_no_schema(app: App, schema: Any) -> None:
+async def test_an_invalid_tool_schema_is_accepted_without_strict(app: App, schema: Any) -> None:
     app.will_say("Hello")
     tools = [function(schema), function(PLAIN["parameters"], "plain", strict=True)]
     answer = await app.ask(CHAT, messages=USER, tools=tools)
     assert answer["choices"][0]["message"]["content"] == "Hello"
 
 
-async def test_of_a_lax_tool_all_else_is_followed(app: App) -> None:
-    """The model says `true` for a whole number, which the mask doesn't let it."""
+async def test_the_enforceable_part_of_a_lax_tool_is_followed(app: App) -> None:
+    """The model tries `true` for an integer, which the mask prevents."""
     app.will_say(CALL.replace("3", "true"))
     tools = [function(SCHEMA, strict=False)]
     status, _ = await app.post(CHAT, messages=USER, tools=tools, tool_choice="required")
     assert status == 500
 
 
-async def test_an_answer_that_needs_not_be_strict_follows_the_rest(app: App) -> None:
+async def test_a_lax_response_format_follows_the_enforceable_part(app: App) -> None:
     app.will_say('{"tags": ["a", "a"], "n": 3}')
     answer = await app.ask(CHAT, messages=USER, response_format=form(SCHEMA, strict=False))
     assert answer["choices"][0]["message"]["content"] == '{"tags": ["a", "a"], "n": 3}'

@@ -1,4 +1,4 @@
-"""The process: how it starts, fails, stops, and what its clients see of that."""
+"""The server process: how it starts, fails and stops, and what clients see."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def process(*words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m engine` on one thread; killed if the test hasn't ended it."""
+    """`python -m engine` on one thread; killed if the test has not stopped it."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -44,7 +44,7 @@ def process(*words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def port_of(log: Path) -> int:
-    """The port that the process says it listens on."""
+    """The port in the process's log."""
 
     def line() -> str | None:
         return next((text for text in log.read_text().splitlines() if "Listening on" in text), None)
@@ -80,7 +80,7 @@ def test_a_process_serves_a_checkpoint_and_stops_with_0(tiny_model: Path, tmp_pa
 
 
 def test_a_process_with_a_stream_stops_in_time(tiny_model: Path, tmp_path: Path) -> None:
-    """Its stream gets the rest or an error event, never a clean end that isn't one."""
+    """The stream gets its rest or an error event, but never looks complete when it is not."""
     log = tmp_path / "log"
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "0"]
     with (
@@ -103,8 +103,8 @@ def test_a_process_with_a_stream_stops_in_time(tiny_model: Path, tmp_path: Path)
     assert "Traceback" not in log.read_text()
 
 
-def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
-    """After SIGTERM: the stream goes on to its [DONE], new requests are turned away, the code is 0."""
+def test_a_process_finishes_its_stream_before_it_stops(tiny_model: Path, tmp_path: Path) -> None:
+    """After SIGTERM the stream continues to [DONE], new requests are refused, and the exit status is 0."""
     log = tmp_path / "log"
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "60"]
     with (
@@ -113,7 +113,7 @@ def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path:
         httpx.Client(base_url=client.base_url, timeout=WAIT_S, trust_env=False) as late,
     ):
         wait_ready(client, child)
-        late.get("/health")  # opens a connection that lives on
+        late.get("/health")  # opens a connection that stays open
         body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
         options = {"stream_options": {"include_usage": True}}
         with client.stream("POST", COMPLETIONS, json={**body, **options}) as response:
@@ -131,8 +131,8 @@ def test_a_process_lets_a_stream_end_before_it_stops(tiny_model: Path, tmp_path:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, tmp_path: Path) -> None:
-    """Its stream fills all buffers and stands still; the process is gone in time all the same."""
+def test_a_client_that_does_not_read_does_not_delay_the_stop(tiny_model: Path, tmp_path: Path) -> None:
+    """Its stream fills all buffers and stalls; the process still stops in time."""
     log = tmp_path / "log"
     words = ["--model", str(tiny_model), "--port", "0", "--shutdown-timeout", "0.5", "--max-num-seqs", "64"]
     with process(*words, log=log) as child:
@@ -143,7 +143,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tiny_model: Path, 
             socket.socket() as connection,
         ):
             wait_ready(client, child)
-            # Log probabilities are never merged: many megabytes, whose last part waits once all is generated.
+            # Logprobs are never merged: many megabytes, of which the last part is still unsent at the end.
             prompts = {"prompt": ["a"] * 64, "max_tokens": 125, "ignore_eos": True}
             body = json.dumps({**prompts, "stream": True, "logprobs": 20})
             request = (
@@ -190,7 +190,7 @@ def test_a_signal_while_loading_ends_it_at_once(tiny_model: Path, tmp_path: Path
         (["--model", "{tiny}", "--host", "203.0.113.1"], 2, "Can't listen on 203.0.113.1"),
     ],
 )
-def test_what_stops_a_start_is_the_last_line(
+def test_a_startup_failure_is_the_last_log_line(
     tiny_model: Path, fake_model: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -211,20 +211,20 @@ def test_what_stops_a_start_is_the_last_line(
     assert "Traceback" not in text
 
 
-def test_a_port_that_is_taken_is_known_at_once() -> None:
+def test_a_port_in_use_is_reported_at_once() -> None:
     first = listen("127.0.0.1", 0)
     with first, pytest.raises(AddressInUse, match=f"port {first.getsockname()[1]}"):
         listen("127.0.0.1", first.getsockname()[1])
 
 
-def test_running_requests_may_end_before_a_stop(fake_model: Path) -> None:
+def test_running_requests_can_finish_before_a_stop(fake_model: Path) -> None:
     valve = Valve()
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=30) as server:
         body = {"prompt": "a", "max_tokens": 20, "ignore_eos": True, "stream": True}
         with server.http() as client, server.http() as late:
             valve.let_pass(5)
             with client.stream("POST", COMPLETIONS, json=body) as response:
-                late.get("/health")  # opens a connection that lives on
+                late.get("/health")  # opens a connection that stays open
                 server.stop()
                 wait_until(lambda: late.get("/health").status_code == 503)
                 refused = late.post(COMPLETIONS, json=body)
@@ -236,7 +236,7 @@ def test_running_requests_may_end_before_a_stop(fake_model: Path) -> None:
         assert server.failure is None
 
 
-def test_a_stop_does_not_wait_longer_than_it_may(fake_model: Path) -> None:
+def test_a_stop_does_not_exceed_its_timeout(fake_model: Path) -> None:
     valve = Valve()
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.2) as server:
         body = {
@@ -292,7 +292,7 @@ def test_an_engine_that_dies_ends_the_server_and_its_streams(fake_model: Path) -
 
 
 def test_one_write_per_step(fake_model: Path) -> None:
-    """A step's events come in one piece, whatever their number: role, content and end here."""
+    """All events of a step are sent in one write: here role, content and end."""
     with running(fake_model, fake_core(fake_model)) as server:
         body = json.dumps(
             {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "stream": True, "seed": 2}
@@ -314,8 +314,8 @@ def test_one_write_per_step(fake_model: Path) -> None:
     assert b'"finish_reason":"length"' in first
 
 
-def test_threads_of_servers_end(fake_model: Path) -> None:
-    """What `running` checks after every server; here once for its own sake."""
+def test_server_threads_end(fake_model: Path) -> None:
+    """`running` checks this after every server; tested here on its own."""
     before = threading.active_count()
     with running(fake_model, fake_core(fake_model)) as server:
         assert threading.active_count() > before
@@ -324,8 +324,8 @@ def test_threads_of_servers_end(fake_model: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_a_program_serves_by_a_call(tiny_model: Path, tmp_path: Path) -> None:
-    """From the main thread until a signal; what is wrong is raised."""
+def test_a_program_can_call_run_server(tiny_model: Path, tmp_path: Path) -> None:
+    """It runs on the main thread until a signal; errors are raised."""
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"

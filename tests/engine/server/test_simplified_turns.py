@@ -1,4 +1,4 @@
-"""Templates that refuse what agents send are given the same conversation in plainer turns."""
+"""Templates that reject a conversation get the same conversation in simplified turns."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.server.model.chat_template import ChatTemplate, TemplateRefuses
+from engine.server.model.chat_template import ChatTemplate, TemplateRejects
 from engine.server.model.simplified_turns import simplifications
 
 SAY = "<{{ m.role }}>{{ m.content or '' }}"
-# As Mistral's: users and assistants alternate, calls and results beside them; ids are nine letters.
+# Like Mistral's: users and assistants alternate, except for calls and results; ids have nine characters.
 ALTERNATING = (
     "{% set ns = namespace(n=0) %}{% for m in messages %}"
     "{% if m.role == 'system' and not loop.first %}{{ raise_exception('roles') }}{% endif %}"
@@ -26,12 +26,12 @@ ALTERNATING = (
     "{% if not m.tool_call_id or m.tool_call_id|length != 9 %}{{ raise_exception('length 9') }}{% endif %}"
     "[{{ m.tool_call_id }}]{% endif %}" + SAY + "{% endfor %}"
 )
-SINGLE_CALLS = (  # as Llama's
+SINGLE_CALLS = (  # like Llama's
     "{% for m in messages %}"
     "{% if m.tool_calls and m.tool_calls|length != 1 %}{{ raise_exception('single calls') }}{% endif %}"
     "{% for call in m.tool_calls or [] %}({{ call.function.name }}){% endfor %}" + SAY + "{% endfor %}"
 )
-NO_SYSTEM = (  # as Gemma's
+NO_SYSTEM = (  # like Gemma's
     "{% for m in messages %}"
     "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + SAY + "{% endfor %}"
 )
@@ -61,7 +61,7 @@ def test_a_call_and_its_result_have_one_short_id(name: str | None) -> None:
     assert said == render(ALTERNATING, USER, calls(name), result(name))
 
 
-def test_short_ids_stay() -> None:
+def test_short_ids_are_kept() -> None:
     assert "(abcDEF123)<assistant>[abcDEF123]" in render(
         ALTERNATING, USER, calls("abcDEF123"), result("abcDEF123")
     )
@@ -72,8 +72,8 @@ def test_several_results_without_ids_answer_the_calls_in_order() -> None:
     assert re.findall(r"\((\w+)\)", said) == re.findall(r"\[(\w+)\]", said)
 
 
-def test_turns_of_one_role_are_one_where_roles_must_alternate() -> None:
-    """Codex's user speaks twice before the first answer."""
+def test_turns_of_one_role_are_merged_if_roles_must_alternate() -> None:
+    """Codex sends two user turns before the first answer."""
     turns = [{"role": "system", "content": "S"}, USER, {"role": "user", "content": "Go"}]
     assert render(ALTERNATING, *turns) == "<system>S<user>Hi\n\nGo"
     said = [calls("abcDEF123"), result("abcDEF123"), USER]
@@ -84,19 +84,19 @@ def test_turns_of_one_role_are_one_where_roles_must_alternate() -> None:
     )
 
 
-def test_what_a_user_says_after_an_answer_is_a_turn_of_its_own() -> None:
+def test_user_text_after_an_answer_is_a_separate_turn() -> None:
     turns = [USER, calls("x"), result("x"), {"role": "assistant", "content": "Cold."}, USER]
     assert render(ALTERNATING, *turns).endswith("<tool>12<assistant>Cold.<user>Hi")
 
 
-def test_calls_come_one_at_a_time_each_with_its_result() -> None:
+def test_calls_are_split_each_with_its_result() -> None:
     turns = [USER, calls("a", "b", "c"), result("b", "2"), result("a", "1"), result("x", "?"), USER]
     assert render(SINGLE_CALLS, *turns) == (
         "<user>Hi(a)<assistant><tool>1(b)<assistant><tool>2(c)<assistant><tool>?<user>Hi"
     )
 
 
-def test_a_template_without_a_system_hears_it_from_the_user() -> None:
+def test_a_template_without_system_role_gets_it_in_the_user_turn() -> None:
     system = {"role": "system", "content": "S"}
     assert render(NO_SYSTEM, system, USER) == "<user>S\n\nHi"
     assert render(NO_SYSTEM, {"role": "developer", "content": "S"}, system, USER) == "<user>S\n\nS\n\nHi"
@@ -104,7 +104,7 @@ def test_a_template_without_a_system_hears_it_from_the_user() -> None:
     assert render(NO_SYSTEM, USER, system, USER).count("system-reminder") == 2
 
 
-def test_a_template_without_tools_hears_of_them_in_words() -> None:
+def test_a_template_without_tools_gets_calls_as_text() -> None:
     template = NO_SYSTEM.replace("m.role == 'system'", "m.role not in ('user', 'assistant')")
     turns = [USER, {**calls("f"), "content": "I look."}, result("f"), USER]
     assert render(template, *turns) == (
@@ -125,23 +125,23 @@ def test_parts_stay_parts() -> None:
     )
 
 
-def test_what_is_taken_stays_as_it_is() -> None:
-    """The template of a model that knows all this."""
+def test_an_accepted_conversation_is_unchanged() -> None:
+    """With the template of a model that supports everything."""
     turns = [{"role": "system", "content": "S"}, USER, USER, calls("a", "b"), result("a"), USER]
     taking = "{% for m in messages %}" + SAY + "{% endfor %}"
     assert render(taking, *turns) == "<system>S<user>Hi<user>Hi<assistant><tool>12<user>Hi"
 
 
-def test_a_refusal_is_told_in_the_words_for_what_was_sent() -> None:
-    with pytest.raises(TemplateRefuses, match="never"):
+def test_the_rejection_of_the_original_conversation_is_reported() -> None:
+    with pytest.raises(TemplateRejects, match="never"):
         render("{{ raise_exception('never ' ~ messages|length) }}", USER, USER)
 
 
-def test_a_long_conversation_takes_no_longer_than_it_is_long() -> None:
+def test_the_time_is_linear_in_the_conversation_length() -> None:
     many = 20_000
     turns = [USER, *[{"role": "system", "content": "S"}] * many, calls(*[str(n) for n in range(many)])]
     turns += [*[result(str(n)) for n in range(many)], *[USER] * many]
     begun = time.monotonic()
     *_, last = simplifications(turns)
     assert len(last) == 1 + 2 * many
-    assert time.monotonic() - begun < 10  # a look at each result for each call would take minutes
+    assert time.monotonic() - begun < 10  # comparing each result with each call would take minutes

@@ -1,4 +1,4 @@
-"""/sleep and its like over HTTP: what they answer, and that the engine works as before afterwards."""
+"""/sleep and related routes over HTTP: their responses, and that the engine works afterwards."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_sleeping(client: httpx.Client) -> bool:
 
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("tags", ["", "?tags=weights&tags=kv_cache"])
-def test_asleep_and_awake_again(client: httpx.Client, level: int, tags: str) -> None:
+def test_an_engine_sleeps_and_wakes_up(client: httpx.Client, level: int, tags: str) -> None:
     before = text_of(client)
     assert not is_sleeping(client)
     assert client.post(f"/sleep?level={level}").json() == {"status": "sleeping", "level": level}
@@ -68,7 +68,7 @@ def test_asleep_and_awake_again(client: httpx.Client, level: int, tags: str) -> 
 
 
 def sleep_states(client: httpx.Client) -> dict[str, float]:
-    """What /metrics says, by vLLM's label."""
+    """The sleep state in /metrics, by vLLM's label."""
     [family] = [
         family
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -79,7 +79,7 @@ def sleep_states(client: httpx.Client) -> dict[str, float]:
 
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("order", [("weights", "kv_cache"), ("kv_cache", "weights")])
-def test_woken_in_two_steps(client: httpx.Client, level: int, order: tuple[str, str]) -> None:
+def test_an_engine_wakes_up_in_two_steps(client: httpx.Client, level: int, order: tuple[str, str]) -> None:
     before = text_of(client)
     awake = client.get("/memory").json()
     client.post(f"/sleep?level={level}")
@@ -97,7 +97,7 @@ def test_woken_in_two_steps(client: httpx.Client, level: int, order: tuple[str, 
     assert text_of(client) == before
 
 
-def test_sleep_deepens_and_is_no_wake_up(client: httpx.Client) -> None:
+def test_sleep_can_deepen_but_never_wakes_up(client: httpx.Client) -> None:
     before = text_of(client)
     awake = client.get("/memory").json()
     assert sleep_states(client) == {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
@@ -118,8 +118,8 @@ def test_sleep_deepens_and_is_no_wake_up(client: httpx.Client) -> None:
     assert text_of(client) == before
 
 
-def test_whose_request_runs_gets_what_there_is(server: Running, client: httpx.Client) -> None:
-    """As vLLM's mode `abort`; with `wait`, it is answered in full first."""
+def test_running_requests_end_or_finish_before_sleep(server: Running, client: httpx.Client) -> None:
+    """With vLLM's mode `abort` they end with partial output; with `wait` they finish first."""
     long = {**BODY, "prompt": "a", "max_tokens": 199}
     for mode, reason in (("abort", "abort"), ("wait", "length")):
         with ThreadPoolExecutor(1) as pool:
@@ -130,7 +130,7 @@ def test_whose_request_runs_gets_what_there_is(server: Running, client: httpx.Cl
         client.post("/wake_up")
 
 
-def test_the_prefix_cache_forgets(client: httpx.Client) -> None:
+def test_the_prefix_cache_can_be_cleared(client: httpx.Client) -> None:
     def cached() -> int:
         usage = client.post(COMPLETIONS, json=BODY).json()["usage"]
         number: int = usage["prompt_tokens_details"]["cached_tokens"]
@@ -153,13 +153,13 @@ def test_the_prefix_cache_forgets(client: httpx.Client) -> None:
         ("/wake_up?tags=weights&tags=", "tags"),
     ],
 )
-def test_what_is_refused(client: httpx.Client, path: str, param: str) -> None:
+def test_invalid_requests_are_refused(client: httpx.Client, path: str, param: str) -> None:
     answer = client.post(path)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert not is_sleeping(client)
 
 
-def test_without_the_flag_the_routes_are_not_there(fake_server: Running) -> None:
+def test_without_the_flag_the_routes_do_not_exist(fake_server: Running) -> None:
     with fake_server.http() as client:
         for method, path in (
             ("POST", "/sleep"),
@@ -173,7 +173,7 @@ def test_without_the_flag_the_routes_are_not_there(fake_server: Running) -> None
             assert "--enable-sleep-mode" in answer.json()["error"]["message"]
 
 
-def test_what_an_engine_holds_is_for_those_with_a_key(fake_model: Path) -> None:
+def test_the_memory_report_requires_a_key(fake_model: Path) -> None:
     options: dict[str, Any] = {"api_keys": ("secret",), "enable_sleep_mode": True}
     with running(fake_model, fake_core(fake_model), **options) as server, server.http() as client:
         assert client.get("/memory").status_code == 401

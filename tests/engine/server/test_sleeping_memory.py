@@ -1,4 +1,4 @@
-"""What sleep gives back, measured from outside of a real process, and how fast it wakes up."""
+"""The memory freed by sleep, measured on a real process, and the time to wake up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RANDOM = 0.02
 
 
 def write_large_model(directory: Path) -> Path:
-    """Random weights of 200 MB in bfloat16, whose cache takes 192 KiB per token: few tokens fill it."""
+    """Random weights of 200 MB in bfloat16 and a cache of 192 KiB per token, so few tokens fill it."""
     vocab = byte_level_tokenizer().get_vocab_size()
     width = _HEADS * _HEAD_DIM
     layer = {
@@ -73,7 +73,7 @@ def write_large_model(directory: Path) -> Path:
 
 @contextmanager
 def sleeper(directory: Path, log: Path, *words: str) -> Iterator[tuple[psutil.Process, httpx.Client]]:
-    """A ready process of this model that can sleep, and a client of it."""
+    """A ready process of this model with sleep mode, and a client for it."""
     flags = ["--model", str(directory), "--port", "0", "--enable-sleep-mode", *words]
     with (
         process(*flags, log=log) as child,
@@ -92,7 +92,7 @@ def complete(client: httpx.Client, prompt: Any, max_tokens: int = 8) -> dict[str
 
 
 def fill(client: httpx.Client, cache_bytes: int, dtype: torch.dtype) -> None:
-    """Write every block of the cache: prompts that share nothing, as many as it holds."""
+    """Write every block of the cache with prompts that share no prefix."""
     num_tokens = cache_bytes // (2 * _LAYERS * _HEADS * _HEAD_DIM * dtype.itemsize)
     prompts = [[2 + n, *([3] * (_PROMPT_TOKENS - 2))] for n in range(-(-num_tokens // _PROMPT_TOKENS))]
     with ThreadPoolExecutor(len(prompts)) as pool:
@@ -108,8 +108,8 @@ def held(client: httpx.Client) -> dict[str, Any]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("dtype", "cache_bytes"), [(torch.bfloat16, 512 << 20), (torch.float32, 256 << 20)])
-def test_the_memory_is_really_given_back(dtype: torch.dtype, cache_bytes: int, tmp_path: Path) -> None:
-    """In bfloat16 weights are packed copies of the checkpoint's, in float32 converted ones."""
+def test_the_memory_is_returned_to_the_system(dtype: torch.dtype, cache_bytes: int, tmp_path: Path) -> None:
+    """bfloat16 weights are packed copies of the checkpoint's, float32 weights are converted copies."""
     directory = write_large_model(tmp_path / "model")
     words = ["--dtype", str(dtype).removeprefix("torch."), "--max-model-len", "600"]
     words += ["--kv-cache-memory-bytes", str(cache_bytes)]

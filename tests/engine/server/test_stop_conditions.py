@@ -1,4 +1,4 @@
-"""Where answers end: the end tokens of a checkpoint, of its tokenizer, and of a grammar that is complete."""
+"""The end of the output: end tokens of the checkpoint and tokenizer, and complete grammars."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 def serving(
     folder: Path, *, eos_token: str | None, generation: object = None, config: object = None
 ) -> Iterator[Running]:
-    """The demo model with these end tokens in its files, and no others."""
+    """The demo model with only these end tokens in its files."""
     directory = folder / "model"
     shutil.copytree(DEMO, directory)
     _edit(directory / "config.json", {"eos_token_id": config})
@@ -50,7 +50,7 @@ def complete(server: Running, **fields: Any) -> Any:
     return answer.json()
 
 
-def test_a_model_without_an_end_token_says_the_whole_of_a_constrained_answer(tmp_path: Path) -> None:
+def test_a_model_without_an_end_token_completes_a_constrained_output(tmp_path: Path) -> None:
     with serving(tmp_path, eos_token=None) as server:
         [choice] = complete(server, **YES_OR_NO)["choices"]
         assert choice["text"] in ("yes", "no")
@@ -61,7 +61,7 @@ def test_a_model_without_an_end_token_says_the_whole_of_a_constrained_answer(tmp
 
 
 def test_grammars_and_the_scheduler_know_the_same_end_tokens(tmp_path: Path) -> None:
-    """One that config.json names, where generation_config.json names another, is none."""
+    """The end tokens in generation_config.json override those in config.json."""
     with serving(tmp_path, eos_token=None, generation=IM_END, config=ENDOFTEXT) as server:
         answer = complete(server, **YES_OR_NO, logit_bias={str(ENDOFTEXT): 100})
     [choice] = answer["choices"]

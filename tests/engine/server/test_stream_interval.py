@@ -1,4 +1,4 @@
-"""`stream_interval`: fewer pieces, and nothing of the answer differs."""
+"""`stream_interval`: fewer chunks with the same content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_proces
 TEXT = "abcdefghijk"  # 11 tokens, and then the end
 MESSAGES = [{"role": "user", "content": "x"}]
 
-# By itself
+# The function alone
 
 FIRST, SECOND = cast(Choice, "first"), cast(Choice, "second")
 
@@ -52,7 +52,7 @@ async def bundled(steps: Sequence[list[ChoiceDelta]], interval: int) -> list[lis
         (100, 1, [1]),
     ],
 )
-async def test_the_first_token_and_the_last_go_at_once(
+async def test_the_first_and_the_last_token_are_sent_at_once(
     interval: int, num_tokens: int, sizes: list[int]
 ) -> None:
     steps = [[token(FIRST, number, ends=number == num_tokens)] for number in range(1, num_tokens + 1)]
@@ -64,7 +64,7 @@ async def test_the_first_token_and_the_last_go_at_once(
     assert [delta.finish_reason for delta in pieces] == [None] * (len(sizes) - 1) + [FinishReason.STOP]
 
 
-async def test_choices_are_counted_apart() -> None:
+async def test_choices_are_counted_separately() -> None:
     steps = [[token(FIRST, n), token(SECOND, n)] for n in (1, 2)]
     steps += [[token(FIRST, 3), token(SECOND, 3, ends=True)], [token(FIRST, 4)], [token(FIRST, 5, ends=True)]]
     pieces = await bundled(steps, 3)
@@ -72,13 +72,13 @@ async def test_choices_are_counted_apart() -> None:
     assert sizes == [[(FIRST, 1), (SECOND, 1)], [(SECOND, 2)], [(FIRST, 3)], [(FIRST, 1)]]
 
 
-async def test_a_prompts_logprobs_come_with_the_piece_that_brought_them() -> None:
-    told = ChoiceDelta(FIRST, "a", token_ids=(1,), prompt_logprobs=(None,))
-    pieces = await bundled([[told], [token(FIRST, 2)], [token(FIRST, 3, ends=True)]], 5)
+async def test_prompt_logprobs_are_in_the_chunk_of_their_delta() -> None:
+    first_delta = ChoiceDelta(FIRST, "a", token_ids=(1,), prompt_logprobs=(None,))
+    pieces = await bundled([[first_delta], [token(FIRST, 2)], [token(FIRST, 3, ends=True)]], 5)
     assert [delta.prompt_logprobs for deltas in pieces for delta in deltas] == [(None,), None]
 
 
-# In an answer
+# In responses
 
 
 @pytest.fixture(scope="module")
@@ -89,41 +89,41 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 @pytest.fixture(scope="module")
-async def sparse_app(fake_model: Path) -> AsyncIterator[App]:
-    """`--stream-interval 3`."""
+async def interval_app(fake_model: Path) -> AsyncIterator[App]:
+    """An app with `--stream-interval 3`."""
     async with app_in_process(fake_model, stream_interval=3) as app:
         app.will_say(TEXT)
         yield app
 
 
 async def pieces_of(app: App, **body: Any) -> list[dict[str, Any]]:
-    """Tokens that pile up while the loop is busy come together anyway: pieces may only be larger."""
+    """The chunks. They may be larger, since tokens accumulate while the loop is busy."""
     chunks = await app.stream(COMPLETIONS, prompt="x", return_token_ids=True, **body)
     return [chunk["choices"][0] for chunk in chunks]
 
 
-async def test_a_stream_comes_in_pieces_of_so_many_tokens(app: App) -> None:
+async def test_a_stream_has_chunks_of_the_requested_size(app: App) -> None:
     pieces = await pieces_of(app, stream_interval=4)
     assert "".join(piece["text"] for piece in pieces) == TEXT
     assert all(len(piece["token_ids"]) >= 4 for piece in pieces[1:-1])
     assert sum(len(piece["token_ids"]) for piece in pieces) == len(TEXT) + 1
 
 
-async def test_the_flag_is_the_least_that_comes_together(sparse_app: App) -> None:
+async def test_the_flag_is_the_minimum_chunk_size(interval_app: App) -> None:
     for wanted, least in ((None, 3), (2, 3), (5, 5)):
-        pieces = await pieces_of(sparse_app, stream_interval=wanted)
+        pieces = await pieces_of(interval_app, stream_interval=wanted)
         assert all(len(piece["token_ids"]) >= least for piece in pieces[1:-1])
         assert "".join(piece["text"] for piece in pieces) == TEXT
 
 
-async def test_a_stop_string_ends_the_stream_where_it_stands(app: App) -> None:
+async def test_a_stop_string_ends_the_stream_at_its_position(app: App) -> None:
     pieces = await pieces_of(app, stream_interval=100, stop="gh")
     assert "".join(piece["text"] for piece in pieces) == "abcdef"
     assert pieces[-1]["finish_reason"] == "stop"
     assert len(pieces) <= 2
 
 
-async def test_pieces_hold_all_that_their_tokens_have(app: App) -> None:
+async def test_chunks_have_the_details_of_all_their_tokens(app: App) -> None:
     body: dict[str, Any] = {"logprobs": 1, "max_tokens": 6}
     whole = (await app.ask(COMPLETIONS, prompt="x", return_token_ids=True, **body))["choices"][0]
     pieces = await pieces_of(app, **body, stream_interval=3)
@@ -164,6 +164,6 @@ async def test_without_a_stream_it_has_no_effect(app: App) -> None:
 
 
 @pytest.mark.parametrize("interval", [0, -1, 1.5, "4", True])
-async def test_an_interval_that_is_none_is_refused(app: App, interval: Any) -> None:
+async def test_an_invalid_interval_is_refused(app: App, interval: Any) -> None:
     status, answer = await app.post(COMPLETIONS, prompt="x", stream_interval=interval)
     assert (status, answer["error"]["param"]) == (400, "stream_interval")

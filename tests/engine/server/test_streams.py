@@ -1,4 +1,4 @@
-"""The wire itself: a stream's bytes, what an error in it looks like, what happens when clients leave."""
+"""Streams on the wire: their bytes, errors in them, and client disconnects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPLETIONS = "/v1/completions"
 
 
 class Valve:
-    """Lets the runner make so many steps, and none more until it is told so."""
+    """Allows the runner a given number of steps, and no more until released."""
 
     def __init__(self) -> None:
         self._steps = threading.Semaphore(0)
@@ -48,7 +48,7 @@ def valve() -> Valve:
 
 @pytest.fixture
 def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
-    """A server whose engine steps only when the test lets it."""
+    """A server whose engine steps only when the test allows it."""
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.0) as server:
         try:
             yield server
@@ -57,7 +57,7 @@ def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
 
 
 def events(response: httpx.Response) -> Iterator[Any]:
-    """The data of each event, JSON read; "[DONE]" as it is."""
+    """The data of each event as parsed JSON; "[DONE]" unchanged."""
     for line in response.iter_lines():
         assert line == "" or line.startswith("data: ")
         if line:
@@ -115,7 +115,7 @@ def test_usage_comes_last_with_no_choices(fake_server: Running) -> None:
     assert last["usage"]["total_tokens"] == 12
 
 
-def test_usage_may_go_on_all_the_time(fake_server: Running) -> None:
+def test_usage_can_be_in_every_chunk(fake_server: Running) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     *chunks, last, _ = post_stream(fake_server, COMPLETIONS, prompt="abc", seed=1, stream_options=options)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
@@ -134,8 +134,8 @@ def test_every_choice_has_one_role_and_one_end(fake_server: Running) -> None:
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, valve: Valve, path: str) -> None:
-    """Also one without text, as of an unfinished character: clients see that something happens."""
+def test_each_token_is_sent_as_soon_as_it_is_generated(held_server: Running, valve: Valve, path: str) -> None:
+    """Even if it has no text, such as part of a character, so that clients see progress."""
     body = {"seed": 1, "stream": True, "max_tokens": 20, "ignore_eos": True}
     ask = {"prompt": "a"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "a"}]}
     with held_server.http() as client:
@@ -146,7 +146,7 @@ def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, val
                 assert next(stream)["choices"][0]["delta"]["role"] == "assistant"
             texts = []
             for _ in range(19):
-                choice = next(stream)["choices"][0]  # while the engine stands still
+                choice = next(stream)["choices"][0]  # while the engine is stopped
                 texts.append(choice["text"] if path == COMPLETIONS else choice["delta"]["content"])
                 valve.let_pass(1)
             *_, done = stream
@@ -155,8 +155,8 @@ def test_each_token_is_an_event_as_soon_as_it_is_there(held_server: Running, val
     assert any(texts)
 
 
-def test_no_event_holds_half_a_character(fake_server: Running) -> None:
-    """The fake model speaks bytes of longer characters in any order; whole ones must arrive whole."""
+def test_no_event_has_an_incomplete_character(fake_server: Running) -> None:
+    """The fake model generates bytes of multi-byte characters in any order."""
     for seed in range(20):
         body: dict[str, Any] = {"prompt": "a", "seed": seed, "max_tokens": 60, "ignore_eos": True}
         *chunks, _ = post_stream(fake_server, COMPLETIONS, **body)
@@ -174,7 +174,7 @@ def test_an_error_before_the_first_token_has_a_status(held_server: Running, valv
     assert "no such device" in response.json()["error"]["message"]
 
 
-def test_an_error_within_a_stream_is_an_event_and_a_broken_connection(
+def test_an_error_in_a_stream_is_an_event_and_closes_the_connection(
     held_server: Running, valve: Valve
 ) -> None:
     body = {"prompt": "a", "stream": True, "max_tokens": 50, "ignore_eos": True}
@@ -200,10 +200,10 @@ def test_an_error_within_a_stream_is_an_event_and_a_broken_connection(
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("steps", [0, 4])
-def test_a_client_that_leaves_ends_its_request(
+def test_a_disconnect_ends_the_request(
     held_server: Running, valve: Valve, streamed: bool, number: int, steps: int
 ) -> None:
-    """Before the first token (no steps yet) or later; then the blocks are free at the next step."""
+    """Before the first token (no steps yet) or later; its blocks are freed at the next step."""
     body = {"prompt": "abc", "stream": streamed, "max_tokens": 100, "ignore_eos": True, "n": number}
     raw = json.dumps(body).encode()
     request = (
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_ends_its_request(
         wait_until(
             lambda: f'finished_reason="abort",model_name="fake"}} {number}.0' in client.get("/metrics").text
         )
-    valve.let_pass(2)  # the one that runs, and one more to be sure that it is the last
+    valve.let_pass(2)  # the current step, and one more to be sure that it is the last
     held_server.wait_idle()
 
 

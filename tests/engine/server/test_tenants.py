@@ -1,4 +1,4 @@
-"""What one API key has made no other finds: stored responses, cached prefixes, running requests."""
+"""Isolation of API keys: stored responses, cached prefixes, running requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from engine.server.generation import response_store as store_module
-from engine.server.generation.response_store import ResponseStore, TenantResponses, StoredResponse
+from engine.server.generation.response_store import ResponseStore, StoredResponse, TenantResponses
 from engine.server.http.tenants import DEFAULT_TENANT, TENANT_HEADER, Tenant, tenant_of_header, tenant_of_key
 from tests.engine.server.in_process import App, app_in_process
 from tests.engine.server.serving import Running, fake_core, running, wait_until
@@ -29,7 +29,7 @@ def by(key: str, tenant: str | None = None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", **named}
 
 
-# Two clients: of a server with two keys, and of Berth, which says whom it asks for.
+# Two clients: of a server with two keys, and of Berth, which names the tenant.
 PAIRS = {
     "two keys": (by(ONE), by(TWO)),
     "two of Berth's": (by(BERTH, "aa"), by(BERTH, "bb")),
@@ -60,7 +60,7 @@ async def make(app: App, headers: dict[str, str], **body: Any) -> dict[str, Any]
 
 
 def uses_of(name: str, item: str) -> dict[str, tuple[str, str, dict[str, Any] | None]]:
-    """Everything that can be done with a response, and with an item of it, by its id."""
+    """All uses of a response or of one of its items by id."""
     return {
         "read": ("GET", f"{RESPONSES}/{name}", None),
         "list": ("GET", f"{RESPONSES}/{name}/input_items", None),
@@ -72,7 +72,9 @@ def uses_of(name: str, item: str) -> dict[str, tuple[str, str, dict[str, Any] | 
     }
 
 
-async def test_a_response_is_unknown_to_others(app: App, pair: tuple[dict[str, str], dict[str, str]]) -> None:
+async def test_a_response_is_invisible_to_other_keys(
+    app: App, pair: tuple[dict[str, str], dict[str, str]]
+) -> None:
     owner, other = pair
     made = await make(app, owner)
     name, item = made["id"], made["output"][0]["id"]
@@ -91,7 +93,7 @@ async def test_a_response_is_unknown_to_others(app: App, pair: tuple[dict[str, s
 
 @pytest.mark.parametrize("is_same_client", [True, False], ids=["one client", "two clients"])
 async def test_a_response_is_never_overwritten(app: App, is_same_client: bool) -> None:
-    """By a request of the same id, in the header or in the body, or by what looks like its own id."""
+    """Neither by a request with the same id in the header or body, nor by one that imitates a response id."""
     first = await make(app, {**by(ONE), "x-request-id": "same"}, request_id="same", input="first")
     suffix = first["id"].removeprefix("resp_")
     ids = {first["id"]}
@@ -120,7 +122,7 @@ async def test_two_clients_may_use_the_same_ids_of_items(app: App) -> None:
 
 
 def asked(path: str, **more: Any) -> dict[str, Any]:
-    """A body with a prompt of several blocks, whatever the route."""
+    """A body with a prompt of several blocks, for any route."""
     if path == COMPLETIONS:
         return {"prompt": LONG, "max_tokens": 2, **more}
     if path == RESPONSES:
@@ -137,7 +139,7 @@ async def cached(app: App, path: str, headers: dict[str, str], **more: Any) -> i
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, RESPONSES, MESSAGES])
-async def test_a_prefix_is_found_by_its_own_key_alone(
+async def test_a_prefix_is_shared_only_within_a_key(
     app: App, path: str, pair: tuple[dict[str, str], dict[str, str]]
 ) -> None:
     owner, other = pair
@@ -147,7 +149,7 @@ async def test_a_prefix_is_found_by_its_own_key_alone(
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, RESPONSES, MESSAGES])
-async def test_a_prefix_is_found_with_the_same_salt_alone(app: App, path: str) -> None:
+async def test_a_prefix_is_shared_only_with_equal_salts(app: App, path: str) -> None:
     for more in ({}, {"cache_salt": "s"}, {"cache_salt": "t"}):
         assert await cached(app, path, by(ONE), **more) == 0
         assert await cached(app, path, by(ONE), **more) > 0
@@ -155,32 +157,32 @@ async def test_a_prefix_is_found_with_the_same_salt_alone(app: App, path: str) -
     assert await cached(app, path, by(ONE), cache_salt=None) > 0
 
 
-async def test_a_salt_works_where_there_are_no_keys(fake_model: Path) -> None:
+async def test_a_salt_works_without_keys(fake_model: Path) -> None:
     async with app_in_process(fake_model) as app:
         app.will_say("Hello")
         assert [await cached(app, COMPLETIONS, {}) > 0 for _ in range(2)] == [False, True]
         assert [await cached(app, COMPLETIONS, {}, cache_salt="s") > 0 for _ in range(2)] == [False, True]
-        assert await cached(app, COMPLETIONS, {TENANT_HEADER: "aa"}) > 0  # nobody is told apart by it
+        assert await cached(app, COMPLETIONS, {TENANT_HEADER: "aa"}) > 0  # it does not distinguish tenants
 
 
-async def test_prefixes_are_shared_where_berth_says_so(app: App) -> None:
+async def test_prefixes_are_shared_if_berth_allows_it(app: App) -> None:
     assert await cached(app, CHAT, by(BERTH, "aa;shared")) == 0
     assert await cached(app, CHAT, by(BERTH, "bb;admin;shared")) > 0
     assert await cached(app, CHAT, by(BERTH, "aa")) == 0
-    name = (await make(app, by(BERTH, "aa;shared")))["id"]  # what is stored isn't
+    name = (await make(app, by(BERTH, "aa;shared")))["id"]  # stored responses are not
     assert (await app.http.get(f"{RESPONSES}/{name}", headers=by(BERTH, "bb;shared"))).status_code == 404
     assert (await app.http.get(f"{RESPONSES}/{name}", headers=by(BERTH, "aa"))).status_code == 200
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, RESPONSES, MESSAGES])
 @pytest.mark.parametrize("salt", ["", 1, ["s"], "s" * 513, False])
-async def test_a_salt_that_is_none_is_named(app: App, path: str, salt: Any) -> None:
+async def test_an_invalid_salt_is_named(app: App, path: str, salt: Any) -> None:
     answer = await app.http.post(path, json=asked(path, cache_salt=salt), headers=by(ONE))
     assert answer.status_code == 400
     assert "cache_salt" in answer.text
 
 
-def test_whom_berth_asks_for() -> None:
+def test_berth_names_the_tenant_in_a_header() -> None:
     assert tenant_of_header("") == tenant_of_header(";admin") == DEFAULT_TENANT
     assert tenant_of_header("aa") == Tenant("aa")
     assert tenant_of_header("aa;admin;shared") == Tenant("aa", is_admin=True, shares_cache=True)
@@ -198,7 +200,7 @@ def valve() -> Valve:
 
 @pytest.fixture
 def held_server(fake_model: Path, valve: Valve) -> Iterator[Running]:
-    """A server with keys whose engine steps only when the test lets it."""
+    """A server with keys whose engine steps only when the test allows it."""
     keys: dict[str, Any] = {"api_keys": (ONE, TWO, BERTH), "berth_key": BERTH}
     with running(fake_model, fake_core(fake_model, before=valve), shutdown_timeout_s=0.0, **keys) as server:
         try:
@@ -216,7 +218,7 @@ def abort(server: Running, headers: dict[str, str], *ids: str) -> int:
 
 
 @pytest.mark.parametrize("use", ["the request's id", "the answer's id"])
-def test_a_key_ends_its_own_requests_alone(held_server: Running, valve: Valve, use: str) -> None:
+def test_a_key_can_abort_only_its_own_requests(held_server: Running, valve: Valve, use: str) -> None:
     body = {"prompt": "abc", "max_tokens": 100, "ignore_eos": True, "stream": True}
     owner = by(BERTH, "aa")
     valve.let_pass(3)
@@ -235,7 +237,7 @@ def test_a_key_ends_its_own_requests_alone(held_server: Running, valve: Valve, u
 
 
 @pytest.mark.parametrize("admin", [by(BERTH, "cc;admin"), by(BERTH)], ids=["an admin", "Berth"])
-def test_admins_end_everybodys_requests(held_server: Running, valve: Valve, admin: dict[str, str]) -> None:
+def test_admins_can_abort_all_requests(held_server: Running, valve: Valve, admin: dict[str, str]) -> None:
     body = {"input": "abc", "ignore_eos": True, "background": True}
     with held_server.http(headers=by(BERTH, "aa")) as client:
         name = client.post(RESPONSES, json=body).json()["id"]
@@ -246,11 +248,11 @@ def test_admins_end_everybodys_requests(held_server: Running, valve: Valve, admi
         wait_until(lambda: client.get(f"{RESPONSES}/{name}").json()["status"] == "cancelled")
 
 
-# Ends that are none of completion
+# Ends other than completion
 
 
 def test_an_aborted_response_is_not_complete(held_server: Running, valve: Valve) -> None:
-    """Streamed or whole; and it is told so to whoever asks for it later."""
+    """Streamed or whole, and when it is retrieved later."""
     valve.let_pass(3)
     with held_server.http(headers=by(ONE)) as client:
         body = {"input": "abc", "ignore_eos": True, "stream": True}
@@ -267,9 +269,7 @@ def test_an_aborted_response_is_not_complete(held_server: Running, valve: Valve)
         assert client.get(f"{RESPONSES}/{begun['id']}").json() == last["response"]
 
 
-def test_a_response_in_the_background_that_is_aborted_is_cancelled(
-    held_server: Running, valve: Valve
-) -> None:
+def test_an_aborted_background_response_is_cancelled(held_server: Running, valve: Valve) -> None:
     valve.let_pass(3)
     with held_server.http(headers=by(ONE)) as client:
         name = client.post(RESPONSES, json={"input": "a", "ignore_eos": True, "background": True}).json()[
@@ -284,9 +284,9 @@ def test_a_response_in_the_background_that_is_aborted_is_cancelled(
     assert response["incomplete_details"] == {"reason": "aborted"}
 
 
-def test_a_response_whose_client_has_left_is_cancelled(held_server: Running, valve: Valve) -> None:
+def test_a_disconnect_cancels_the_response(held_server: Running, valve: Valve) -> None:
     valve.let_pass(3)
-    # Under another seed the three tokens may be a character's first bytes, of which no text is told.
+    # With another seed, the three tokens may be part of a character, which has no text yet.
     body = {"input": "abc", "ignore_eos": True, "stream": True, "seed": 0}
     with held_server.http(headers=by(ONE)) as client:
         with client.stream("POST", RESPONSES, json=body) as response:
@@ -301,7 +301,7 @@ def test_a_response_whose_client_has_left_is_cancelled(held_server: Running, val
     assert response["usage"]["output_tokens"] > 0
 
 
-def test_a_response_that_has_failed_can_be_read(held_server: Running, valve: Valve) -> None:
+def test_a_failed_response_can_be_retrieved(held_server: Running, valve: Valve) -> None:
     valve.let_pass(3)
     body = {"input": "abc", "ignore_eos": True, "stream": True}
     with held_server.http(headers=by(ONE)) as client:
@@ -316,7 +316,7 @@ def test_a_response_that_has_failed_can_be_read(held_server: Running, valve: Val
         assert client.get(f"{RESPONSES}/{name}", headers=by(TWO)).status_code == 404
 
 
-def test_a_deleted_response_does_not_come_back(held_server: Running, valve: Valve) -> None:
+def test_a_deleted_response_stays_deleted(held_server: Running, valve: Valve) -> None:
     with held_server.http(headers=by(ONE)) as client:
         name = client.post(RESPONSES, json={"input": "a", "background": True}).json()["id"]
         client.delete(f"{RESPONSES}/{name}").raise_for_status()
@@ -331,18 +331,18 @@ def _responses_events(response: httpx.Response) -> Iterator[Any]:
             yield json.loads(line.removeprefix("data: "))
 
 
-# The bounds of the store
+# The limits of the store
 
 
-def _put(shelf: TenantResponses, name: str, size: int = 10) -> None:
-    shelf.put(StoredResponse({"id": name, "text": "x" * size}, [], 0))
+def _put(responses: TenantResponses, name: str, size: int = 10) -> None:
+    responses.put(StoredResponse({"id": name, "text": "x" * size}, [], 0))
 
 
-def _names(shelf: TenantResponses, names: list[str]) -> list[str]:
-    return [name for name in names if name in shelf._stored]
+def _names(responses: TenantResponses, names: list[str]) -> list[str]:
+    return [name for name in names if name in responses._stored]
 
 
-def test_a_tenant_within_its_share_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tenant_within_its_share_loses_no_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MAX_STORED", 6)
     store = ResponseStore()
     few, many = store.of("few"), store.of("many")
@@ -354,12 +354,12 @@ def test_a_tenant_within_its_share_loses_nothing(monkeypatch: pytest.MonkeyPatch
     assert _names(few, kept) == kept
     assert len(many) == 3
     assert many.get("many-49")
-    for number in range(50):  # neither does whoever came later
+    for number in range(50):  # nor do later tenants
         _put(store.of("third"), f"third-{number}")
     assert [len(store.of(name)) for name in ("few", "many", "third")] == [2, 2, 2]
 
 
-def test_one_long_response_displaces_no_other_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_response_evicts_no_other_tenants_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MAX_STORED_BYTES", 1000)
     store = ResponseStore()
     alone = store.of("alone")
@@ -373,7 +373,7 @@ def test_one_long_response_displaces_no_other_tenants(monkeypatch: pytest.Monkey
         assert few.get("small")
 
 
-def test_who_is_alone_may_fill_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_tenant_can_fill_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MAX_STORED", 6)
     store = ResponseStore()
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Hints, unknown fields and histories of other servers don't cost the answer."""
+"""Hints, unknown fields and histories of other servers are accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
 
 
 async def warning_of(app: App, path: str, **body: Any) -> str | None:
-    """Of an answer that is as it would be without the fields."""
+    """The warning of a response, which must equal the response without the fields."""
     response = await app.http.post(path, json=body)
     assert response.status_code == 200, response.text
     warning = response.headers.get("warning")
@@ -50,7 +50,7 @@ async def warning_of(app: App, path: str, **body: Any) -> str | None:
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     ],
 )
-async def test_a_hint_is_accepted_in_silence(app: App, field: dict[str, Any]) -> None:
+async def test_a_hint_is_accepted_silently(app: App, field: dict[str, Any]) -> None:
     assert await warning_of(app, CHAT, messages=HI, **field) is None
 
 
@@ -85,7 +85,7 @@ async def test_an_unknown_field_is_logged_once(
     assert [message.split("'")[1] for message in messages] == ["num_ctx", "top_a"]
 
 
-async def test_unknown_fields_inside_are_named_by_their_place_once(app: App) -> None:
+async def test_nested_unknown_fields_are_named_by_path_once(app: App) -> None:
     messages = [{**HI[0], "mood": 1}, {"role": "assistant", "content": "a"}, {**HI[0], "mood": 2}]
     tools = [{"type": "function", "function": {"name": "f", "mood": 3, "parameters": {"mood": 4}}}]
     warning = await warning_of(
@@ -108,7 +108,7 @@ async def test_a_warning_is_a_header_whatever_the_field_is_called(app: App) -> N
     assert "more" in warning
 
 
-async def test_a_wrong_value_is_an_error_beside_unknown_fields(app: App) -> None:
+async def test_an_invalid_value_is_an_error_next_to_unknown_fields(app: App) -> None:
     status, answer = await app.post(CHAT, messages=HI, num_ctx=1, temperature="hot")
     assert (status, answer["error"]["param"]) == (400, "temperature")
 
@@ -180,8 +180,8 @@ async def test_tool_calls_are_read_as_an_sdk_dumps_them(app: App, call: dict[str
     assert tokens[0] == tokens[1]
 
 
-async def test_a_history_in_older_words_goes_on(app: App) -> None:
-    """`function_call`, the role `function`, calls of custom tools, and results that are empty."""
+async def test_a_history_with_deprecated_fields_is_accepted(app: App) -> None:
+    """`function_call`, the role `function`, calls of custom tools, and empty results."""
     call = {"name": "look", "arguments": "{}"}
     custom = {"id": "c2", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
     messages = [
@@ -199,7 +199,7 @@ async def test_a_history_in_older_words_goes_on(app: App) -> None:
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-async def test_a_tool_that_cannot_run_here_is_left_out_and_named(app: App) -> None:
+async def test_a_hosted_tool_is_ignored_and_named(app: App) -> None:
     tools = [{"type": "web_search"}, FUNCTION, {"type": "custom", "custom": {"name": "g"}}]
     warning = await warning_of(app, CHAT, messages=HI, tools=tools, web_search_options={})
     assert warning is not None
@@ -208,13 +208,13 @@ async def test_a_tool_that_cannot_run_here_is_left_out_and_named(app: App) -> No
     assert "tools[1]" not in warning
 
 
-async def test_an_error_names_the_clients_own_index_beside_a_tool_that_is_left_out(app: App) -> None:
+async def test_an_error_has_the_clients_index_next_to_an_ignored_tool(app: App) -> None:
     tools = [{"type": "web_search"}, {"type": "function", "function": {"name": 5}}]
     status, answer = await app.post(CHAT, messages=HI, tools=tools)
     assert (status, answer["error"]["param"]) == (400, "tools[1].function.name")
 
 
-async def test_a_tool_that_cannot_run_here_cannot_be_forced(app: App) -> None:
+async def test_a_hosted_tool_cannot_be_forced(app: App) -> None:
     status, answer = await app.post(CHAT, messages=HI, tools=[{"type": "web_search"}], tool_choice="required")
     assert (status, answer["error"]["param"]) == (400, "tool_choice")
     choice = {"type": "function", "function": {"name": "g"}}
@@ -238,7 +238,7 @@ async def test_only_allowed_tools_are_offered(app: App) -> None:
     assert (status, answer["error"]["param"]) == (400, "tool_choice.allowed_tools.tools")
 
 
-async def test_what_a_model_cannot_read_is_refused(app: App) -> None:
+async def test_unreadable_content_is_refused(app: App) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     status, answer = await app.post(CHAT, messages=[{"role": "user", "content": [image]}])
     assert (status, answer["error"]["param"]) == (400, "messages[0].content[0].type")

@@ -1,4 +1,4 @@
-"""Tokenizers small enough to read, made with the library itself: every byte is a token."""
+"""Small tokenizers built with the library: every byte is a token."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 
 def metaspace_tokenizer() -> Tokenizer:
-    """As Llama 2's: a space is part of the word after it, bytes are the fallback, text starts with <s>."""
+    """Like Llama 2's: a space belongs to the next word, with byte fallback, and text starts with <s>."""
     words = ["▁", "▁hello", "▁world", "hello", "world", "a", "b", "c", "!", "▁a", "▁b", "▁c"]
     pieces = ["<eos>", "<s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     tokenizer = Tokenizer(
@@ -46,7 +46,7 @@ def metaspace_tokenizer() -> Tokenizer:
 
 
 def _alphabet() -> dict[int, str]:
-    """GPT-2's: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    """GPT-2's alphabet: printable bytes are themselves, others are characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{b: chr(b) for b in printable}, **{b: chr(256 + n) for n, b in enumerate(others)}}
@@ -56,7 +56,7 @@ _ALPHABET = _alphabet()
 
 
 def write_tokenizer_files(directory: Path, tokenizer: Tokenizer, **config: object) -> Path:
-    """What a checkpoint holds beside configuration and weights."""
+    """Write the tokenizer files of a checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"eos_token": "<eos>", "bos_token": "<s>", "chat_template": TEMPLATE, **config}

@@ -1,1 +1,1 @@
-"""OpenAI's Responses: /v1/responses and what belongs to it."""
+"""OpenAI's Responses API: /v1/responses and its subroutes."""

@@ -1,6 +1,6 @@
 """Bodies of /v1/responses, as OpenAI and vLLM document them. Types are strict.
 
-Fields that would change the answer work or are refused by name; hints, marks and wishes are accepted.
+Fields that would change the output work or are refused by name; hints, labels and preferences are accepted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.items import Item
 from engine.server.openai.responses.tools import ToolChoice, Tools
-from engine.server.protocol import limits
+from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.generation_body import (
     MINUS_ONE_AS_NONE,
     CacheSalt,
@@ -23,6 +22,7 @@ from engine.server.protocol.generation_body import (
     Strict,
     null_as,
 )
+from engine.server.protocol.provider_parts import mark_unsupported_parts
 from engine.server.protocol.unknown_fields import report_ignored
 
 RULES = FieldRules(
@@ -44,16 +44,16 @@ RULES = FieldRules(
         "vllm_xargs": ({},),
         "watermarking": (False,),
     },
-    without_effect=frozenset(
+    accepted=frozenset(
         {
             "access_programs",
             "client_metadata",
-            "image",  # how images are compressed, and none can be read
+            "image",  # image compression; images are not supported
             "prompt_cache_retention",
             "session_id",
         }
     ),
-    left_out={"context_management": "this server doesn't compact conversations"},
+    ignored={"context_management": "this server can't compact conversations"},
 )
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
@@ -71,14 +71,14 @@ _INCLUDABLE = frozenset(
 )
 
 
-def _check_include(wanted: list[str]) -> list[str]:
-    """What belongs to tools that don't run here is never there to be included."""
-    for name in wanted:
+def _check_include(names: list[str]) -> list[str]:
+    """Data of hosted tools can be requested, but there never is any."""
+    for name in names:
         if name == _LOGPROBS:
             raise ValueError(f"{_LOGPROBS} is not supported: use logprobs of /v1/chat/completions instead")
         if name not in _INCLUDABLE:
             report_ignored("include", f"{name[:60]} is unknown")
-    return wanted
+    return names
 
 
 class PlainText(Strict):
@@ -104,9 +104,9 @@ class TextConfig(Strict):
 
 class ReasoningConfig(Strict):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Ignored = None  # the thought itself is in the answer
+    summary: Ignored = None  # the full reasoning is in the response
     generate_summary: Ignored = None
-    context: Ignored = None  # which thoughts stay is the chat template's to say
+    context: Ignored = None  # the chat template decides which reasoning is kept
     mode: Ignored = None
 
 
@@ -119,13 +119,13 @@ class CacheOptions(Strict):
 
 class ResponseStreamOptions(Strict):
     include_obfuscation: Ignored = None
-    include_usage: Ignored = None  # the last event has it anyway
+    include_usage: Ignored = None  # the last event always has it
 
 
 class InputTokensBody(RequestBody):
-    """What the model reads."""
+    """The fields that determine the model's input."""
 
-    caps = limits.RESPONSES
+    size_limits = body_limits.RESPONSES
 
     input: Annotated[
         str | Annotated[list[Item], Field(fail_fast=True)] | None, BeforeValidator(mark_unsupported_parts)
@@ -138,28 +138,30 @@ class InputTokensBody(RequestBody):
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     truncation: Annotated[Literal["auto", "disabled"], null_as("disabled")] = Field(
-        default="disabled", description="auto: the oldest turns go until the rest fits the context."
+        default="disabled", description="auto: the oldest turns are dropped until the rest fits the context."
     )
     chat_template_kwargs: dict[str, Any] | None = None
 
 
 class ResponsesBody(InputTokensBody):
-    caps = limits.GENERATION
+    size_limits = body_limits.GENERATION
 
     max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
-    max_tool_calls: int | None = Field(default=None, description="Of tools that run here, and none does.")
+    max_tool_calls: int | None = Field(
+        default=None, description="Without effect: it applies to hosted tools only."
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     include: Annotated[list[str], AfterValidator(_check_include)] | None = None
     include_reasoning: Annotated[bool, null_as(True)] = True
     metadata: dict[str, str] | None = Field(default=None, description="Returned with the response.")
     store: Annotated[bool, null_as(True)] = Field(
-        default=True, description="Kept in memory, the least recently used go first."
+        default=True, description="Stored in memory; the least recently used responses are evicted first."
     )
     background: Annotated[bool, null_as(False)] = False
     stream: Annotated[bool, null_as(False)] = False
     stream_options: ResponseStreamOptions | None = None
-    # vLLM's, as in chat completions, which check them.
+    # vLLM's fields, validated as in chat completions.
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
@@ -176,11 +178,13 @@ class ResponsesBody(InputTokensBody):
     priority: int | None = None
     request_id: str | None = None
     cache_salt: CacheSalt = None
-    user: str | None = Field(default=None, description="Says who asks; nothing here depends on it.")
-    safety_identifier: str | None = Field(default=None, description="As `user`.")
-    service_tier: str | None = Field(default=None, description="There is one, the default.")
+    user: str | None = Field(default=None, description="Without effect.")
+    safety_identifier: str | None = Field(default=None, description="Without effect.")
+    service_tier: str | None = Field(
+        default=None, description="Without effect: there is only the default tier."
+    )
     prompt_cache_key: str | None = Field(
-        default=None, description="A hint without effect: prefixes are shared without it."
+        default=None, description="Without effect: prefixes are cached without it."
     )
     prompt_cache_options: CacheOptions | None = None
 
@@ -191,15 +195,18 @@ class ResponsesBody(InputTokensBody):
     @model_validator(mode="after")
     def _check_background(self) -> ResponsesBody:
         if self.background and not self.store:
-            raise InvalidRequest("background needs store: true, or nobody could get it.", param="background")
+            raise InvalidRequest(
+                "background needs store: true, since the response is retrieved from the store.",
+                param="background",
+            )
         if self.background and self.stream:
             raise InvalidRequest("background and stream can't both be true.", param="background")
         return self
 
 
-COUNTED_AS_IN_CHATS = ("parallel_tool_calls", "chat_template_kwargs")
-AS_IN_CHATS = (
-    *COUNTED_AS_IN_CHATS,
+INPUT_CHAT_FIELDS = ("parallel_tool_calls", "chat_template_kwargs")
+CHAT_FIELDS = (
+    *INPUT_CHAT_FIELDS,
     "temperature",
     "top_p",
     "include_reasoning",
@@ -220,4 +227,4 @@ AS_IN_CHATS = (
     "request_id",
     "cache_salt",
 )
-"""Fields that mean what they mean in chat completions."""
+"""Fields with the same meaning as in chat completions."""

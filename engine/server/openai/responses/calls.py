@@ -1,4 +1,4 @@
-"""A call that the model makes, written down as its tool's kind wants it: the fields of its item. Pure."""
+"""Writes the model's tool calls as items, in the format of their tool type. Pure."""
 
 from __future__ import annotations
 
@@ -6,63 +6,63 @@ import json
 from typing import Any, Protocol
 
 from engine.server.openai.responses.custom_input import CustomInput
-from engine.server.openai.responses.toolbox import Offered
+from engine.server.openai.responses.toolbox import ToolFunction
 
 
-class Call(Protocol):
-    """One call while it is written."""
+class CallWriter(Protocol):
+    """Writes the item of one call."""
 
     @property
     def type(self) -> str:
-        """Of its item."""
+        """The item's type."""
 
     @property
     def event(self) -> str | None:
-        """What its events' names begin with; None where the item alone tells of it."""
+        """The prefix of the call's event names; None if it has no events of its own."""
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Its item's, so far."""
+        """The item's fields so far."""
 
     @property
     def done(self) -> dict[str, Any]:
-        """The fields of the event that ends it."""
+        """The fields of the final event."""
 
     def feed(self, arguments: str) -> str:
-        """Take a piece of the JSON that the model writes; what is told of it."""
+        """Add a fragment of the model's JSON; the delta to send."""
 
     def finish(self) -> str:
-        """What is left to be told."""
+        """The last delta."""
 
 
-def begin_call(offered: Offered | None, name: str) -> Call:
-    """`offered`: None where the model calls what it wasn't offered, which is the client's to judge."""
-    if offered is None:
-        return _FunctionCall({"name": name})
-    named = {"name": offered.name, **({"namespace": offered.namespace} if offered.namespace else {})}
-    match offered.type:
+def make_call_writer(function: ToolFunction | None, name: str) -> CallWriter:
+    """`function` is None if the model calls an unknown function; the client handles that."""
+    if function is None:
+        return _FunctionCallWriter({"name": name})
+    name_fields = {"name": function.name, **({"namespace": function.namespace} if function.namespace else {})}
+    match function.type:
         case "custom":
-            return _CustomCall(named)
+            return _CustomCallWriter(name_fields)
         case "tool_search":
-            return _ToolSearchCall()
-    return _FunctionCall(named)
+            return _ToolSearchCallWriter()
+    return _FunctionCallWriter(name_fields)
 
 
-class _FunctionCall:
+class _FunctionCallWriter:
     type = "function_call"
     event: str | None = "response.function_call_arguments"
 
-    def __init__(self, named: dict[str, Any]) -> None:
-        self._named = named
+    def __init__(self, name_fields: dict[str, Any]) -> None:
+        self._name_fields = name_fields
         self._arguments = ""
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {**self._named, "arguments": self._arguments}
+        return {**self._name_fields, "arguments": self._arguments}
 
     @property
     def done(self) -> dict[str, Any]:
-        return {"arguments": self._arguments, "name": self._named["name"]}
+        return {"arguments": self._arguments, "name": self._name_fields["name"]}
 
     def feed(self, arguments: str) -> str:
         self._arguments += arguments
@@ -72,17 +72,17 @@ class _FunctionCall:
         return ""
 
 
-class _CustomCall:
+class _CustomCallWriter:
     type = "custom_tool_call"
     event: str | None = "response.custom_tool_call_input"
 
-    def __init__(self, named: dict[str, Any]) -> None:
-        self._named = named
+    def __init__(self, name_fields: dict[str, Any]) -> None:
+        self._name_fields = name_fields
         self._input = CustomInput()
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {**self._named, "input": self._input.text}
+        return {**self._name_fields, "input": self._input.text}
 
     @property
     def done(self) -> dict[str, Any]:
@@ -95,8 +95,8 @@ class _CustomCall:
         return self._input.finish()
 
 
-class _ToolSearchCall:
-    """The client runs the search; its arguments are an object, told once it is complete."""
+class _ToolSearchCallWriter:
+    """The client runs the search; the arguments are an object, sent when complete."""
 
     type = "tool_search_call"
     event: str | None = None

@@ -1,7 +1,7 @@
-"""A custom tool's text, taken out of a function call's JSON as it comes. Pure.
+"""Extracts a custom tool's text from a function call's JSON, incrementally. Pure.
 
-The model writes `{"input": "…"}`; what it writes otherwise (the bare string, another name, no JSON) counts as
-the text, too: the call is the client's to judge.
+The model should write `{"input": "…"}`. Anything else (a bare string, another name, no JSON) is also taken as
+the text, and the client decides what to do with it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB]")
 class CustomInput:
     def __init__(self) -> None:
         self.text = ""
-        self._raw = ""  # what isn't told yet
+        self._raw = ""  # not yet decoded
         self._is_begun = False
         self._is_over = False
 
     def feed(self, fragment: str) -> str:
-        """What the fragment brings of the text."""
+        """The text that the fragment adds."""
         self._raw += fragment
         if not self._is_begun:
             begin = _BEGIN.match(self._raw)
@@ -30,25 +30,25 @@ class CustomInput:
                 return ""
             self._is_begun = True
             self._raw = self._raw[begin.end() :]
-        return self._tell(self._decode())
+        return self._append(self._decode())
 
     def finish(self) -> str:
-        """The rest, where it wasn't written as expected."""
+        """The remaining text, if the JSON had an unexpected form."""
         if self._is_begun or not self._raw.strip():
             return ""
-        return self._tell(_only_text(self._raw))
+        return self._append(_text_of_any_json(self._raw))
 
-    def _tell(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         self.text += text
         return text
 
     def _decode(self) -> str:
-        """The string's characters as far as they are complete; what comes after it is of no interest."""
-        told: list[str] = []
+        """The complete characters of the string; anything after the string is ignored."""
+        decoded: list[str] = []
         while self._raw and not self._is_over:
             plain = _PLAIN.match(self._raw)
             if plain is not None:
-                told.append(plain[0])
+                decoded.append(plain[0])
                 self._raw = self._raw[plain.end() :]
             elif self._raw[0] == '"':
                 self._is_over = True
@@ -56,13 +56,13 @@ class CustomInput:
                 length = _escape_length(self._raw)
                 if len(self._raw) < length:
                     break
-                told.append(_unescape(self._raw[:length]))
+                decoded.append(_unescape(self._raw[:length]))
                 self._raw = self._raw[length:]
-        return "".join(told)
+        return "".join(decoded)
 
 
 def _escape_length(raw: str) -> int:
-    """How long the escape is that `raw` begins with; more than there is where that can't be told yet."""
+    """The length of the escape at the start of `raw`; more than its length if still unknown."""
     if not raw.startswith("\\u"):
         return 2
     if not _HIGH_SURROGATE.match(raw):
@@ -78,12 +78,12 @@ def _unescape(escape: str) -> str:
         return escape
 
 
-def _only_text(raw: str) -> str:
+def _text_of_any_json(raw: str) -> str:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
         return raw
-    texts = [one for one in value.values() if isinstance(one, str)] if isinstance(value, dict) else []
+    texts = [text for text in value.values() if isinstance(text, str)] if isinstance(value, dict) else []
     if value == {}:
         return ""
     return texts[0] if len(texts) == 1 else raw

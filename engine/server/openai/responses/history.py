@@ -1,4 +1,4 @@
-"""From a conversation's items to a chat's messages: an assistant's turn of several items is one. Pure."""
+"""Converts a conversation's items to chat messages, merging the items of one assistant turn. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from engine.server.openai.responses.provider_items import foreign_messages, output_text
 from engine.server.openai.responses.items import (
     AdditionalToolsItem,
     CallOutputItem,
@@ -18,6 +17,7 @@ from engine.server.openai.responses.items import (
     ToolSearchCallItem,
     ToolSearchOutputItem,
 )
+from engine.server.openai.responses.provider_items import output_text, provider_messages
 from engine.server.openai.responses.sealed import unseal
 from engine.server.openai.responses.toolbox import custom_arguments, function_name
 from engine.server.protocol.unknown_fields import report_ignored
@@ -26,13 +26,13 @@ _Message = dict[str, Any]
 
 
 def to_messages(items: Iterable[tuple[str, Any]]) -> tuple[list[_Message], list[str]]:
-    """Messages of items, and where each begins: the path that came with its first item."""
+    """The messages, and for each the path of its first item."""
     merged: list[_Message] = []
     origins: list[str] = []
     for path, item in items:
         for message in _messages(item):
             last = merged[-1] if merged else {}
-            if _go_together(last, message):
+            if _same_turn(last, message):
                 calls = [*last.get("tool_calls", []), *message.get("tool_calls", [])]
                 merged[-1] = {**last, **message, **({"tool_calls": calls} if calls else {})}
             else:
@@ -41,11 +41,11 @@ def to_messages(items: Iterable[tuple[str, Any]]) -> tuple[list[_Message], list[
     return merged, origins
 
 
-def _go_together(last: _Message, message: _Message) -> bool:
-    """An assistant's thoughts, words and calls that follow each other."""
+def _same_turn(last: _Message, message: _Message) -> bool:
+    """Whether both are parts of one assistant turn: reasoning, text and calls."""
     both_assistant = message["role"] == last.get("role") == "assistant"
     return both_assistant and not any(
-        message.get(word) and last.get(word) for word in ("content", "reasoning_content")
+        message.get(name) and last.get(name) for name in ("content", "reasoning_content")
     )
 
 
@@ -61,8 +61,8 @@ def _messages(item: Any) -> list[_Message]:
             return [_call(item.call_id or item.id, name, custom_arguments(item.input))]
         case CallOutputItem():
             parts = item.output
-            said = [part.model_dump() for part in parts] if isinstance(parts, list) else parts
-            return [{"role": "tool", "tool_call_id": item.call_id, "content": output_text(said)}]
+            output = [part.model_dump() for part in parts] if isinstance(parts, list) else parts
+            return [{"role": "tool", "tool_call_id": item.call_id, "content": output_text(output)}]
         case ToolSearchCallItem():
             arguments = item.arguments if isinstance(item.arguments, str) else _json(item.arguments)
             return [_call(item.call_id or item.id, "tool_search", arguments)]
@@ -71,25 +71,25 @@ def _messages(item: Any) -> list[_Message]:
             text = f"Found: {found}" if found else "Found no tools."
             return [{"role": "tool", "tool_call_id": item.call_id, "content": text}]
         case ReasoningItem():
-            thought = _thought(item)
-            return [{"role": "assistant", "reasoning_content": thought}] if thought else []
+            reasoning = _reasoning_text(item)
+            return [{"role": "assistant", "reasoning_content": reasoning}] if reasoning else []
         case ForeignItem():
-            return foreign_messages(item)
+            return provider_messages(item)
         case AdditionalToolsItem():
             return []
-    raise TypeError(f"no item of a conversation: {item!r}")
+    raise TypeError(f"not a conversation item: {item!r}")
 
 
-def _thought(item: ReasoningItem) -> str:
-    """Its text, or what was handed out sealed, or else its summary."""
-    said = "".join(part.text for part in item.content or [])
-    if said:
-        return said
+def _reasoning_text(item: ReasoningItem) -> str:
+    """Its text, else the text sealed by this server, else its summary."""
+    output = "".join(part.text for part in item.content or [])
+    if output:
+        return output
     unsealed = unseal(item.encrypted_content) if item.encrypted_content else None
     if unsealed is not None:
         return unsealed
     if item.encrypted_content:
-        report_ignored("input[].encrypted_content", "another provider's, which can't be read here")
+        report_ignored("input[].encrypted_content", "it is encrypted by another provider")
     return "\n\n".join(part.text for part in item.summary or [])
 
 

@@ -1,7 +1,7 @@
-"""Items of a conversation, as clients send them and as responses hold them.
+"""Items of a conversation, as sent by clients and as stored in responses.
 
-A conversation may have been begun with another provider, whose servers run tools that this one doesn't: its
-items are read for what they say (engine/server/openai/responses/provider_items.py).
+A conversation may have started with another provider, whose items for hosted tools are converted to text and
+calls (engine/server/openai/responses/provider_items.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.provider_parts import REASONING_PARTS, UNREADABLE, type_of
-from engine.server.protocol.provider_text import readable_text
 from engine.server.protocol.generation_body import Ignored, Strict, null_as
+from engine.server.protocol.provider_parts import REASONING_PARTS, UNSUPPORTED_MEDIA, type_of
+from engine.server.protocol.provider_text import readable_text
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-class TextPart(Strict):
+class TextContent(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: Annotated[str, null_as("")]
     annotations: Ignored = None
@@ -37,17 +37,17 @@ class RefusalPart(Strict):
 
 
 class OtherPart(Strict):
-    """Of a tool's output: an image or a file, which a model that reads text can't see."""
+    """An image or a file in a tool's output, which a text model cannot read."""
 
     model_config = ConfigDict(extra="allow")
 
     type: Annotated[str, null_as("")] = ""
 
 
-Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+MessagePart = Annotated[TextContent | RefusalPart, Field(discriminator="type")]
 
 
-def _kind_of_part(value: Any) -> str:
+def _part_tag(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     if kind in _TEXT_TYPES:
         return "text"
@@ -55,23 +55,23 @@ def _kind_of_part(value: Any) -> str:
 
 
 OutputPart = Annotated[
-    Annotated[TextPart, Tag("text")]
+    Annotated[TextContent, Tag("text")]
     | Annotated[RefusalPart, Tag("refusal")]
     | Annotated[OtherPart, Tag("other")],
-    Discriminator(_kind_of_part),
+    Discriminator(_part_tag),
 ]
 
 
-def _said(given: Any) -> Any:
-    """A thought as parts of text, where it is the text alone, or is made of parts of unknown types."""
+def _to_text_parts(given: Any) -> Any:
+    """Reasoning as text parts, also if it is given as a string or as parts of unknown types."""
     if isinstance(given, str | dict):
         given = [given]
     if not isinstance(given, list):
         return given
-    return [_part_of_thought(part) for part in given]
+    return [_to_reasoning_part(part) for part in given]
 
 
-def _part_of_thought(part: Any) -> Any:
+def _to_reasoning_part(part: Any) -> Any:
     if isinstance(part, str):
         return {"type": "summary_text", "text": part}
     if isinstance(part, dict) and part.get("type") not in _TEXT_TYPES:
@@ -80,7 +80,7 @@ def _part_of_thought(part: Any) -> Any:
 
 
 def _output_parts(given: Any) -> Any:
-    """A tool's output whose parts are texts, numbers and the like."""
+    """A tool's output, with strings and numbers as text parts."""
     if isinstance(given, list):
         return [part if isinstance(part, dict) else _as_text(part) for part in given]
     return json.dumps(given) if isinstance(given, bool | int | float) else given
@@ -91,15 +91,15 @@ def _as_text(value: Any) -> dict[str, Any]:
     return {"type": "input_text", "text": text}
 
 
-_Mark = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
-"""What says nothing to the model: of any other type, it is as if it weren't there."""
+_Metadata = Annotated[str | None, BeforeValidator(lambda value: value if isinstance(value, str) else None)]
+"""Metadata not shown to the model; values of other types are dropped."""
 _Output = str | Annotated[list[OutputPart], Field(fail_fast=True)] | dict[str, Any] | None
 
 
 class _Item(Strict):
-    id: _Mark = None
-    status: _Mark = None
-    phase: _Mark = None
+    id: _Metadata = None
+    status: _Metadata = None
+    phase: _Metadata = None
     caller: Ignored = None
     created_by: Ignored = None
     internal_chat_message_metadata_passthrough: Ignored = None  # Codex's
@@ -108,12 +108,12 @@ class _Item(Strict):
 class MessageItem(_Item):
     type: Annotated[Literal["message"], null_as("message")] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
+    content: str | Annotated[list[MessagePart], Field(fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
-    def _read_foreign(cls, item: Any) -> Any:
-        """Whatever its type is called. An assistant's may have no content, or thoughts and calls in it."""
+    def _normalize(cls, item: Any) -> Any:
+        """Accept any type name. An assistant's message may lack content, or contain reasoning and calls."""
         if not isinstance(item, dict):
             return item
         if item.get("type") not in ("message", None):
@@ -122,12 +122,12 @@ class MessageItem(_Item):
             return item
         content = item.get("content")
         if isinstance(content, list):
-            parts = [_assistants_part(part) for part in content if type_of(part) not in REASONING_PARTS]
+            parts = [_assistant_part(part) for part in content if type_of(part) not in REASONING_PARTS]
             return {**item, "content": parts}
         return {**item, "content": ""} if content is None else item
 
 
-def _assistants_part(part: Any) -> Any:
+def _assistant_part(part: Any) -> Any:
     is_call = type_of(part) == "tool_use"
     return {"type": "output_text", "text": readable_text(part, "input[].content")} if is_call else part
 
@@ -166,7 +166,7 @@ class ToolSearchCallItem(_Item):
 
 
 class ToolSearchOutputItem(_Item):
-    """Brings tools that may be called from here on."""
+    """Adds tools that may be called from here on."""
 
     type: Literal["tool_search_output"]
     call_id: str | None = None
@@ -175,7 +175,7 @@ class ToolSearchOutputItem(_Item):
 
 
 class AdditionalToolsItem(_Item):
-    """The same; newer versions of Codex send all their tools so."""
+    """Adds tools, too; newer versions of Codex send all their tools this way."""
 
     type: Literal["additional_tools"]
     role: str | None = None
@@ -184,20 +184,20 @@ class AdditionalToolsItem(_Item):
 
 class ReasoningItem(_Item):
     type: Literal["reasoning"]
-    summary: Annotated[list[TextPart] | None, BeforeValidator(_said)] = None
-    content: Annotated[list[TextPart] | None, BeforeValidator(_said)] = None
-    encrypted_content: _Mark = Field(default=None, description="Another provider's can't be read.")
+    summary: Annotated[list[TextContent] | None, BeforeValidator(_to_text_parts)] = None
+    content: Annotated[list[TextContent] | None, BeforeValidator(_to_text_parts)] = None
+    encrypted_content: _Metadata = Field(default=None, description="Read only if it comes from this server.")
 
 
 class ReferenceItem(Strict):
-    """Stands for an item of a stored response."""
+    """Refers to an item of a stored response."""
 
     type: Literal["item_reference"] | None = None
     id: str
 
 
 class ForeignItem(Strict):
-    """A call that another provider's server has run, or what came of one, with all its fields."""
+    """A call that another provider's server has run, or its output, with all fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -221,8 +221,10 @@ _KINDS: dict[str, str] = {
     "reasoning": "reasoning",
     "item_reference": "item_reference",
 }
-# They ask for something, or are parts of a message whose role nobody can tell.
-_REFUSED = frozenset({"compaction_trigger", "configuration_update", "refusal", *_TEXT_TYPES, *UNREADABLE})
+# They would change the response, or are message parts of unknown role.
+_REFUSED = frozenset(
+    {"compaction_trigger", "configuration_update", "refusal", *_TEXT_TYPES, *UNSUPPORTED_MEDIA}
+)
 _ROLES = ("system", "developer", "user", "assistant")
 _FOREIGN = frozenset(
     {
@@ -239,14 +241,14 @@ _FOREIGN_ENDINGS = ("_call", "_output")
 
 
 def is_known(item: ForeignItem) -> bool:
-    """Whether another provider has documented its type."""
+    """Whether its type is documented by another provider."""
     return item.type in _FOREIGN or item.type.endswith(_FOREIGN_ENDINGS)
 
 
 def kind_of(value: Any) -> str | None:
-    """None for what is no item, or would change the answer and can't be done here.
+    """The item's variant; None for invalid items and for those that are not supported.
 
-    A message and a reference may leave their types out; what has a role and content is a message.
+    Messages and references may omit their type; anything with a role and content is a message.
     """
     is_dict = isinstance(value, dict)
     kind = value.get("type") if is_dict else getattr(value, "type", None)
@@ -286,7 +288,7 @@ _ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
 
 def read_items(items: list[dict[str, Any]]) -> list[Any]:
-    """Items of a response of ours, as those of a conversation."""
+    """Parse the output items of one of our responses."""
     return _ITEMS.validate_python(items)
 
 
@@ -295,7 +297,7 @@ def id_prefix(kind: str) -> str:
 
 
 def show_item(item: Any) -> dict[str, Any]:
-    """As the API lists it."""
+    """The item as listed by the API."""
     shown: dict[str, Any] = item.model_dump(mode="json", by_alias=True, exclude_none=True)
     if isinstance(item, MessageItem) and isinstance(item.content, str):
         kind = "output_text" if item.role == "assistant" else "input_text"

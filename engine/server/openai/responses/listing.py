@@ -1,4 +1,4 @@
-"""GET /v1/responses/{name}/input_items: what a response was made from, a page at a time. Pure."""
+"""GET /v1/responses/{name}/input_items: the input items of a response, paginated. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _DEFAULT_LIMIT = 20
 
 
 def list_items(items: Sequence[Any], query: Mapping[str, str]) -> dict[str, Any]:
-    """OpenAI's list: `limit`, `order` (desc unless asked for) and `after`. Raises InvalidRequest."""
+    """OpenAI's list object, with `limit`, `order` (default desc) and `after`. Raises InvalidRequest."""
     limit = _limit(query.get("limit"))
     order = query.get("order") or "desc"
     if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order is asc or desc, not {order[:40]!r}.", param="order")
+        raise InvalidRequest(f"order must be asc or desc, not {order[:40]!r}.", param="order")
     ordered = list(items) if order == "asc" else list(reversed(items))
     rest = ordered[_place_after(ordered, query.get("after")) :]
     page = [show_item(item) for item in rest[:limit]]
@@ -35,7 +35,7 @@ def _limit(given: str | None) -> int:
         return _DEFAULT_LIMIT
     limit = int(given) if given.isascii() and given.isdigit() else 0
     if not 1 <= limit <= _MAX_LIMIT:
-        raise InvalidRequest(f"limit is 1 to {_MAX_LIMIT}, not {given[:40]!r}.", param="limit")
+        raise InvalidRequest(f"limit must be 1 to {_MAX_LIMIT}, not {given[:40]!r}.", param="limit")
     return limit
 
 
@@ -45,4 +45,4 @@ def _place_after(items: Sequence[Any], item_id: str | None) -> int:
     for number, item in enumerate(items):
         if item.id == item_id:
             return number + 1
-    raise InvalidRequest(f"after: the response has no item {item_id[:80]!r}.", param="after")
+    raise InvalidRequest(f"after: the response has no input item {item_id[:80]!r}.", param="after")

@@ -1,7 +1,6 @@
-"""Items of another provider's conversation, read for what they say: as calls, and as what came of them.
+"""Converts items of another provider's conversation to chat messages: calls and their outputs.
 
-What can't be read (an image, a text encrypted by its vendor) is left out and named in a warning. Pure but for
-those warnings.
+Unreadable content (images, text encrypted by the provider) is dropped with a warning. Pure, but for warnings.
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ from engine.server.openai.responses.items import ForeignItem, is_known
 from engine.server.protocol.provider_text import readable_text
 from engine.server.protocol.unknown_fields import report_ignored
 
-IMAGE_MARK = "[image]"
-FILE_MARK = "[file]"
+IMAGE_PLACEHOLDER = "[image]"
+FILE_PLACEHOLDER = "[file]"
 
 _Message = dict[str, Any]
 
-_SILENT = frozenset({"mcp_list_tools"})  # says which tools a vendor's server had
+_WITHOUT_TEXT = frozenset({"mcp_list_tools"})  # lists the tools of a provider's server
 _ENCRYPTED = frozenset({"compaction", "compaction_summary", "context_compaction"})
 _ARGUMENTS = ("arguments", "action", "actions", "operation", "queries", "query", "code", "input")
 _RESULTS = ("output", "outputs", "results", "result", "error")
-_ABOUT = frozenset({"role", "status", "phase"})
+_METADATA = frozenset({"role", "status", "phase"})
 _RUN_BY_SERVER = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call"}
 )
 
 
-def foreign_messages(item: ForeignItem) -> list[_Message]:
-    """As a chat's messages: none, a call, an output, or both where a server has run the tool itself."""
-    if item.type in _SILENT:
+def provider_messages(item: ForeignItem) -> list[_Message]:
+    """The item as chat messages: none, a call, an output, or both if a server ran the tool."""
+    if item.type in _WITHOUT_TEXT:
         return []
     if item.type in _ENCRYPTED:
-        report_ignored("input[].encrypted_content", "another provider's, which can't be read here")
+        report_ignored("input[].encrypted_content", "it is encrypted by another provider")
         return []
     if not is_known(item):
-        return _words(item)
+        return _text_message(item)
     fields = item.fields
     call_id = fields.get("call_id") or fields.get("approval_request_id") or item.id
     if item.type.endswith("_output"):
@@ -52,15 +51,15 @@ def foreign_messages(item: ForeignItem) -> list[_Message]:
     return messages
 
 
-def _words(item: ForeignItem) -> list[_Message]:
-    report_ignored(f"input[type={item.type}]", "unknown: read for its words alone")
-    fields = {name: value for name, value in item.fields.items() if name not in _ABOUT}
-    said = readable_text(fields, "input[]")
-    return [{"role": "assistant", "content": said}] if said else []
+def _text_message(item: ForeignItem) -> list[_Message]:
+    report_ignored(f"input[type={item.type}]", "unknown type: only its text is read")
+    fields = {name: value for name, value in item.fields.items() if name not in _METADATA}
+    text = readable_text(fields, "input[]")
+    return [{"role": "assistant", "content": text}] if text else []
 
 
 def output_text(value: Any) -> str:
-    """A tool's output in words; images and files are marks."""
+    """A tool's output as text; images and files become placeholders."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -71,30 +70,30 @@ def output_text(value: Any) -> str:
 
 
 def _object_text(value: Mapping[str, Any]) -> str:
-    mark = _mark(value)
-    if mark is not None:
-        report_ignored("input[].output", "images and files can't be read here: a mark stands for each")
-        return mark
-    for word in ("text", "refusal", "logs"):
-        if isinstance(value.get(word), str):
-            return str(value[word])
+    placeholder = _placeholder(value)
+    if placeholder is not None:
+        report_ignored("input[].output", "images and files are replaced by placeholders")
+        return placeholder
+    for name in ("text", "refusal", "logs"):
+        if isinstance(value.get(name), str):
+            return str(value[name])
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _mark(value: Mapping[str, Any]) -> str | None:
+def _placeholder(value: Mapping[str, Any]) -> str | None:
     kind = str(value.get("type") or "")
     if "image" in kind or "screenshot" in kind or "image_url" in value:
-        return IMAGE_MARK
-    return FILE_MARK if kind in ("input_file", "file", "input_audio") or "file_data" in value else None
+        return IMAGE_PLACEHOLDER
+    return FILE_PLACEHOLDER if kind in ("input_file", "file", "input_audio") or "file_data" in value else None
 
 
 def _results(item: ForeignItem) -> str:
-    found = [item.fields[word] for word in _RESULTS if item.fields.get(word) is not None]
+    found = [item.fields[name] for name in _RESULTS if item.fields.get(name) is not None]
     if item.type == "image_generation_call":
         return output_text([{"type": "image"} for _ in found])
-    said = "\n".join(output_text(result) for result in found)
+    text = "\n".join(output_text(result) for result in found)
     status = item.fields.get("status")
-    return said or (str(status) if item.type.endswith("_output") and status else "")
+    return text or (str(status) if item.type.endswith("_output") and status else "")
 
 
 def _name(item: ForeignItem) -> str:
@@ -103,7 +102,7 @@ def _name(item: ForeignItem) -> str:
 
 
 def _arguments(fields: Mapping[str, Any]) -> str:
-    given = {word: fields[word] for word in _ARGUMENTS if fields.get(word) is not None}
+    given = {name: fields[name] for name in _ARGUMENTS if fields.get(name) is not None}
     if not given and isinstance(fields.get("revised_prompt"), str):
         given = {"prompt": fields["revised_prompt"]}
     if len(given) == 1:

@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what can be done with one afterwards."""
+"""POST /v1/responses, and the routes for stored responses."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import EngineError, InvalidRequest, PromptTooLong
 from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
-from engine.server.generation.response_store import TenantResponses, StoredResponse
+from engine.server.generation.response_store import StoredResponse, TenantResponses
 from engine.server.generation.service import GenerationService
 from engine.server.http.client_disconnect import cancel_on_disconnect
 from engine.server.http.errors import error_response
-from engine.server.http.request_ids import new_answer_id
+from engine.server.http.request_ids import new_response_id
 from engine.server.http.sse import STREAM_HEADERS
 from engine.server.http.tenants import current_tenant
 from engine.server.openai.responses.bodies import RULES, InputTokensBody, ResponsesBody
 from engine.server.openai.responses.items import read_items
 from engine.server.openai.responses.listing import list_items
 from engine.server.openai.responses.tools import runnable
-from engine.server.openai.responses.translate import Asked, fitting_cut
+from engine.server.openai.responses.translate import ConversationRequest, fitting_cut
 from engine.server.openai.responses.writer import ResponseWriter
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.chat_body import ChatBody
 
 log = logging.getLogger(__name__)
 
-_MANY_ITEMS = 500  # from here on, reading them takes milliseconds, and the loop has streams to serve
+_MANY_ITEMS = 500  # above this, reading them takes milliseconds and is done in a thread
 
 
 async def create_response(request: Request) -> ASGIApp:
@@ -40,82 +40,90 @@ async def create_response(request: Request) -> ASGIApp:
     body = await read_body(request, ResponsesBody, RULES)
     service.model.check_name(body.model)
     store = _store(request)
-    asked = await _read(body, service, store)
-    # Of its own, never the request's, which clients choose and others may guess: what has it is kept.
-    name = f"resp_{new_answer_id()}"
-    run = await _start(service, asked, cuts=body.truncation == "auto")
+    conversation = await _read(body, service, store)
+    # Never the request's id, which clients choose and others could guess: responses are stored under it.
+    name = f"resp_{new_response_id()}"
+    run = await _start(service, conversation, truncates=body.truncation == "auto")
     response = _new_response(name, body, body.model or service.model.name)
-    writer = ResponseWriter(response, asked.toolbox, seals_reasoning=body.seals_reasoning)
-    making = ResponseTask(run, writer, asked.items, store if body.store else None)
+    writer = ResponseWriter(response, conversation.toolbox, seals_reasoning=body.seals_reasoning)
+    task = ResponseTask(run, writer, conversation.items, store if body.store else None)
     if body.background:
-        return JSONResponse(making.in_background())
-    return ResponseStream(making) if body.stream else ResponseObject(making)
+        return JSONResponse(task.start_background())
+    return ResponseStream(task) if body.stream else ResponseObject(task)
 
 
 async def count_input_tokens(request: Request) -> Response:
     service: GenerationService = request.app.state.service
     body = await read_body(request, InputTokensBody, RULES)
     service.model.check_name(body.model)
-    asked = await _read(body, service, _store(request))
+    conversation = await _read(body, service, _store(request))
     try:
-        num_tokens = len(await encode_conversation(service, await _chat_of(service, asked)))
+        num_tokens = len(await encode_conversation(service, await _chat_of(service, conversation)))
     except InvalidRequest as error:
-        raise asked.renamed(error) from error
+        raise conversation.renamed(error) from error
     return JSONResponse({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
-async def _read(body: InputTokensBody, service: GenerationService, store: TenantResponses) -> Asked:
-    """Long conversations in a thread, as all work on long texts."""
+async def _read(
+    body: InputTokensBody, service: GenerationService, store: TenantResponses
+) -> ConversationRequest:
+    """Read long conversations in a thread."""
     if isinstance(body.input, list) and len(body.input) > _MANY_ITEMS:
-        return await service.large_work.run(lambda: Asked(body, store))
-    return Asked(body, store)
+        return await service.large_work.run(lambda: ConversationRequest(body, store))
+    return ConversationRequest(body, store)
 
 
-async def _chat_of(service: GenerationService, asked: Asked, num_left_out: int = 0) -> ChatBody:
-    if len(asked.items) > _MANY_ITEMS:
-        return await service.large_work.run(lambda: asked.chat(num_left_out=num_left_out))
-    return asked.chat(num_left_out=num_left_out)
+async def _chat_of(
+    service: GenerationService, conversation: ConversationRequest, num_dropped: int = 0
+) -> ChatBody:
+    if len(conversation.items) > _MANY_ITEMS:
+        return await service.large_work.run(lambda: conversation.chat(num_dropped=num_dropped))
+    return conversation.chat(num_dropped=num_dropped)
 
 
-async def _start(service: GenerationService, asked: Asked, *, cuts: bool) -> ChatRun:
-    """`cuts`: what doesn't fit the context loses its oldest turns, as few as may be."""
+async def _start(
+    service: GenerationService, conversation: ConversationRequest, *, truncates: bool
+) -> ChatRun:
+    """`truncates`: drop the fewest oldest turns so that the rest fits the context."""
     try:
         try:
-            return await start_chat(service, await _chat_of(service, asked))
+            return await start_chat(service, await _chat_of(service, conversation))
         except PromptTooLong:
-            if not cuts:
+            if not truncates:
                 raise
-        return await _start_cut(service, asked)
+        return await _start_truncated(service, conversation)
     except InvalidRequest as error:
-        raise asked.renamed(error) from error
+        raise conversation.renamed(error) from error
 
 
-async def _start_cut(service: GenerationService, asked: Asked) -> ChatRun:
-    """Raises PromptTooLong where the last turn alone doesn't fit."""
-    turns, fits = asked.turns, dict[int, bool]()
+async def _start_truncated(service: GenerationService, conversation: ConversationRequest) -> ChatRun:
+    """Raises PromptTooLong if not even the last turn fits."""
+    turns, fits = conversation.turns, dict[int, bool]()
     max_model_len = service.engine.max_model_len
     while (cut := fitting_cut(turns, fits)) is not None:
-        num_tokens = len(await encode_conversation(service, await _chat_of(service, asked, cut)))
+        num_tokens = len(await encode_conversation(service, await _chat_of(service, conversation, cut)))
         fits[cut] = num_tokens < max_model_len
-    least = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
-    return await start_chat(service, await _chat_of(service, asked, least))
+    smallest = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
+    return await start_chat(service, await _chat_of(service, conversation, smallest))
 
 
 async def get_response(request: Request) -> Response:
     if request.query_params.get("stream", "false").lower() not in ("false", "0", ""):
-        raise InvalidRequest("stream: a stored response is given whole; ask for it again.", param="stream")
+        raise InvalidRequest(
+            "stream is not supported for stored responses: retrieve them without it.", param="stream"
+        )
     return JSONResponse(_store(request).get(request.path_params["name"]).response)
 
 
 async def list_input_items(request: Request) -> Response:
     stored = _store(request).get(request.path_params["name"])
-    return JSONResponse(list_items(stored.items[: stored.num_input], request.query_params))
+    return JSONResponse(list_items(stored.items[: stored.num_input_items], request.query_params))
 
 
 async def cancel_response(request: Request) -> Response:
     stored = _store(request).get(request.path_params["name"])
     if stored.task is None:
-        raise InvalidRequest("Only a response made in the background can be cancelled.")
+        raise InvalidRequest("Only a background response can be cancelled.")
     stored.task.cancel()
     await asyncio.wait([stored.task])
     return JSONResponse(stored.response)
@@ -128,13 +136,13 @@ async def delete_response(request: Request) -> Response:
 
 
 def _store(request: Request) -> TenantResponses:
-    """What the request's tenant has stored: of others' responses nothing is found."""
+    """The stored responses of the request's tenant."""
     service: GenerationService = request.app.state.service
     return service.responses.of(current_tenant().name)
 
 
 class ResponseTask:
-    """One response while it is made, and its place in the store."""
+    """Generates one response and keeps it in the store."""
 
     def __init__(
         self,
@@ -150,50 +158,50 @@ class ResponseTask:
         self._stored = StoredResponse(writer.response, conversation, len(conversation))
 
     async def collect(self) -> None:
-        """Make it to its end, whole. Raises EngineError."""
+        """Run until the response is complete. Raises EngineError."""
         async with self.run as run:
             async for events in run.steps():
                 self.writer.feed(events)
         self.writer.end(self.run.usage)
-        self.keep()
+        self.store()
 
-    def break_off(self) -> None:
-        """Its client has left, or wants no more of it: what there is stays."""
+    def cancel(self) -> None:
+        """Stop because the client has disconnected or cancelled; partial output is kept."""
         self.writer.cancel(self.run.usage)
-        self.keep()
+        self.store()
 
     def fail(self, error: EngineError) -> list[dict[str, Any]]:
-        """It can't be completed; the events that say so."""
-        told = self.writer.fail(error)
-        self.keep()
-        return told
+        """Mark the response as failed; the events that report it."""
+        written = self.writer.fail(error)
+        self.store()
+        return written
 
-    def keep(self) -> None:
+    def store(self) -> None:
         if self._store is not None:
             self._stored.items = [*self._conversation, *read_items(self.writer.response["output"])]
             self._store.put(self._stored)
 
-    def in_background(self) -> dict[str, Any]:
-        """Begin; the response as it is now."""
+    def start_background(self) -> dict[str, Any]:
+        """Start in the background. Returns the response as it is now."""
         self._stored.task = asyncio.create_task(self._collect_in_background())
-        self.keep()
+        self.store()
         return dict(self.writer.response)
 
     async def _collect_in_background(self) -> None:
-        """A task's root: whatever ends it stands in the response."""
+        """The root of a task: any outcome is recorded in the response."""
         try:
             await self.collect()
         except asyncio.CancelledError:
-            self.break_off()
+            self.cancel()
         except EngineError as error:
             self.fail(error)
 
 
 class ResponseObject:
-    """An ASGI response: the object, once it is complete."""
+    """An ASGI response: the complete response object."""
 
-    def __init__(self, making: ResponseTask) -> None:
-        self._making = making
+    def __init__(self, task: ResponseTask) -> None:
+        self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await cancel_on_disconnect(receive, self._collect)
@@ -202,17 +210,17 @@ class ResponseObject:
 
     async def _collect(self) -> Response:
         try:
-            await self._making.collect()
+            await self._task.collect()
         except EngineError as error:
             return error_response(error)
-        return JSONResponse(self._making.writer.response)
+        return JSONResponse(self._task.writer.response)
 
 
 class ResponseStream:
-    """An ASGI response: the events of a response as it is made; the last one says how it ended."""
+    """An ASGI response: the events of a response; the last one has its final status."""
 
-    def __init__(self, making: ResponseTask) -> None:
-        self._making = making
+    def __init__(self, task: ResponseTask) -> None:
+        self._task = task
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,8 +230,8 @@ class ResponseStream:
             except EngineError as error:
                 return error
             except asyncio.CancelledError:
-                if self._has_begun:  # else nobody knows its id
-                    self._making.break_off()
+                if self._has_begun:  # otherwise no client knows its id
+                    self._task.cancel()
                 raise
             return None
 
@@ -231,20 +239,20 @@ class ResponseStream:
         if error is not None and not self._has_begun:
             await error_response(error)(scope, receive, send)
         elif error is not None:
-            log.warning("A stream ends with an error: %s", error)
-            await self._send(send, self._making.fail(error))
+            log.warning("Stream failed: %s", error)
+            await self._send(send, self._task.fail(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, send: Send) -> None:
-        writer = self._making.writer
-        async with self._making.run as run:
+        writer = self._task.writer
+        async with self._task.run as run:
             async for events in run.steps():
-                told = writer.feed(events) if self._has_begun else [*writer.start(), *writer.feed(events)]
-                if told:
-                    await self._send(send, told)
-        told = writer.end(self._making.run.usage)
-        self._making.keep()  # before its client hears of the end, and asks for it
-        await self._send(send, told)
+                written = writer.feed(events) if self._has_begun else [*writer.start(), *writer.feed(events)]
+                if written:
+                    await self._send(send, written)
+        written = writer.end(self._task.run.usage)
+        self._task.store()  # before the client sees the end and requests the response
+        await self._send(send, written)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, events: list[dict[str, Any]]) -> None:
@@ -257,12 +265,12 @@ class ResponseStream:
         await send({"type": "http.response.body", "body": "".join(lines).encode(), "more_body": True})
 
 
-_REPEATED = {"reasoning", "text", "tool_choice", "tools"}  # what is long beside them is not dumped
+_REPEATED_FIELDS = {"reasoning", "text", "tool_choice", "tools"}  # other long fields are not dumped
 
 
 def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
-    """A response that has just begun; what was asked for stands in it, as OpenAI's do."""
-    asked = body.model_dump(mode="json", by_alias=True, exclude_none=True, include=_REPEATED)
+    """The initial response object, which repeats the request's fields, as OpenAI's does."""
+    repeated = body.model_dump(mode="json", by_alias=True, exclude_none=True, include=_REPEATED_FIELDS)
     return {
         "id": name,
         "object": "response",
@@ -280,14 +288,14 @@ def _new_response(name: str, body: ResponsesBody, model: str) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None, **asked.get("reasoning", {})},
+        "reasoning": {"effort": None, "summary": None, **repeated.get("reasoning", {})},
         "safety_identifier": body.safety_identifier,
         **({"service_tier": "default"} if body.service_tier else {}),
         "store": body.store,
         "temperature": body.temperature,
-        "text": {"format": {"type": "text"}, **asked.get("text", {})},
-        "tool_choice": asked.get("tool_choice", "auto"),
-        "tools": runnable(asked.get("tools", [])),
+        "text": {"format": {"type": "text"}, **repeated.get("text", {})},
+        "tool_choice": repeated.get("tool_choice", "auto"),
+        "tools": runnable(repeated.get("tools", [])),
         "top_p": body.top_p,
         "truncation": body.truncation,
         "usage": None,

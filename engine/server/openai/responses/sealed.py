@@ -1,6 +1,7 @@
-"""What stands for `encrypted_content` of a thought: its text, for clients that keep it and send nothing else.
+"""The `encrypted_content` of reasoning: its encoded text, for clients that send back nothing else.
 
-It is no secret, as the thought itself is in the answer, too. A mark tells it from another provider's.
+It is not secret, since the response also contains the reasoning. A prefix distinguishes it from other
+providers' content.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 import base64
 import binascii
 
-_MARK = "berth1."
+_PREFIX = "berth1."
 
 
 def seal(text: str) -> str:
-    return _MARK + base64.b64encode(text.encode()).decode()
+    return _PREFIX + base64.b64encode(text.encode()).decode()
 
 
 def unseal(sealed: str) -> str | None:
-    """None for another provider's."""
-    if not sealed.startswith(_MARK):
+    """None for another provider's content."""
+    if not sealed.startswith(_PREFIX):
         return None
     try:
-        return base64.b64decode(sealed.removeprefix(_MARK), validate=True).decode()
+        return base64.b64decode(sealed.removeprefix(_PREFIX), validate=True).decode()
     except (binascii.Error, ValueError):
         return None

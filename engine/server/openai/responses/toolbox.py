@@ -1,8 +1,8 @@
-"""How each tool of /v1/responses is offered to a chat, which knows functions alone.
+"""Maps the tools of /v1/responses to the functions of a chat.
 
-A custom tool is a function whose one argument is its free text, a tool search that the client runs one with
-the client's parameters, and a namespace's tools have its name before theirs. `Offered` says how a call of
-such a function is written back in the client's words.
+A custom tool becomes a function whose only argument is free text; a client-side tool search becomes a
+function with the client's parameters; tools in a namespace get its name as a prefix. `ToolFunction` says how
+to write back a call of such a function.
 """
 
 from __future__ import annotations
@@ -26,56 +26,56 @@ from engine.server.openai.responses.tools import (
 from engine.server.protocol.unknown_fields import report_ignored
 
 BARE_NAMESPACE = "functions"
-"""Codex's name for tools that stand in no namespace: calls have their bare names."""
+"""Codex's name for tools outside any namespace: their functions have no prefix."""
 
 _INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
-    """A function that the model is offered, and the tool that it stands for."""
+class ToolFunction:
+    """A function offered to the model, and the tool behind it."""
 
     type: Literal["function", "custom", "tool_search"]
     name: str
     namespace: str | None
-    function: dict[str, Any]  # as a chat has it
-    path: str  # of the tool, in the client's body
+    function: dict[str, Any]  # in chat format
+    path: str  # the tool's path in the body
 
 
 class Toolbox:
-    """What a request offers the model, by the name that the model sees."""
+    """The functions that a request offers to the model, by name."""
 
     def __init__(self) -> None:
-        self._offered: dict[str, Offered] = {}
+        self._functions: dict[str, ToolFunction] = {}
 
     def add(self, tools: Iterable[Any], path: str, *, replaces: bool) -> None:
-        """`replaces`: a tool may be given anew. Raises InvalidRequest where it may not."""
+        """`replaces`: a tool may redefine an earlier one. Otherwise raises InvalidRequest for duplicates."""
         for number, tool in enumerate(tools):
-            for offered in _offer(tool, f"{path}[{number}]"):
-                name = offered.function["name"]
-                if name in self._offered and not replaces:
-                    raise InvalidRequest("Two tools have the same name.", param=path)
-                self._offered[name] = offered
+            for tool_function in _to_functions(tool, f"{path}[{number}]"):
+                name = tool_function.function["name"]
+                if name in self._functions and not replaces:
+                    raise InvalidRequest(f"{path}: two tools have the name {name!r}.", param=path)
+                self._functions[name] = tool_function
 
-    def get(self, name: str) -> Offered | None:
-        return self._offered.get(name)
+    def get(self, name: str) -> ToolFunction | None:
+        return self._functions.get(name)
 
     def __len__(self) -> int:
-        return len(self._offered)
+        return len(self._functions)
 
     @property
     def functions(self) -> list[dict[str, Any]]:
         """As a chat takes them."""
-        return [{"type": "function", "function": one.function} for one in self._offered.values()]
+        return [{"type": "function", "function": function.function} for function in self._functions.values()]
 
     @property
     def paths(self) -> list[str]:
-        return [one.path for one in self._offered.values()]
+        return [function.path for function in self._functions.values()]
 
     def choose(self, choice: Any) -> Any:
-        """A tool choice as chats have it; of tools that aren't allowed, none is offered any more.
+        """The tool choice in chat format; tools that it does not allow are removed.
 
-        Raises InvalidRequest for a tool that isn't here.
+        Raises InvalidRequest for an unknown tool.
         """
         match choice:
             case NamedChoice():
@@ -85,17 +85,17 @@ class Toolbox:
                 return choice.mode
             case HostedChoice():
                 raise InvalidRequest(
-                    f"tool_choice: a tool of type {choice.type[:40]!r} can't run here, nor be forced.",
+                    f"tool_choice.type: tools of type {choice.type[:40]!r} can't run on this server.",
                     param="tool_choice.type",
                 )
         return choice
 
     def _find(self, choice: NamedChoice) -> str:
         wanted = function_name(choice.name, choice.namespace)
-        found = self._offered.get(wanted)
+        found = self._functions.get(wanted)
         if found is None or found.type != choice.type:
             raise InvalidRequest(
-                f"There is no {choice.type} tool {choice.name!r} among the tools given.",
+                f"tool_choice.name: {choice.name!r} is not one of the {choice.type} tools.",
                 param="tool_choice.name",
             )
         return wanted
@@ -103,18 +103,18 @@ class Toolbox:
     def _allow(self, tools: Sequence[Mapping[str, Any]]) -> None:
         allowed = set()
         for tool in tools:
-            name, namespace, kind = (tool.get(word) for word in ("name", "namespace", "type"))
+            name, namespace, kind = (tool.get(field) for field in ("name", "namespace", "type"))
             if kind == "namespace":
-                allowed |= {key for key, one in self._offered.items() if one.namespace == name}
+                allowed |= {key for key, function in self._functions.items() if function.namespace == name}
             elif kind == "tool_search":
-                allowed |= {key for key, one in self._offered.items() if one.type == kind}
+                allowed |= {key for key, function in self._functions.items() if function.type == kind}
             elif isinstance(name, str):
                 allowed.add(function_name(name, namespace))
-        self._offered = {name: one for name, one in self._offered.items() if name in allowed}
+        self._functions = {name: function for name, function in self._functions.items() if name in allowed}
 
 
 def function_name(name: str, namespace: Any = None) -> str:
-    """What the model calls a tool: as MCP's clients write it, `server__tool`."""
+    """The function's name for the model, in the style of MCP clients: `server__tool`."""
     if not isinstance(namespace, str) or namespace in ("", BARE_NAMESPACE):
         return name
     return f"{namespace}{name}" if namespace.endswith("__") else f"{namespace}__{name}"
@@ -124,40 +124,40 @@ def custom_arguments(text: str) -> str:
     return json.dumps({_INPUT: text}, ensure_ascii=False)
 
 
-def _offer(tool: Any, path: str) -> list[Offered]:
+def _to_functions(tool: Any, path: str) -> list[ToolFunction]:
     match tool:
         case NamespaceTool():
             within = [
-                one
+                function
                 for number, child in enumerate(tool.tools)
-                for one in _offer(child, f"{path}.tools[{number}]")
+                for function in _to_functions(child, f"{path}.tools[{number}]")
             ]
-            return [_in_namespace(one, tool.name) for one in within]
+            return [_in_namespace(function, tool.name) for function in within]
         case ForeignTool():
-            report_ignored(path, f"a tool of type {tool.type[:40]} can't run here")
+            report_ignored(path, f"a tool of type {tool.type[:40]} can't run on this server")
             return []
         case CustomTool():
-            return [Offered("custom", tool.name, None, _custom_function(tool, path), path)]
+            return [ToolFunction("custom", tool.name, None, _custom_function(tool, path), path)]
         case ToolSearchTool():
             if tool.execution != "client":
-                report_ignored(path, "only the client could run a tool search here: all tools are shown")
+                report_ignored(path, "only a client-side tool search is supported: all tools are shown")
                 return []
             function = tool.model_dump(include={"description", "parameters"}, exclude_none=True)
-            return [Offered("tool_search", tool.type, None, {"name": tool.type, **function}, path)]
+            return [ToolFunction("tool_search", tool.type, None, {"name": tool.type, **function}, path)]
     function = tool.model_dump(exclude={"type"}, exclude_none=True)
-    return [Offered("function", tool.name, None, function, path)]
+    return [ToolFunction("function", tool.name, None, function, path)]
 
 
-def _in_namespace(one: Offered, namespace: str) -> Offered:
+def _in_namespace(bare: ToolFunction, namespace: str) -> ToolFunction:
     if namespace == BARE_NAMESPACE:
-        return one
-    function = {**one.function, "name": function_name(one.name, namespace)}
-    return Offered(one.type, one.name, namespace, function, one.path)
+        return bare
+    function = {**bare.function, "name": function_name(bare.name, namespace)}
+    return ToolFunction(bare.type, bare.name, namespace, function, bare.path)
 
 
 def _custom_function(tool: CustomTool, path: str) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string"}
-    about = [tool.description or "", f"Its text is the argument `{_INPUT}`."]
+    description = [tool.description or "", f"Its text is the argument `{_INPUT}`."]
     strict = {}
     if isinstance(tool.format, GrammarFormat):
         if tool.format.syntax == "regex":
@@ -165,10 +165,10 @@ def _custom_function(tool: CustomTool, path: str) -> dict[str, Any]:
             strict = {"strict": True}
         else:
             report_ignored(f"{path}.format", "a Lark grammar is shown to the model, not enforced")
-            about.append(f"The text follows this Lark grammar:\n{tool.format.definition}")
+            description.append(f"The text follows this Lark grammar:\n{tool.format.definition}")
     return {
         "name": tool.name,
-        "description": "\n\n".join(part for part in about if part),
+        "description": "\n\n".join(part for part in description if part),
         "parameters": {
             "type": "object",
             "properties": {_INPUT: text},

@@ -1,6 +1,6 @@
 """Tools and tool choices of /v1/responses, as clients send them.
 
-What the model is offered of them: engine/server/openai/responses/toolbox.py.
+engine/server/openai/responses/toolbox.py maps them to functions for the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def known_types(kind_of: Callable[[Any], str | None], what: str) -> Discriminator:
-    """A discriminator whose complaint names `type`, as clients know it (protocol/body_reader.py)."""
+    """A discriminator whose errors name the field `type` (protocol/body_reader.py)."""
     return Discriminator(
         kind_of,
         custom_error_type="union_tag_unknown",
@@ -26,7 +26,7 @@ def known_types(kind_of: Callable[[Any], str | None], what: str) -> Discriminato
 
 
 class _CallableTool(Strict):
-    """The fields of a tool that say who may call it, and when: here the model may, at once."""
+    """Common fields of callable tools. Here the model may always call a tool directly."""
 
     name: _Name
     description: str | None = None
@@ -62,7 +62,7 @@ class CustomTool(_CallableTool):
 
 
 class ForeignTool(Strict):
-    """One that only its vendor's servers can run, such as a web search: left out, and named in a warning."""
+    """A hosted tool, which only its provider can run, such as a web search: ignored with a warning."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -132,7 +132,7 @@ class AllowedChoice(Strict):
 
 
 class HostedChoice(Strict):
-    """Of a tool that only its vendor's servers run: refused in toolbox.py."""
+    """The choice of a hosted tool: refused in toolbox.py."""
 
     type: str
     name: Ignored = None
@@ -156,7 +156,7 @@ ToolChoice = Annotated[
 
 
 def runnable(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tools as a response repeats them, without those that are left out."""
+    """The tools in a response object, without ignored ones."""
     return [
         {**tool, "tools": runnable(tool["tools"])} if tool["type"] == "namespace" else dict(tool)
         for tool in tools

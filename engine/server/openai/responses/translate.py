@@ -1,4 +1,4 @@
-"""From a request for a response to the chat that answers it, and from the chat's complaints to its words."""
+"""Translates Responses requests to chat requests, and errors back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.server.generation.response_store import TenantResponses
 from engine.server.openai.responses.bodies import (
-    AS_IN_CHATS,
-    COUNTED_AS_IN_CHATS,
+    CHAT_FIELDS,
+    INPUT_CHAT_FIELDS,
     InputTokensBody,
     JsonSchemaText,
     ResponsesBody,
@@ -28,7 +28,7 @@ from engine.server.openai.responses.toolbox import Toolbox
 from engine.server.protocol.body_reader import check_derived
 from engine.server.protocol.chat_body import ChatBody
 
-_OUR_PARAMS = {
+_RESPONSES_PARAMS = {
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
     "messages": "input",
@@ -36,13 +36,13 @@ _OUR_PARAMS = {
     "response_format.json_schema.schema": "text.format.schema",
     "tool_choice.function.name": "tool_choice.name",
 }
-_MESSAGE = re.compile(r"messages\[(\d+)\]")
-_TOOL = re.compile(r"tools\[(\d+)\](?:\.function)?")
+_MESSAGE_PATH = re.compile(r"messages\[(\d+)\]")
+_TOOL_PATH = re.compile(r"tools\[(\d+)\](?:\.function)?")
 _CUSTOM_PATTERN = ".parameters.properties.input.pattern"
 
 
-class Asked:
-    """A request with the conversation that it goes on with, as items: earlier ones, then its own."""
+class ConversationRequest:
+    """A request with its whole conversation: the items of earlier responses, then its own."""
 
     def __init__(self, body: InputTokensBody, store: TenantResponses) -> None:
         """Raises UnknownResponse and UnknownItem."""
@@ -58,27 +58,27 @@ class Asked:
         self._choice = self._read_tools()
 
     def _read_tools(self) -> Any:
-        """Tools that the conversation has brought count as well; the tool choice, as a chat has it."""
+        """Collect the tools, including those added by items. Returns the tool choice in chat format."""
         self.toolbox.add(self._body.tools or (), "tools", replaces=False)
         for path, item in zip(self._paths, self.items, strict=True):
             if isinstance(item, AdditionalToolsItem | ToolSearchOutputItem):
                 self.toolbox.add(item.tools, f"{path}.tools", replaces=True)
         return self.toolbox.choose(self._body.tool_choice)
 
-    def chat(self, *, num_left_out: int = 0) -> ChatBody:
-        """The same as a chat. `num_left_out`: of the earliest items, but for those that instruct.
+    def chat(self, *, num_dropped: int = 0) -> ChatBody:
+        """The request as a chat. `num_dropped`: the number of oldest items to drop, except instructions.
 
         Raises InvalidRequest.
         """
         body = self._body
         numbered = list(zip(self._paths, self.items, strict=True))
-        instructing = [one for one in numbered[:num_left_out] if _instructs(one[1])]
-        messages, self._origins = to_messages([*instructing, *numbered[num_left_out:]])
-        if body.instructions is not None:  # they hold for this response alone, and are no part of the history
+        instructions = [entry for entry in numbered[:num_dropped] if _is_instruction(entry[1])]
+        messages, self._origins = to_messages([*instructions, *numbered[num_dropped:]])
+        if body.instructions is not None:  # they apply to this response only and are not part of the history
             messages = [{"role": "system", "content": body.instructions}, *messages]
             self._origins = ["instructions", *self._origins]
         self._tool_paths = self.toolbox.paths
-        names = AS_IN_CHATS if isinstance(body, ResponsesBody) else COUNTED_AS_IN_CHATS
+        names = CHAT_FIELDS if isinstance(body, ResponsesBody) else INPUT_CHAT_FIELDS
         fields: dict[str, Any] = {name: getattr(body, name) for name in names}
         fields |= {
             "model": body.model,
@@ -94,37 +94,37 @@ class Asked:
 
     @property
     def turns(self) -> list[int]:
-        """Before which items the conversation may be cut: where users speak, but for the first time."""
-        spoken = [n for n, item in enumerate(self.items) if isinstance(item, MessageItem)]
-        return [n for n in spoken if self.items[n].role == "user"][1:]
+        """The items before which the conversation may be cut: user messages except the first."""
+        from_messages = [n for n, item in enumerate(self.items) if isinstance(item, MessageItem)]
+        return [n for n in from_messages if self.items[n].role == "user"][1:]
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
-        """The same complaint, its field as the client has called it."""
+        """The same error with the client's name of the field."""
         param = error.param or ""
-        name = self._own_name(param)
+        name = self._client_name(param)
         if name == param:
             return error
-        said = error.message.replace(param, name or "input")
+        message = error.message.replace(param, name or "input")
         place, own_place = param.rpartition(".")[0], name.rpartition(".")[0]
-        if "." in place:  # a schema's errors say the place, and then the word there
-            said = said.replace(place, own_place)
-        return error.renamed(said, name)
+        if "." in place:  # schema errors name the place and the keyword separately
+            message = message.replace(place, own_place)
+        return error.renamed(message, name)
 
-    def _own_name(self, param: str) -> str:
-        for pattern, paths in ((_MESSAGE, self._origins), (_TOOL, self._tool_paths)):
+    def _client_name(self, param: str) -> str:
+        for pattern, paths in ((_MESSAGE_PATH, self._origins), (_TOOL_PATH, self._tool_paths)):
             found = pattern.match(param)
             if found is not None and int(found[1]) < len(paths):
-                rest = "" if pattern is _MESSAGE else param[found.end() :]
+                rest = "" if pattern is _MESSAGE_PATH else param[found.end() :]
                 rest = rest.replace(_CUSTOM_PATTERN, ".format.definition")
                 return paths[int(found[1])] + rest
-        for ours, theirs in sorted(_OUR_PARAMS.items(), key=lambda one: -len(one[0])):
+        for ours, theirs in sorted(_RESPONSES_PARAMS.items(), key=lambda names: -len(names[0])):
             if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
                 return theirs + param[len(ours) :]
         return param
 
 
 def _own_items(body: InputTokensBody, store: TenantResponses) -> Iterator[Any]:
-    """The request's own items, each with an id; references are looked up."""
+    """The request's own items, each with an id; references are resolved."""
     if isinstance(body.input, str):
         yield MessageItem(id=_new_id("message"), role="user", content=body.input)
         return
@@ -139,7 +139,7 @@ def _new_id(kind: str) -> str:
     return f"{id_prefix(kind)}_{uuid.uuid4().hex}"
 
 
-def _instructs(item: Any) -> bool:
+def _is_instruction(item: Any) -> bool:
     return isinstance(item, MessageItem) and item.role in ("system", "developer")
 
 
@@ -154,7 +154,7 @@ def _response_format(body: InputTokensBody) -> dict[str, Any] | None:
 
 
 def fitting_cut(turns: Sequence[int], fits: dict[int, bool]) -> int | None:
-    """The next cut to try, by halves; None once the least that fits is known."""
+    """The next cut to try in a binary search; None once the smallest cut that fits is known."""
     low, high = 0, len(turns)
     while low < high:
         middle = (low + high) // 2

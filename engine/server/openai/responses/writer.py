@@ -1,4 +1,4 @@
-"""From a chat's events to a response: whole, or as the events of its stream. Pure."""
+"""Writes a chat's events as a response object and its stream events. Pure."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from engine.server.generation.chat_events import (
     ToolCallDelta,
 )
 from engine.server.generation.generation import Usage
-from engine.server.openai.responses.calls import Call, begin_call
+from engine.server.openai.responses.calls import CallWriter, make_call_writer
 from engine.server.openai.responses.items import id_prefix
 from engine.server.openai.responses.sealed import seal
 from engine.server.openai.responses.toolbox import Toolbox
 
 _Event = dict[str, Any]
 
-# Ends that leave an answer unfinished, as OpenAI calls them; the abort by an id is ours.
-_CUT_BY = {FinishReason.LENGTH.value: "max_output_tokens", FinishReason.ABORT.value: "aborted"}
-_TEXT_KINDS = {"message": "output_text", "reasoning": "reasoning_text"}
+# OpenAI's reasons of incomplete responses; "aborted" (by request id) is our own.
+_INCOMPLETE_REASONS = {FinishReason.LENGTH.value: "max_output_tokens", FinishReason.ABORT.value: "aborted"}
+_TEXT_TYPES = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
 class ResponseWriter:
-    """Writes one response down. What it returns are the stream's events; `response` is the whole."""
+    """Writes one response. Methods return stream events; `response` is the whole object."""
 
     def __init__(self, response: dict[str, Any], tools: Toolbox, *, seals_reasoning: bool = False) -> None:
-        """`response`: the fields that stay; status, output and usage are kept here.
+        """`response`: the initial object; this class updates status, output and usage.
 
-        `seals_reasoning`: a thought comes as `encrypted_content`, too.
+        `seals_reasoning`: reasoning items also have `encrypted_content`.
         """
         self.response = response
         self._tools = tools
         self._seals_reasoning = seals_reasoning
-        self._number = 0
-        self._open = False  # whether the last item is being written
-        self._call: Call | None = None  # that it is
+        self._sequence_number = 0
+        self._is_open = False  # whether the last item is still open
+        self._call: CallWriter | None = None  # the writer of the open call
 
     def start(self) -> list[_Event]:
-        return [self._whole("response.created"), self._whole("response.in_progress")]
+        return [self._response_event("response.created"), self._response_event("response.in_progress")]
 
     def feed(self, events: Iterable[ChatEvent]) -> list[_Event]:
-        told: list[_Event] = []
+        written: list[_Event] = []
         for event in events:
             match event:
                 case ReasoningDelta(_, text):
-                    told += self._say("reasoning", text)
+                    written += self._add_text("reasoning", text)
                 case ContentDelta(_, text):
-                    told += self._say("message", text)
+                    written += self._add_text("message", text)
                 case ToolCallDelta(_, _, call_id, name, arguments):
                     if call_id is not None:
-                        told += self._begin_call(call_id, name or "")
-                    told += self._tell_call(arguments)
+                        written += self._open_call(call_id, name or "")
+                    written += self._feed_call(arguments)
                 case ChoiceEnded(_, finish_reason, _):
-                    told += self._end(finish_reason)
-        return told
+                    written += self._finish(finish_reason)
+        return written
 
     def end(self, usage: Usage) -> list[_Event]:
         self.response["usage"] = usage_object(usage)
-        return [self._whole(f"response.{self.response['status']}")]
+        return [self._response_event(f"response.{self.response['status']}")]
 
     def fail(self, error: EngineError) -> list[_Event]:
-        """The response can't be completed; what there is stays in it."""
-        self._settle()
+        """Mark the response as failed; partial output is kept."""
+        self._close_incomplete()
         self.response["status"] = "failed"
         code = "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"
         self.response["error"] = {"code": code, "message": error.message}
-        return [self._whole("response.failed")]
+        return [self._response_event("response.failed")]
 
     def cancel(self, usage: Usage) -> None:
-        """It goes no further, unless it has come to its end already."""
-        self._settle()
+        """Mark the response as cancelled, unless it has already ended."""
+        self._close_incomplete()
         self.response["usage"] = usage_object(usage)
         if self.response["status"] == "in_progress":
             self.response["status"] = "cancelled"
@@ -90,33 +90,33 @@ class ResponseWriter:
     def _item(self) -> dict[str, Any]:
         return self._output[-1]
 
-    def _say(self, kind: str, text: str) -> list[_Event]:
-        told: list[_Event] = []
-        if not self._open or self._item["type"] != kind:
-            told = [*self._close("completed"), *self._begin_text(kind)]
+    def _add_text(self, kind: str, text: str) -> list[_Event]:
+        written: list[_Event] = []
+        if not self._is_open or self._item["type"] != kind:
+            written = [*self._close_item("completed"), *self._open_text(kind)]
         self._item["content"][0]["text"] += text
-        name = f"response.{_TEXT_KINDS[kind]}.delta"
+        name = f"response.{_TEXT_TYPES[kind]}.delta"
         extra: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
-        return [*told, self._of_item(name, content_index=0, delta=text, **extra)]
+        return [*written, self._item_event(name, content_index=0, delta=text, **extra)]
 
-    def _begin_text(self, kind: str) -> list[_Event]:
+    def _open_text(self, kind: str) -> list[_Event]:
         item: dict[str, Any] = {"id": _new_id(kind), "type": kind}
         item["role" if kind == "message" else "summary"] = "assistant" if kind == "message" else []
-        part: dict[str, Any] = {"type": _TEXT_KINDS[kind], "text": ""}
+        part: dict[str, Any] = {"type": _TEXT_TYPES[kind], "text": ""}
         if kind == "message":
             part.update(annotations=[], logprobs=[])
-        told = self._begin({**item, "status": "in_progress", "content": []})
+        written = self._open_item({**item, "status": "in_progress", "content": []})
         self._item["content"].append(part)
-        told.append(self._of_item("response.content_part.added", content_index=0, part=dict(part)))
-        return told
+        written.append(self._item_event("response.content_part.added", content_index=0, part=dict(part)))
+        return written
 
-    def _begin_call(self, call_id: str, name: str) -> list[_Event]:
-        told = self._close("completed")
-        self._call = begin_call(self._tools.get(name), name)
+    def _open_call(self, call_id: str, name: str) -> list[_Event]:
+        written = self._close_item("completed")
+        self._call = make_call_writer(self._tools.get(name), name)
         item = {"id": _new_id(self._call.type), "type": self._call.type, "status": "in_progress"}
-        return [*told, *self._begin({**item, "call_id": call_id, **self._call.fields})]
+        return [*written, *self._open_item({**item, "call_id": call_id, **self._call.fields})]
 
-    def _tell_call(self, arguments: str) -> list[_Event]:
+    def _feed_call(self, arguments: str) -> list[_Event]:
         if self._call is None or not arguments:
             return []
         return self._call_delta(self._call.feed(arguments))
@@ -124,72 +124,72 @@ class ResponseWriter:
     def _call_delta(self, delta: str) -> list[_Event]:
         if self._call is None or not delta or self._call.event is None:
             return []
-        return [self._of_item(f"{self._call.event}.delta", delta=delta)]
+        return [self._item_event(f"{self._call.event}.delta", delta=delta)]
 
-    def _settle(self) -> None:
-        """Put down what there is of an item that won't be completed."""
+    def _close_incomplete(self) -> None:
+        """Record the partial content of an open item and mark it incomplete."""
         if self._call is not None:
             self._item.update(self._call.fields)
-        if self._open:
+        if self._is_open:
             self._item["status"] = "incomplete"
 
-    def _close_call(self, call: Call) -> list[_Event]:
-        told = self._call_delta(call.finish())
+    def _close_call(self, call: CallWriter) -> list[_Event]:
+        written = self._call_delta(call.finish())
         self._item.update(call.fields)
         self._call = None
         if call.event is None:
-            return told
-        return [*told, self._of_item(f"{call.event}.done", **call.done)]
+            return written
+        return [*written, self._item_event(f"{call.event}.done", **call.done)]
 
-    def _begin(self, item: dict[str, Any]) -> list[_Event]:
+    def _open_item(self, item: dict[str, Any]) -> list[_Event]:
         self._output.append(item)
-        self._open = True
+        self._is_open = True
         shown = {**item, **({"content": []} if "content" in item else {})}
-        return [self._numbered("response.output_item.added", output_index=len(self._output) - 1, item=shown)]
+        return [self._event("response.output_item.added", output_index=len(self._output) - 1, item=shown)]
 
-    def _close(self, status: str) -> list[_Event]:
-        if not self._open:
+    def _close_item(self, status: str) -> list[_Event]:
+        if not self._is_open:
             return []
-        self._open = False
+        self._is_open = False
         item = self._item
         item["status"] = status
-        told = self._close_text(item) if self._call is None else self._close_call(self._call)
+        written = self._close_text(item) if self._call is None else self._close_call(self._call)
         done = {**item, **({"content": [dict(item["content"][0])]} if "content" in item else {})}
         index = len(self._output) - 1
-        return [*told, self._numbered("response.output_item.done", output_index=index, item=done)]
+        return [*written, self._event("response.output_item.done", output_index=index, item=done)]
 
     def _close_text(self, item: dict[str, Any]) -> list[_Event]:
         part = dict(item["content"][0])
-        is_thought = item["type"] == "reasoning"
-        if is_thought and self._seals_reasoning:
+        is_reasoning = item["type"] == "reasoning"
+        if is_reasoning and self._seals_reasoning:
             item["encrypted_content"] = seal(part["text"])
-        extra: dict[str, Any] = {} if is_thought else {"logprobs": []}
-        name = f"response.{_TEXT_KINDS[item['type']]}.done"
+        extra: dict[str, Any] = {} if is_reasoning else {"logprobs": []}
+        name = f"response.{_TEXT_TYPES[item['type']]}.done"
         return [
-            self._of_item(name, content_index=0, text=part["text"], **extra),
-            self._of_item("response.content_part.done", content_index=0, part=part),
+            self._item_event(name, content_index=0, text=part["text"], **extra),
+            self._item_event("response.content_part.done", content_index=0, part=part),
         ]
 
-    def _end(self, finish_reason: str) -> list[_Event]:
-        cut_by = _CUT_BY.get(finish_reason)
-        status = "completed" if cut_by is None else "incomplete"
-        told = self._close(status)
-        if cut_by is not None:
-            self.response["incomplete_details"] = {"reason": cut_by}
+    def _finish(self, finish_reason: str) -> list[_Event]:
+        incomplete_reason = _INCOMPLETE_REASONS.get(finish_reason)
+        status = "completed" if incomplete_reason is None else "incomplete"
+        written = self._close_item(status)
+        if incomplete_reason is not None:
+            self.response["incomplete_details"] = {"reason": incomplete_reason}
         if finish_reason == FinishReason.ABORT and self.response["background"]:
-            status = "cancelled"  # as by its own route; streams know no such end
+            status = "cancelled"  # as with the cancel route; there is no such stream event
         self.response["status"] = status
-        return told
+        return written
 
-    def _of_item(self, kind: str, **fields: Any) -> _Event:
-        return self._numbered(kind, item_id=self._item["id"], output_index=len(self._output) - 1, **fields)
+    def _item_event(self, kind: str, **fields: Any) -> _Event:
+        return self._event(kind, item_id=self._item["id"], output_index=len(self._output) - 1, **fields)
 
-    def _whole(self, kind: str) -> _Event:
-        return self._numbered(kind, response={**self.response, "output": list(self._output)})
+    def _response_event(self, kind: str) -> _Event:
+        return self._event(kind, response={**self.response, "output": list(self._output)})
 
-    def _numbered(self, kind: str, **fields: Any) -> _Event:
-        event = {"type": kind, "sequence_number": self._number, **fields}
-        self._number += 1
+    def _event(self, kind: str, **fields: Any) -> _Event:
+        event = {"type": kind, "sequence_number": self._sequence_number, **fields}
+        self._sequence_number += 1
         return event
 
 
