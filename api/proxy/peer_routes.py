@@ -98,7 +98,7 @@ class PeerRoutes:
 
     def __init__(
         self,
-        peers: Neighbours,
+        peers: Peers,
         metrics: ProxyMetrics,
         own_name: Callable[[], str],
         check: Callable[[], None] = lambda: None,

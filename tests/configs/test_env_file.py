@@ -11,10 +11,10 @@ import pytest
 from configs.engine_variables import engine_variables, sdk_environment
 from configs.env_file import read_env_file
 from configs.near_names import count_typos
+from configs.root import CODE as ROOT
 from configs.settings import NAMES, Settings
 from configs.settings_error import SettingsError
 from configs.settings_reader import load_settings, read_settings
-from configs.root import CODE as ROOT
 
 # The content of other programs' .env files, by program.
 OTHERS = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.engine_variables import engine_variables
+from configs.root import CODE as ROOT
 from configs.settings import Settings
 from configs.settings_error import SettingsError
 from configs.settings_reader import Given, load_settings, read_settings
-from configs.root import CODE as ROOT
 
 
 @pytest.fixture(autouse=True)

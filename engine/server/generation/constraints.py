@@ -12,7 +12,7 @@ from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.conversation_body import NamedTool
 from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
-from engine.structured import StructuredKind, StructuredOutput, GrammarCompiler
+from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
 from engine.text.parsers.tools import AnswerSchema, answer_or_calls, call_constraint
 
 ConstraintFactory = Callable[[], TokenConstraint]
