@@ -85,3 +85,7 @@ class ManagerConfig:
     def status_path(self, instance_id: str) -> Path:
         """The status file of the instance's shim."""
         return (self.run_dir or self.log_dir / "run") / f"{instance_id}.json"
+
+    def log_path(self, instance_id: str) -> Path:
+        """The file that the instance's engine writes its output to."""
+        return self.log_dir / f"{instance_id}.log"

@@ -119,7 +119,7 @@ class InstanceManager(InstanceActions):
     async def _recover(self, tasks: asyncio.TaskGroup, context: SupervisorContext) -> None:
         """Restore the instances of a previous Berth process, and end processes that belong to none."""
         leftovers = await self.state.recover(self.events, self.config)
-        tasks.create_task(reap(leftovers.orphans, leftovers.status_files), name="reaping")
+        tasks.create_task(reap(leftovers.orphans, leftovers.orphaned_files), name="reaping")
         for leftover in leftovers.instances:
             self.on_created(await self._registry.recover(leftover, context, tasks))
 

@@ -138,6 +138,23 @@ def test_engines_outlive_the_server(berths: Berths) -> None:
                 stray.wait()
 
 
+def test_of_an_engine_without_a_record_neither_process_nor_log_is_left(berths: Berths) -> None:
+    """As when Berth is killed while its store is away, so that a new instance was never stored."""
+    first = berths.begin()
+    with first.client() as client:
+        create(client, "one")
+        pid = records(client)["one"]["pid"]
+        kill(first)
+    with sqlite3.connect(berths.folder / "state" / "berth.db") as database:
+        assert database.execute("DELETE FROM records").rowcount == 1
+    database.close()
+    logs = berths.folder / "logs"
+    assert (logs / "one.log").exists()
+    second = berths.begin()
+    eventually(lambda: not (is_alive(pid) or (logs / "one.log").exists()), second.output)
+    assert list((berths.folder / "state" / "run").glob("*.json")) == []
+
+
 def test_a_published_event_id_is_never_reused(berths: Berths) -> None:
     """Even if Berth is killed before storing it. A client that resumes gets all events since then."""
     first = berths.begin()

@@ -71,7 +71,7 @@ def instance_of(
         events=events,
         clock=clock,
         port=None,
-        log_path=Path(record.log_path or config.log_dir / f"{record.instance_id}.log"),
+        log_path=Path(record.log_path or config.log_path(record.instance_id)),
     )
     instance.state = record.state
     instance.status_reason = record.status_reason

@@ -75,7 +75,7 @@ class InstanceRegistry:
             events=self._events,
             clock=self._clock,
             port=port,
-            log_path=self._config.log_dir / f"{instance_id}.log",
+            log_path=self._config.log_path(instance_id),
         )
         self._add(Supervisor(instance, self._log_file(instance), context, port), tasks)
         instance.set_initial_state(InstanceState.STARTING, "created")

@@ -42,7 +42,7 @@ class LogFile:
     @property
     def backup_path(self) -> Path:
         """The file with the rotated part."""
-        return self.path.with_name(self.path.name + ".1")
+        return backup_of(self.path)
 
     async def open_for_engine(self) -> int:
         """A file descriptor in append mode for the child; following starts at the current end."""
@@ -221,6 +221,11 @@ def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
     """Copy at most `num_bytes`: during a flood the source never ends."""
     while num_bytes > 0 and (chunk := source.read(min(num_bytes, _CHUNK_BYTES))):
         num_bytes -= target.write(chunk)
+
+
+def backup_of(path: Path) -> Path:
+    """The file with the rotated part of a log."""
+    return path.with_name(path.name + ".1")
 
 
 def _unlink(*paths: Path) -> None:

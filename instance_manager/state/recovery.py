@@ -14,6 +14,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from instance_manager.config import ManagerConfig
+from instance_manager.process.logs import backup_of
 from instance_manager.process.process_tree import (
     ProcessId,
     RunStatus,
@@ -70,7 +71,7 @@ class RecoveredInstances:
 
     instances: tuple[RecoveredInstance, ...]
     orphans: frozenset[str]  # our tokens that live processes carry, but no instance has
-    status_files: tuple[Path, ...]  # that belong to no instance
+    orphaned_files: tuple[Path, ...]  # status files and logs that belong to no instance
 
 
 async def recover_instances(
@@ -109,7 +110,9 @@ def _recover(
     paths = {config.status_path(record.instance_id) for record in records}
     folder = config.status_path("any").parent
     orphaned = [path for path in folder.glob("*.json") if path not in paths] if session.is_sole else []
-    return RecoveredInstances(tuple(recovered), frozenset(carriers.keys() - known), tuple(orphaned))
+    logs = [config.log_path(path.stem) for path in orphaned]
+    files = (*orphaned, *logs, *map(backup_of, logs))
+    return RecoveredInstances(tuple(recovered), frozenset(carriers.keys() - known), files)
 
 
 def _find_run(
@@ -173,14 +176,14 @@ def _is_certain(status: RunStatus, carriers: Collection[int]) -> bool:
     return stat is not None and status.shim.is_alive and stat.parent == status.shim_pid
 
 
-async def reap(orphans: Collection[str], status_files: Collection[Path]) -> None:
-    """End all processes with these tokens, and delete these status files."""
+async def reap(orphans: Collection[str], files: Collection[Path]) -> None:
+    """End all processes with these tokens, and delete these files."""
     for token in orphans:
         logger.warning("ending processes of an engine that belongs to no instance")
         if not await kill_until_gone(token, None, SWEEP_DEADLINE_S):
             logger.error("they still run %.0f s after SIGKILL", SWEEP_DEADLINE_S)
     try:
-        for path in status_files:
+        for path in files:
             await asyncio.to_thread(path.unlink, missing_ok=True)
     except OSError as error:
-        logger.warning("an old status file can't be removed: %s", error)
+        logger.warning("an orphaned file can't be removed: %s", error)
