@@ -18,11 +18,12 @@ serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.exampl
 test: $(DEV) $(BIN)/berth ## Run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(DEV) ## Lint, format, types, import boundaries
+check: $(DEV) ## Lint, format, types, import boundaries, words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.words
 
 format: $(DEV) ## Put the code into shape
 	$(BIN)/ruff check --fix .

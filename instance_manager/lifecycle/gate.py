@@ -1,4 +1,4 @@
-"""Admission to one engine: who may use it now, who waits, and in which order.
+"""Which requests may use an engine now, which wait, and in which order.
 
 A gate grants leases synchronously: no await lies between the check and the grant, so no request can slip in
 after the gate has closed. Knows nothing of processes or states: its owner opens and closes it.
