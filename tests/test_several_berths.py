@@ -68,9 +68,9 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 
 from app import main
-from instance_manager import state_session
+from instance_manager.state import session
 
-state_session._LEASE_S = 1.5
+session._LEASE_S = 1.5
 sys.exit(main([]))
 """
 
@@ -429,7 +429,7 @@ def test_an_unreachable_owner_is_named_and_comes_back(harbour: Harbour) -> None:
             assert len(client.get("/models/spare", headers=ADMIN).json()["replicas"]) == 1
             eventually(lambda: error_of(ask()) == (503, "owner_away"), lambda: ask().text)
             assert int(ask().headers["retry-after"]) > 0
-            assert "which is away" in ask().json()["error"]["message"]
+            assert "which is down" in ask().json()["error"]["message"]
             by_name = client.post("/v1/completions", json={"model": name}, headers=USER)
             assert error_of(by_name) == (503, "owner_away")
 
