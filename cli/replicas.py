@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cli.server import Server
-from cli.tables import Record
 from cli.target import Kind, Target, path_of
 
 
@@ -27,7 +26,3 @@ def latest(server: Server, target: Target) -> dict[str, Any] | None:
 def record_of(server: Server, instance_id: str) -> dict[str, Any]:
     record: dict[str, Any] = server.get(path_of(Kind.INSTANCE, instance_id))
     return record
-
-
-def log_path_in(record: Record | None) -> str | None:
-    return None if record is None else record.get("log_path")

@@ -186,11 +186,6 @@ def _differences() -> Iterator[tuple[str, ...]]:
         yield difference.ours, difference.theirs, difference.reason, cases
 
 
-def _absent() -> Iterator[tuple[str, ...]]:
-    for (method, path), reason in UNSUPPORTED_ROUTES.items():
-        yield f"`{method} {path}`", reason
-
-
 def _value(value: Any) -> str:
     return "" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
 

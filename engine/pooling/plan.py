@@ -70,11 +70,6 @@ class PoolingPlan:
     def activation(self) -> Activation:
         return Activation.NORMALIZE if self.classifier is None else self.classifier.activation
 
-    @property
-    def can_score(self) -> bool:
-        """Vectors can be compared; a classifier can score pairs if it has one label."""
-        return self.classifier is None or self.classifier.num_labels == 1
-
 
 def choose_runner(config: EngineConfig) -> RunnerKind:
     """`--runner`, or the checkpoint's purpose. `config.model` must be a directory.

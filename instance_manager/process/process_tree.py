@@ -76,12 +76,6 @@ class RunStatus:
         """If not, all its processes are gone, whatever has their pids now."""
         return self.boot_id == read_boot_id()
 
-    @property
-    def can_be_adopted(self) -> bool:
-        """Whether engine and shim are alive: the same processes that were recorded."""
-        is_running = self.ended_at is None and self.is_of_this_boot
-        return is_running and self.shim.is_alive and self.engine.is_alive
-
 
 def read_status(path: Path) -> RunStatus | None:
     """None if there is no valid file: files are written atomically, so the shim could not write one."""

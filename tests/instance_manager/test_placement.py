@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from instance_manager.errors import InvalidSpec, NoSuchDevice
 from instance_manager.memory.gpu import Gpu
-from instance_manager.memory.placement.local import choose_devices, visible_devices_value
+from instance_manager.memory.placement.local import choose_devices
 
 GIB = 1 << 30
 
@@ -63,11 +63,6 @@ def test_an_invalid_request_is_refused() -> None:
         InvalidSpec, match=r"lists 1 GPU, but the model is spread over 2.*lower tensor_parallel"
     ):
         choose_devices(gpus(1, 1), 2, 0, ("1",))
-
-
-def test_cuda_visible_devices_lists_the_chosen_gpus() -> None:
-    assert visible_devices_value(("GPU-b", "GPU-a")) == "GPU-b,GPU-a"
-    assert visible_devices_value(()) == ""
 
 
 @given(free=st.lists(st.integers(0, 80), min_size=1, max_size=8), data=st.data())

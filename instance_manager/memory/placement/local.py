@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from instance_manager.errors import InvalidSpec, NoSuchDevice
 from instance_manager.memory.gpu import Gpu, find_gpu
@@ -28,11 +28,6 @@ def choose_devices(
         return ()
     best = max(_candidates(gpus, count), key=lambda chosen: _preference(chosen, need_bytes_each))
     return tuple(gpu.uuid for gpu in sorted(best, key=lambda gpu: gpu.index))
-
-
-def visible_devices_value(uuids: Iterable[str]) -> str:
-    """The value of CUDA_VISIBLE_DEVICES for these GPUs; "" hides all."""
-    return ",".join(uuids)
 
 
 def describe_gpus(gpus: Sequence[Gpu]) -> str:

@@ -104,7 +104,6 @@ def test_labels_and_activation_come_from_the_config(
     assert plan.task is Task.CLASSIFY
     assert plan.classifier is not None
     assert (plan.classifier.num_labels, plan.activation) == (num_labels, activation)
-    assert plan.can_score == (num_labels == 1)
 
 
 def test_a_reranker_by_overrides(tmp_path: Path) -> None:
