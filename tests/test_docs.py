@@ -10,6 +10,7 @@ import pytest
 from docs import limits_table
 from docs.api_tables import PAGE, render
 from engine.server.app.openapi_operations import NO_OP_FIELDS, OPERATIONS
+from instance_manager.types import FailureClass, InstanceState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +56,11 @@ def test_every_subpackage_is_named_on_both_pages(package: str, page: str) -> Non
     for path in (ARCHITECTURE, ROOT / "docs" / "architecture" / page):
         text = path.read_text(encoding="utf-8")
         assert [name for name in names if f"`{name}" not in text] == [], path.name
+
+
+def test_every_state_and_failure_class_is_listed() -> None:
+    states = (ROOT / "docs" / "http.md").read_text().partition("## States")[2].partition("\n## ")[0]
+    assert {*InstanceState, *FailureClass} <= set(re.findall(r"`(\w+)`", states))
 
 
 def test_every_link_leads_to_a_file() -> None:

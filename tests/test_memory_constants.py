@@ -22,9 +22,9 @@ def test_the_cpu_s_shares_are_the_engine_s() -> None:
 
 def test_the_defaults_of_flags_are_the_engine_s() -> None:
     assert kv_cache_size._DEFAULT_MAX_NUM_SEQS == activation_size._MAX_NUM_SEQS == ENGINE.max_num_seqs
-    assert kv_cache_size._DEFAULT_BLOCK_SIZE == ENGINE.block_size
-    assert kv_cache_size._DEFAULT_UTILIZATION == ENGINE.gpu_memory_utilization
-    assert activation_size._MAX_NUM_BATCHED_TOKENS == ENGINE.max_num_batched_tokens
+    assert ENGINE.block_size == kv_cache_size._DEFAULT_BLOCK_SIZE
+    assert ENGINE.gpu_memory_utilization == kv_cache_size._DEFAULT_UTILIZATION
+    assert ENGINE.max_num_batched_tokens == activation_size._MAX_NUM_BATCHED_TOKENS
 
 
 def test_a_step_scores_as_many_logits_at_a_time_as_the_engine_does() -> None:

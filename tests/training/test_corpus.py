@@ -64,6 +64,10 @@ def test_every_small_sum_is_asked() -> None:
     assert wanted <= seen
 
 
+def test_the_settings_that_it_teaches_exist() -> None:
+    assert berth.settings().keys() <= {name.upper() for name in Settings.model_fields}
+
+
 def test_the_defaults_told_are_berths() -> None:
     told = {name: setting["default"] for name, setting in berth.settings().items() if setting["default"]}
     fields = {name.upper(): field.default for name, field in Settings.model_fields.items()}
