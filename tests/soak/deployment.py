@@ -57,6 +57,11 @@ class Deployment:
         directory.mkdir()
         self.berths.append(BerthProcess(directory, **{**self._settings, **settings}))
 
+    @property
+    def no_restart(self) -> asyncio.Lock:
+        """While it is held, no fault ends Berth or starts another."""
+        return self._turn
+
     async def end_and_restart(
         self, kind: str, number: signal.Signals, rng: random.Random, **settings: str
     ) -> None:
