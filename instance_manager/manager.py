@@ -118,10 +118,10 @@ class InstanceManager(InstanceActions):
 
     async def _recover(self, tasks: asyncio.TaskGroup, context: SupervisorContext) -> None:
         """Restore the instances of a previous Berth process, and end processes that belong to none."""
-        leftovers = await self.state.recover(self.events, self.config)
-        tasks.create_task(reap(leftovers.orphans, leftovers.orphaned_files), name="reaping")
-        for leftover in leftovers.instances:
-            self.on_created(await self._registry.recover(leftover, context, tasks))
+        recovered = await self.state.recover(self.events, self.config)
+        tasks.create_task(reap(recovered.orphans, recovered.orphaned_files), name="reaping")
+        for instance in recovered.instances:
+            self.on_created(await self._registry.recover(instance, context, tasks))
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse new requests, drain, and end all engines in parallel; returns when they are gone.

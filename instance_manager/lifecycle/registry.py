@@ -82,13 +82,13 @@ class InstanceRegistry:
         return instance
 
     async def recover(
-        self, leftover: RecoveredInstance, context: SupervisorContext, tasks: asyncio.TaskGroup
+        self, recovered: RecoveredInstance, context: SupervisorContext, tasks: asyncio.TaskGroup
     ) -> Instance:
         """Restore an instance of a previous Berth process; its supervisor adopts the engine if it can."""
-        record = leftover.record
+        record = recovered.record
         instance = instance_of(record, self._config, self._events, self._clock)
         log = self._log_file(instance)
-        run = replace(leftover.run, log_mark=await log.resume(instance.log_start))
+        run = replace(recovered.run, log_mark=await log.resume(instance.log_start))
         if run.action is RecoveryAction.ADOPT and record.port is not None:
             context.ports.hold(record.port)
             instance.port = record.port

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
-from engine.server.app import control_routes, utility_routes
+from engine.server.app import control_routes
+from engine.server.app.common_routes import COMMON_ROUTES
 from engine.server.app.middleware import RequestMiddleware
-from engine.server.app.openapi import docs_page, openapi_document
 from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
 from engine.server.app.wrong_runner_routes import POOLING_PATHS, needs_pooling
 from engine.server.generation.service import GenerationService
@@ -48,25 +48,8 @@ _ROUTES = (
     ("POST", "/v1/responses/{name}/cancel", cancel_response),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
-    ("GET", "/v1/models", utility_routes.list_models),
-    ("GET", "/v1/models/{name:path}", utility_routes.get_model),
-    ("GET", "/health", utility_routes.health),
-    ("GET", "/ping", utility_routes.ping),
-    ("POST", "/ping", utility_routes.ping),
-    ("GET", "/version", utility_routes.version),
-    ("GET", "/load", utility_routes.load),
-    ("GET", "/metrics", utility_routes.metrics),
-    ("POST", "/tokenize", utility_routes.tokenize),
-    ("POST", "/detokenize", utility_routes.detokenize),
-    ("POST", "/inference/v1/abort_requests", control_routes.abort_requests),
-    ("POST", "/abort_requests", control_routes.abort_requests),
-    ("POST", "/sleep", control_routes.sleep),
-    ("POST", "/wake_up", control_routes.wake_up),
-    ("GET", "/is_sleeping", control_routes.is_sleeping),
-    ("GET", "/memory", control_routes.memory),
+    *COMMON_ROUTES,
     ("POST", "/reset_prefix_cache", control_routes.reset_prefix_cache),
-    ("GET", "/openapi.json", openapi_document),
-    ("GET", "/docs", docs_page),
     *(("POST", path, needs_pooling) for path in POOLING_PATHS),
     *((method, path, unsupported_route) for method, path in UNSUPPORTED_ROUTES),
 )
