@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat, send
+from instance_manager.process.shim import TOKEN_VARIABLE, read_stat, send
 
 _FREEZE_ROUNDS = 20
 _POLL_S = 0.1  # for an exit, if the kernel or Python has no pidfd
@@ -70,11 +70,6 @@ class RunStatus:
     @property
     def engine(self) -> ProcessId:
         return ProcessId(self.engine_pid, self.engine_start_ticks)
-
-    @property
-    def is_of_this_boot(self) -> bool:
-        """If not, all its processes are gone, whatever has their pids now."""
-        return self.boot_id == read_boot_id()
 
 
 def read_status(path: Path) -> RunStatus | None:
