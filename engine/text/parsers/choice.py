@@ -1,0 +1,32 @@
+"""Chooses a model's format, of tool calls or of reasoning: by a parser's name, or from the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypeVar
+
+
+class NamedFormat(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def matches_template(self) -> Callable[[str], bool]: ...
+
+
+F = TypeVar("F", bound=NamedFormat)
+
+
+def named_format(formats: Sequence[F], name: str) -> F:
+    """Raises LookupError, naming the known ones."""
+    for form in formats:
+        if name in form.names:
+            return form
+    raise LookupError(", ".join(sorted(known for form in formats for known in form.names)))
+
+
+def detect_format(formats: Sequence[F], templates: Collection[str]) -> F | None:
+    """The format that the first of the templates to match any teaches the model; None if we have none."""
+    plain = [template.replace('\\"', '"') for template in templates]
+    found = (form for template in plain for form in formats if form.matches_template(template))
+    return next(found, None)
