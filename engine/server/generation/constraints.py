@@ -11,7 +11,8 @@ from engine.errors import InvalidRequest
 from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.conversation_body import NamedTool
-from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
+from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat
+from engine.server.protocol.sampling_fields import StructuredOutputs
 from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
 from engine.text.parsers.tool_constraints import AnswerSchema
 from engine.text.parsers.tool_format import ToolFormat

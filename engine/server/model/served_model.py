@@ -14,6 +14,7 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
 from engine.server.model.chat_template import ChatTemplate
+from engine.server.protocol.sampling_fields import CHECKPOINT_FIELDS
 from engine.structured import GrammarCompiler
 from engine.text.parsers.choice import F, detect_format, named_format
 from engine.text.parsers.reasoning import REASONING_FORMATS, ReasoningFormat
@@ -23,7 +24,7 @@ from engine.text.tokenizer import Tokenizer, read_json
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_DEFAULTS = (*CHECKPOINT_FIELDS, "max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

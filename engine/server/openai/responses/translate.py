@@ -89,7 +89,7 @@ class ConversationRequest:
             "tool_choice": self._choice,
         }
         if isinstance(body, ResponsesBody):
-            fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
+            fields["max_completion_tokens"] = body.max_output_tokens
         return check_derived(fields, ChatBody)
 
     @property
