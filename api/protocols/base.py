@@ -25,7 +25,7 @@ ChatMessage = Mapping[str, Any]  # one of OpenAI's `messages`
 
 # Set by the adapter, or answered in parts of a response that adapters don't translate.
 _NOT_PASSED_ON = frozenset(
-    {
+    [
         "best_of",
         "function_call",
         "functions",
@@ -40,7 +40,7 @@ _NOT_PASSED_ON = frozenset(
         "tool_choice",
         "tools",
         "top_logprobs",
-    }
+    ]
 )
 
 

@@ -11,7 +11,7 @@ from engine.server.protocol.sampling_fields import SamplingFields
 
 # Sampling fields that apply to beams, or that would change nothing.
 _SUPPORTED = frozenset(
-    {
+    [
         "cache_salt",
         "ignore_eos",
         "include_stop_str_in_output",
@@ -25,7 +25,7 @@ _SUPPORTED = frozenset(
         "temperature",
         "top_k",
         "top_p",
-    }
+    ]
 )
 
 # Fields that beam search does not support, with the neutral values that are accepted.

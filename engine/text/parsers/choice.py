@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 
-class NamedFormat(Protocol):
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def matches_template(self) -> Callable[[str], bool]: ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedFormat:
+    names: tuple[str, ...]  # of the parser in the flag that chooses it; vLLM's names
+    matches_template: Callable[[str], bool]  # whether a chat template teaches the model this format
 
 
 F = TypeVar("F", bound=NamedFormat)

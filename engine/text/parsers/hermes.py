@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from engine.text.parsers.events import TextPiece, ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.text_scanner import TextScanner
-from engine.text.parsers.tool_constraints import (
-    TagFormat,
-    ToolSchema,
-    call_tag,
-    only_calls,
-    quoted,
-    text_and_calls,
-)
+from engine.text.parsers.tool_constraints import DelimitedCalls, quoted
 from engine.text.parsers.tool_format import ToolFormat
 
 START, END = "<tool_call>", "</tool_call>"
@@ -68,17 +59,14 @@ def _matches(template: str) -> bool:
     return all(sign in template for sign in (START, '"name"', '"arguments"'))
 
 
-def _constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat:
-    tags = [
-        call_tag(f'{START}\n{{"name": {quoted(tool.name)}, "arguments": ', tool.content(), f"}}\n{END}")
-        for tool in tools
-    ]
-    return text_and_calls([START], tags, parallel) if is_auto else only_calls(tags, "\n", parallel)
-
-
 HERMES = ToolFormat(
     names=("hermes", "qwen3_json"),
     parser=lambda tools: HermesParser(),
     matches_template=_matches,
-    constraint=_constraint,
+    constraint=DelimitedCalls(
+        begin=lambda name: f'{START}\n{{"name": {quoted(name)}, "arguments": ',
+        end=f"}}\n{END}",
+        separator="\n",
+        trigger=START,
+    ),
 )

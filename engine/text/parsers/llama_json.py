@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from engine.text.parsers.events import Tool, ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.text_scanner import TextScanner
-from engine.text.parsers.tool_constraints import (
-    TagFormat,
-    ToolSchema,
-    call_tag,
-    only_calls,
-    quoted,
-    text_and_calls,
-)
+from engine.text.parsers.tool_constraints import DelimitedCalls, quoted
 from engine.text.parsers.tool_format import ToolFormat
 
 TAG = "<|python_tag|>"
@@ -71,17 +64,14 @@ def _matches(template: str) -> bool:
     return all(sign in template for sign in ("<|start_header_id|>", '"name"', '"parameters"'))
 
 
-def _constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat:
-    tags = [call_tag(f'{{"name": {quoted(tool.name)}, "parameters": ', tool.content(), "}") for tool in tools]
-    if is_auto:  # JSON that isn't a call stays possible
-        return text_and_calls(sorted({tag["begin"] for tag in tags}), tags, parallel)
-    return only_calls(tags, "; ", parallel)
-
-
 LLAMA_JSON = ToolFormat(
     names=("llama3_json", "llama4_json"),
     parser=LlamaJsonParser,
     matches_template=_matches,
-    constraint=_constraint,
+    constraint=DelimitedCalls(
+        begin=lambda name: f'{{"name": {quoted(name)}, "parameters": ',
+        end="}",
+        separator="; ",
+    ),
     needs_special_tokens=True,
 )

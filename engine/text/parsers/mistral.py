@@ -13,7 +13,7 @@ from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, Text
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.json_scan import ObjectScanner
 from engine.text.parsers.text_scanner import TextScanner
-from engine.text.parsers.tool_constraints import TagFormat, ToolSchema, call_tag, only_calls, quoted
+from engine.text.parsers.tool_constraints import DelimitedCalls, TagFormat, ToolSchema, call_tag, quoted
 from engine.text.parsers.tool_format import ToolFormat
 
 TOOL_CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -155,11 +155,15 @@ def _may_become_head(text: str) -> bool:
     return not rest or any(delimiter.startswith(rest) for delimiter in (CALL_ID, ARGS))
 
 
+_ITEMS = DelimitedCalls(
+    begin=lambda name: f'{{"name": {quoted(name)}, "arguments": ', end="}", separator=", "
+)
+
+
 def _constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat | None:
     if is_auto:
         return None  # calls begin with a special token
-    tags = [call_tag(f'{{"name": {quoted(tool.name)}, "arguments": ', tool.content(), "}") for tool in tools]
-    return call_tag("[", only_calls(tags, ", ", parallel), "]")
+    return call_tag("[", _ITEMS(tools, is_auto, parallel), "]")
 
 
 MISTRAL = ToolFormat(

@@ -17,12 +17,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from engine.errors import InvalidRequest
 from engine.text.parsers.delimiters import first_delimiter, held_back
 from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece, Tool, ToolEvent
 from engine.text.parsers.parameter_values import ParameterSchemas, is_plain_string, to_json
 from engine.text.parsers.text_scanner import TextScanner
-from engine.text.parsers.tool_constraints import TagFormat, ToolSchema, call_tag, only_calls, text_and_calls
+from engine.text.parsers.tool_constraints import DelimitedCalls
 from engine.text.parsers.tool_format import ToolFormat
 
 START, END = "<tool_call>", "</tool_call>"
@@ -230,25 +229,16 @@ def _read_name(text: str) -> tuple[str | None, bool]:
     return name, bool(end)
 
 
-def _constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat:
-    for tool in tools:
-        if unfit := [character for character in "<>\n" if character in tool.name]:
-            raise InvalidRequest(
-                f"{tool.param}.name contains {unfit[0]!r}, which is impossible in this model's call format.",
-                param=f"{tool.param}.name",
-            )
-    tags = [
-        call_tag(
-            f"{START}\n{FUNCTION}{tool.name}>\n", tool.content(style="qwen_xml"), f"\n{FUNCTION_END}\n{END}"
-        )
-        for tool in tools
-    ]
-    return text_and_calls([START], tags, parallel) if is_auto else only_calls(tags, "\n", parallel)
-
-
 QWEN_CODER = ToolFormat(
     names=("qwen3_coder", "qwen3_xml"),
     parser=QwenCoderParser,
     matches_template=lambda template: FUNCTION in template and PARAMETER in template,
-    constraint=_constraint,
+    constraint=DelimitedCalls(
+        begin=lambda name: f"{START}\n{FUNCTION}{name}>\n",
+        end=f"\n{FUNCTION_END}\n{END}",
+        separator="\n",
+        trigger=START,
+        style={"style": "qwen_xml"},
+        impossible="<>\n",
+    ),
 )

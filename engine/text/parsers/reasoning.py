@@ -5,19 +5,17 @@ A new format is one description here, and its name in REASONING_FORMATS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.text.parsers.choice import NamedFormat
 from engine.text.parsers.delimiters import held_back
 
 START, END = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReasoningFormat:
-    names: tuple[str, ...]  # of the parser in --reasoning-parser; vLLM's names
-    matches_template: Callable[[str], bool]  # whether a chat template is for models with this format
+class ReasoningFormat(NamedFormat):
     starts_inside: bool = False  # an output is reasoning from the start, unless the prompt has closed it
     start: str = START
     end: str = END

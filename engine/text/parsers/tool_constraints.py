@@ -7,7 +7,8 @@ special tokens have no text that a grammar could match, so the constraint uses t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from engine.errors import InvalidRequest
@@ -68,24 +69,37 @@ class ToolSchema:
         return {"type": "json_schema", "json_schema": self.schema, "tool": about, **more}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelimitedCalls:
+    """A format's constraint if each of its calls stands between two delimiters."""
+
+    begin: Callable[[str], str]  # from the tool's name
+    end: str
+    separator: str  # between calls
+    trigger: str | None = None  # begins a call in a text; None = the whole beginning does
+    style: Mapping[str, str] = field(default_factory=dict)  # of the arguments, if they aren't JSON
+    impossible: str = ""  # characters that a name can't have in this format
+
+    def __call__(self, tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat:
+        tags = [self._tag(tool) for tool in tools]
+        if is_auto:  # any text, in which a trigger begins a call
+            triggers = sorted({tag["begin"] for tag in tags}) if self.trigger is None else [self.trigger]
+            kind: TagFormat = {"type": "triggered_tags", "triggers": triggers}
+        else:
+            kind = {"type": "tags_with_separator", "separator": self.separator, "at_least_one": True}
+        return {**kind, "tags": tags, "stop_after_first": not parallel}
+
+    def _tag(self, tool: ToolSchema) -> TagFormat:
+        if unfit := [character for character in self.impossible if character in tool.name]:
+            raise InvalidRequest(
+                f"{tool.param}.name contains {unfit[0]!r}, which is impossible in this model's call format.",
+                param=f"{tool.param}.name",
+            )
+        return call_tag(self.begin(tool.name), tool.content(**self.style), self.end)
+
+
 def call_tag(begin: str, content: TagFormat, end: str) -> TagFormat:
     return {"type": "tag", "begin": begin, "content": content, "end": end}
-
-
-def only_calls(tags: list[TagFormat], separator: str, parallel: bool) -> TagFormat:
-    """At least one call, and nothing else."""
-    return {
-        "type": "tags_with_separator",
-        "tags": tags,
-        "separator": separator,
-        "at_least_one": True,
-        "stop_after_first": not parallel,
-    }
-
-
-def text_and_calls(triggers: list[str], tags: list[TagFormat], parallel: bool) -> TagFormat:
-    """Any text; a trigger in it begins one of the tags."""
-    return {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not parallel}
 
 
 def quoted(name: str) -> str:

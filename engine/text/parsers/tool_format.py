@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from engine.text.parsers.choice import NamedFormat
 from engine.text.parsers.events import Tool, ToolParser
 from engine.text.parsers.tool_constraints import AnswerSchema, TagFormat, ToolSchema
 
@@ -18,10 +19,8 @@ Constraint: TypeAlias = Callable[[Sequence[ToolSchema], bool, bool], TagFormat |
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolFormat:
-    names: tuple[str, ...]  # of the parser in --tool-call-parser; vLLM's names
+class ToolFormat(NamedFormat):
     parser: Callable[[Sequence[Tool]], ToolParser]  # for one output; `tools` are the request's
-    matches_template: Callable[[str], bool]  # whether a chat template teaches the model this format
     constraint: Constraint | None = None
     needs_special_tokens: bool = False  # the parser reads delimiters that are special tokens
 

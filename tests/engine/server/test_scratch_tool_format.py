@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,7 @@ from engine.server.model import served_model
 from engine.text.parsers.events import ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.text_scanner import TextScanner
-from engine.text.parsers.tool_constraints import (
-    TagFormat,
-    ToolSchema,
-    call_tag,
-    only_calls,
-    quoted,
-    text_and_calls,
-)
+from engine.text.parsers.tool_constraints import DelimitedCalls, quoted
 from engine.text.parsers.tool_format import ToolFormat
 from engine.text.parsers.tools import TOOL_FORMATS
 from engine.text.tokenizer import load_tokenizer
@@ -57,18 +49,16 @@ class ScratchParser:
         return [] if self._call.is_over else self._call.finish()
 
 
-def constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat:
-    tags = [
-        call_tag(f'{SIGN}{{"name": {quoted(tool.name)}, "arguments": ', tool.content(), "}") for tool in tools
-    ]
-    return text_and_calls([SIGN], tags, parallel) if is_auto else only_calls(tags, "", parallel)
-
-
 SCRATCH = ToolFormat(
     names=("scratch", "scratch2"),
     parser=lambda tools: ScratchParser(),
     matches_template=lambda template: SIGN in template,
-    constraint=constraint,
+    constraint=DelimitedCalls(
+        begin=lambda name: f'{SIGN}{{"name": {quoted(name)}, "arguments": ',
+        end="}",
+        separator="",
+        trigger=SIGN,
+    ),
 )
 
 
