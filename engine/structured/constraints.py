@@ -2,92 +2,62 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from engine.core.types import TokenConstraint
-from engine.structured.grammar_link import GrammarLink, MaskReply
+from engine.structured.matching import Follower
 from engine.structured.spec import ReasoningDelimiters
-from engine.structured.wire import MaskStatus, RequestKind
 
 
 class GrammarConstraint:
     """Allows what the grammar allows; once it is complete, only the end-of-sequence tokens.
 
-    Asks the grammar's process as soon as a token is accepted; it answers while the engine continues.
+    The next mask is computed as soon as a token is accepted, while the engine continues.
     """
 
-    def __init__(self, link: GrammarLink, eos_token_ids: Sequence[int]) -> None:
-        self._link = link
+    def __init__(self, follower: Follower, eos_token_ids: Sequence[int]) -> None:
+        self._follower = follower
         self._eos_token_ids = tuple(eos_token_ids)
-        self._row = -1
-        self._number = 0  # of the last request for a mask
-        self._requested_at = 0.0
-        self._reply: MaskReply | None = None
         self._has_ended = False
-
-    def __del__(self) -> None:
-        if self._row >= 0:
-            self._link.close_row(self._row, self._number)
 
     def wait(self, timeout_s: float) -> bool:
         """Always False if the output is complete and there is no end token: see `is_finished`."""
-        if self._has_ended:
-            return True
-        if self._reply is None and not self._has_reply(timeout_s):
+        if not self._has_ended and not self._follower.wait(timeout_s):
             return False
         return bool(self._eos_token_ids) or not self.is_finished
 
-    def _has_reply(self, timeout_s: float) -> bool:
-        if self._row < 0:
-            self._row, self._number = self._link.open()
-            self._requested_at = time.monotonic()
-        if self._link.wait(self._number, timeout_s):
-            return True
-        self._link.check_time(self._requested_at)
-        return not self._link.is_alive
-
     def fill_mask(self, mask: Any, row: int) -> bool:
-        reply = self._wait_for_reply()
-        if reply is None or reply.has_ended:  # beyond the end only with ignore_eos
+        if self._is_complete():  # beyond the end only with ignore_eos
             only(mask, row, self._eos_token_ids)
-            return True
-        if reply.status == MaskStatus.ANYTHING:
-            return False
-        mask[row].numpy()[:] = self._link.mask(self._row)
+        else:
+            mask[row].numpy()[:] = self._follower.mask
         return True
 
     def accept(self, token_id: int) -> None:
-        reply = self._wait_for_reply()
-        if reply is None or reply.has_ended:
+        if self._is_complete():
             return
-        if reply.status == MaskStatus.RESTRICTED and not self._link.is_allowed(self._row, token_id):
+        word, bit = divmod(token_id, 32)
+        if not self._follower.mask[word] >> bit & 1:
             raise ValueError(f"The grammar doesn't allow token {token_id}.")
         self._has_ended = token_id in self._eos_token_ids
         if not self._has_ended:
-            self._number, self._reply = self._link.ask(RequestKind.TOKEN, self._row, token_id), None
-            self._requested_at = time.monotonic()
+            self._follower.advance(token_id)
 
     @property
     def is_finished(self) -> bool:
         """As far as known without waiting."""
         if self._eos_token_ids or self._has_ended:
             return self._has_ended
-        if self._reply is None and self._has_reply(0.0):
-            self._reply = self._link.answer(self._number)
-        return self._reply is not None and self._reply.has_ended
+        return self._follower.wait(0.0) and self._follower.has_ended
 
-    def _wait_for_reply(self) -> MaskReply | None:
-        """None after the end. Waits if `wait` has not. Raises InvalidRequest and GenerationFailed."""
+    def _is_complete(self) -> bool:
+        """Waits if `wait` has not. Raises InvalidRequest and GenerationFailed."""
         if self._has_ended:
-            return None
-        while self._reply is None:
-            if self._has_reply(1.0):
-                self._reply = self._link.answer(self._number)
-        if self._reply.status in (MaskStatus.FAILED, MaskStatus.REFUSED):
-            raise self._reply.error(self._link.param)
-        return self._reply
+            return True
+        self._follower.wait(_FOREVER_S)
+        self._follower.check()
+        return self._follower.has_ended
 
 
 class ReasoningConstraint:
@@ -190,3 +160,4 @@ def allow(mask: Any, row: int, token_id: int) -> None:
 
 
 _BITS = [1 << bit if bit < 31 else -(1 << 31) for bit in range(32)]  # int32 has a sign
+_FOREVER_S = 3600.0

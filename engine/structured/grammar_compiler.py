@@ -1,39 +1,56 @@
-"""Compiles specifications of outputs, equal ones once, in processes that can be killed."""
+"""Compiles specifications of outputs, equal ones once, in a few threads that don't hold up others."""
 
 from __future__ import annotations
 
 import asyncio
-import weakref
+import json
+import os
+import random
+import re
+import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.core.types import TokenConstraint
-from engine.errors import InvalidRequest
-from engine.structured.compile_turns import NO_TENANT, CompilerBusy, CompileTurns, Turn, most_frequent
+from engine.errors import EngineError, InvalidRequest
+from engine.structured.compile_turns import NO_TENANT, CompileTurns, most_frequent
 from engine.structured.constraints import GrammarConstraint, ReasoningConstraint
-from engine.structured.grammar_link import GrammarLink
+from engine.structured.grammar_source import write_grammar
+from engine.structured.matching import Follower, Lanes, Limits
 from engine.structured.spec import ReasoningDelimiters, StructuredOutput
-from engine.structured.vocabulary import read_vocabulary
-from engine.structured.wire import MAX_EXTRA_BYTES, Limits
-from engine.structured.workers import Workers
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
     from engine.text.tokenizer import Tokenizer
 
 MAX_SOURCE_CHARS = 256 * 1024
-_PROCESS_BYTES = 8 * 2**20  # private memory of each: 4 MiB with a vocabulary of 3k, 12 with one of 152k
-_MAX_ALIVE = 128  # processes, including those that compile and those that sequences still follow
-_MAX_CACHE_BYTES = 256 * 2**20
-_NUM_TURNS = 4
-_MAX_SLOW = 8  # slow compilations beside them
+_MAX_CACHED = 64
+_NUM_TURNS = 2
 _MAX_WAITING = 64
+_NICENESS = 10
+
+# The compiler's own limits: how much it does for one grammar, or one mask.
+PARSER_LIMITS = {
+    "max_items_in_row": 1000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledOutput:
-    link: GrammarLink
+    matcher: LLMatcher  # at the beginning of the output; each sequence has a copy
+    param: str
+    tenant: str
     num_bytes: int
 
 
@@ -41,7 +58,7 @@ _Key = tuple[str, StructuredOutput]
 
 
 class GrammarCompiler:
-    """Compiles for one model. The fork server, slow to start, starts with the first request that needs it."""
+    """Compiles for one model. The vocabulary is read with the first request that needs it."""
 
     def __init__(
         self,
@@ -49,27 +66,26 @@ class GrammarCompiler:
         *,
         vocab_size: int,
         eos_token_ids: Sequence[int],
-        max_cache_bytes: int = _MAX_CACHE_BYTES,
+        max_cached: int = _MAX_CACHED,
         limits: Limits | None = None,
     ) -> None:
         """`vocab_size` is the logits' width; ids beyond the tokenizer's are never allowed."""
+        self._read_tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
         self._limits = limits or Limits()
-        self._max_cache_bytes = max_cache_bytes
-        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=_MAX_SLOW, max_waiting=_MAX_WAITING)
-        self._workers = Workers(lambda: read_vocabulary(tokenizer, vocab_size, eos_token_ids).to_json())
+        self._max_cached = max_cached
+        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=8, max_waiting=_MAX_WAITING)
+        self._threads = ThreadPoolExecutor(_NUM_TURNS, "grammars", initializer=_deprioritise)
+        self._lanes: Lanes | None = None
+        self._vocabulary: LLTokenizer | None = None
+        self._lock = threading.Lock()
         self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the most recently used last
         self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
         self._num_waiting: Counter[_Key] = Counter()  # requests that wait for each compilation
-        self._alive: weakref.WeakKeyDictionary[GrammarLink, str] = weakref.WeakKeyDictionary()  # → tenant
 
     async def compile(self, wanted: StructuredOutput, tenant: str = NO_TENANT) -> CompiledOutput:
-        """Raises InvalidRequest for what can't be compiled, can't be enforced, or takes too long.
-
-        Raises CompilerBusy if too many others wait. Tenants share neither processes, which one could slow
-        down for another, nor more than their part of the compiler's time.
-        """
+        """Raises InvalidRequest for what can't be compiled or enforced, and CompilerBusy if too many wait."""
         if len(wanted.source) > MAX_SOURCE_CHARS:
             raise InvalidRequest(
                 f"{wanted.param} has {len(wanted.source)} characters; the limit is {MAX_SOURCE_CHARS}.",
@@ -77,10 +93,8 @@ class GrammarCompiler:
             )
         key = (tenant, wanted)
         if key in self._compiled:
-            if self._compiled[key].link.is_alive:
-                self._compiled.move_to_end(key)
-                return self._compiled[key]
-            del self._compiled[key]
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
         task = self._compiling.get(key)
         if task is None:
             task = self._compiling[key] = asyncio.create_task(self._compile(wanted, tenant))
@@ -95,19 +109,16 @@ class GrammarCompiler:
                 task.cancel()  # the last waiting request has left; no effect if the task is done
 
     def close(self) -> None:
-        """End all processes; they also end with the engine."""
-        self._workers.close()
-
-    @property
-    def cached_bytes(self) -> int:
-        return sum(compiled.num_bytes for compiled in self._compiled.values())
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _on_compiled(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
         del self._compiling[key]
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[key] = done.result()
-        while self.cached_bytes > self._max_cache_bytes:
+        while len(self._compiled) > self._max_cached:
             self._evict_one()
 
     def _evict_one(self) -> None:
@@ -118,57 +129,74 @@ class GrammarCompiler:
     async def _compile(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
         turn = await self._turns.begin(tenant)
         try:
-            self._limit_processes(tenant)
-            link = await asyncio.to_thread(GrammarLink, self._workers, self._vocab_size, self._limits)
-            self._alive[link] = tenant
-            try:
-                return _read_outcome(link, await self._wait_for(link, wanted, turn))
-            except BaseException:  # also cancelled
-                link.end("The grammar was not compiled.")
-                raise
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._compile_now, wanted, tenant)
         finally:
             self._turns.end(turn)
 
-    def _limit_processes(self, tenant: str) -> None:
-        """Evict cached processes if there are too many. Raises CompilerBusy if too many are in use."""
-        while len(self._alive) >= _MAX_ALIVE and self._compiled:
-            self._evict_one()
-        own = sum(owner == tenant for owner in self._alive.values()) if tenant != NO_TENANT else 0
-        if len(self._alive) >= _MAX_ALIVE or own >= _MAX_ALIVE // 2:
-            raise CompilerBusy("Too many different schemas and grammars are in use: try again later.")
+    def _compile_now(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
+        from llguidance import LLMatcher
 
-    async def _wait_for(self, link: GrammarLink, wanted: StructuredOutput, turn: Turn) -> dict[str, Any]:
-        """The process's reply. Raises InvalidRequest and CompilerBusy if it takes too long."""
-        compiling = asyncio.create_task(link.compile(wanted, lambda: self._turns.become_slow(turn)))
-        turn_over = asyncio.create_task(turn.is_over.wait())
-        both = (compiling, turn_over)
         try:
-            done, _ = await asyncio.wait(
-                both, timeout=self._limits.wall_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if compiling in done:
-                return await compiling
-        except EOFError as error:
-            if not self._workers.is_alive:
-                raise CompilerBusy("The compiler of schemas and grammars has ended: try again.") from error
+            grammar = write_grammar(wanted)
+        except RecursionError as error:
+            raise InvalidRequest(f"{wanted.param} is nested too deep.", param=wanted.param) from error
+        matcher = LLMatcher(self._tokenizer(), grammar, log_level=0, limits=parser_limits())
+        if matcher.is_error():
             raise InvalidRequest(
-                f"{wanted.param} can't be compiled: its process has ended, because of a compiler fault or "
-                f"because it needs more than its {MAX_EXTRA_BYTES >> 20} MiB of memory: simplify it.",
-                param=wanted.param,
-            ) from error
-        finally:
-            for task in both:
-                task.cancel()
-        if turn_over in done:
-            raise CompilerBusy(
-                f"{wanted.param} takes long to compile, and so do too many others: simplify it, or try again "
-                "later."
+                f"{wanted.param} can't be compiled: {first_line(matcher.get_error())}", param=wanted.param
             )
-        raise InvalidRequest(
-            f"{wanted.param} takes longer than {self._limits.wall_s:g} s to compile: simplify it, or try "
-            "again when the server is less busy.",
-            param=wanted.param,
-        )
+        self._validate(matcher, wanted.param)
+        return CompiledOutput(matcher, wanted.param, tenant, 0)
+
+    def _validate(self, matcher: LLMatcher, param: str) -> None:
+        """A short random walk. Raises InvalidRequest for a grammar that reaches a dead end, or is too slow."""
+        import numpy as np
+
+        walker = matcher.deep_copy()
+        mask = np.zeros(self._num_words, np.int32)
+        draw = random.Random(0)
+        for _ in range(32):
+            walker.unsafe_compute_mask_ptr(mask.ctypes.data, self._num_words * 4)
+            if walker.is_error():
+                raise InvalidRequest(
+                    f"{param} takes too long per token: simplify it (nested counts and ambiguous parts cost "
+                    f"most): {first_line(walker.get_error())}",
+                    param=param,
+                )
+            for token in self._eos_token_ids:
+                mask[token // 32] &= ~np.int32(1 << token % 32) if token % 32 < 31 else 0x7FFFFFFF
+            filled = mask.nonzero()[0]
+            if not len(filled):
+                if walker.is_accepting():
+                    return
+                raise InvalidRequest(
+                    f"{param} can't be enforced: it matches no finite text, or none that the tokens can "
+                    "spell.",
+                    param=param,
+                )
+            index = int(draw.choice(filled))
+            word = int(mask[index])
+            token = index * 32 + draw.choice([bit for bit in range(32) if word >> bit & 1])
+            if not walker.consume_token(token) or walker.is_stopped():
+                return
+
+    @property
+    def _num_words(self) -> int:
+        return -(-self._vocab_size // 32)
+
+    def _tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._vocabulary is None:
+                from llguidance import LLTokenizer
+
+                self._vocabulary = LLTokenizer(
+                    self._read_tokenizer.fast.to_str(),
+                    n_vocab=self._vocab_size,
+                    eos_token=list(self._eos_token_ids) or None,
+                )
+                self._lanes = Lanes()
+            return self._vocabulary
 
     def constraint(
         self,
@@ -178,7 +206,7 @@ class GrammarCompiler:
         budget: int | None = None,
     ) -> TokenConstraint:
         """For one sequence: `compiled` (None = anything), after reasoning if there are delimiters."""
-        inner = None if compiled is None else GrammarConstraint(compiled.link, self._eos_token_ids)
+        inner = None if compiled is None else GrammarConstraint(self._follow(compiled), self._eos_token_ids)
         if delimiters is not None:
             return ReasoningConstraint(
                 delimiters, inner=inner, budget=budget, eos_token_ids=self._eos_token_ids
@@ -187,8 +215,28 @@ class GrammarCompiler:
             raise ValueError("Neither a grammar nor reasoning delimiters: there is nothing to constrain.")
         return inner
 
+    def _follow(self, compiled: CompiledOutput) -> Follower:
+        assert self._lanes is not None
+        return Follower(
+            compiled.matcher.deep_copy(),
+            self._lanes,
+            compiled.tenant,
+            compiled.param,
+            self._num_words,
+            self._limits,
+        )
 
-def _read_outcome(link: GrammarLink, reply: dict[str, Any]) -> CompiledOutput:
-    if "refused" in reply:
-        raise InvalidRequest(reply["refused"], param=reply["param"])
-    return CompiledOutput(link, reply["num_bytes"] + _PROCESS_BYTES)
+
+def parser_limits() -> LLParserLimits:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(**PARSER_LIMITS, verbose_errors=False)
+
+
+def first_line(error: str) -> str:
+    return re.sub(r"\s*<non-verbose/>", "", " ".join(error.split()))[:500]
+
+
+def _deprioritise() -> None:
+    with suppress(OSError, AttributeError):  # only Linux has priorities of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

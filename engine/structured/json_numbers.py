@@ -44,14 +44,10 @@ def _numbers(low: _Bound | None, high: _Bound | None) -> dict[str, Any] | None:
         if low.value > high.value or (is_open and low.value == high.value):
             return None
     normalised: dict[str, Any] = {"type": "number"}
-    if low is not None and low.value >= -_MAX_INTEGER:
+    if low is not None and low.value >= -_MAX_INTEGER:  # the compiler has no greater bounds
         normalised["exclusiveMinimum" if low.is_exclusive else "minimum"] = low.value
-    elif low is not None:
-        normalised["minimum"] = -_MAX_INTEGER
     if high is not None and high.value <= _MAX_INTEGER:
         normalised["exclusiveMaximum" if high.is_exclusive else "maximum"] = high.value
-    elif high is not None:
-        normalised["maximum"] = _MAX_INTEGER
     return normalised
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,7 @@ from engine.structured.json_values import children_of
 from engine.structured.regex import Node, UnsupportedPattern, search
 from engine.structured.regex_parser import parse
 
-_MAX_COUNTED_PROPERTIES = 64  # with minProperties or maxProperties, which need a state per pair of numbers
+_MAX_COMBINED = 256  # ways to have as many properties as minProperties and maxProperties allow
 _MAX_COMPARED_STATES = 1024
 
 
@@ -191,9 +193,9 @@ def _written(spec: _Object, parts: Sequence[SchemaPart], errors: SchemaErrors) -
         spec.least = 0
     if spec.properties and spec.patterns and (spec.least or spec.most is not None):
         spec.patterns = {}
-    if len(spec.properties) > _MAX_COUNTED_PROPERTIES and (spec.least or spec.most is not None):
+    if spec.properties and (spec.least or spec.most is not None) and _num_of_counts(spec) > _MAX_COMBINED:
         word = "minProperties" if spec.least else "maxProperties"
-        errors.refuse(path, word, f"beside more than {_MAX_COUNTED_PROPERTIES} properties is not supported")
+        errors.refuse(path, word, "beside so many properties that aren't required is not supported")
         spec.least, spec.most = 0, None
     return _as_schema(spec)
 
@@ -204,8 +206,32 @@ def _as_schema(spec: _Object) -> dict[str, Any]:
         normalised |= {"properties": spec.properties, "required": list(spec.required)}
     if spec.patterns:
         normalised["patternProperties"] = spec.patterns
-    elif spec.others is not False or not spec.properties:
-        normalised["additionalProperties"] = spec.others
+    normalised["additionalProperties"] = False if spec.patterns else spec.others
+    if spec.properties and (spec.least or spec.most is not None):
+        return {"anyOf": [{**normalised, **one} for one in _of_counts(spec)]}
     normalised |= {"minProperties": spec.least} if spec.least else {}
     normalised |= {} if spec.most is None else {"maxProperties": spec.most}
     return normalised
+
+
+def _num_of_counts(spec: _Object) -> int:
+    optional = len(spec.properties) - len(spec.required)
+    least = max(spec.least - len(spec.required), 0)
+    most = optional if spec.most is None else min(spec.most - len(spec.required), optional)
+    return sum(math.comb(optional, size) for size in ((least,) if most == optional else range(least, most + 1)))
+
+
+def _of_counts(spec: _Object) -> Iterator[dict[str, Any]]:
+    """The ways to have so many of the named properties; the compiler counts only names that are required."""
+    optional = [name for name in spec.properties if name not in spec.required]
+    least = max(spec.least - len(spec.required), 0)
+    most = len(optional) if spec.most is None else min(spec.most - len(spec.required), len(optional))
+    for size in (least,) if most == len(optional) else range(least, most + 1):
+        for chosen in itertools.combinations(optional, size):
+            # Without a maximum, the chosen are the first that there are.
+            after = optional[optional.index(chosen[-1]) + 1 :] if chosen and most == len(optional) else ()
+            kept = {*spec.required, *chosen, *after} if size else {*spec.required, *after}
+            yield {
+                "properties": {name: one for name, one in spec.properties.items() if name in kept},
+                "required": [*spec.required, *chosen],
+            }

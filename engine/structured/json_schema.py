@@ -11,27 +11,16 @@ from typing import Any
 from engine.structured.json_normalise import SchemaNormaliser
 from engine.structured.json_parts import SchemaErrors
 from engine.structured.json_strings import write_strings
-from engine.structured.string_rules import StringRules
 
 
-def normalise_json_schema(
-    schema: Any,
-    param: str,
-    rules: StringRules,
-    *,
-    is_json: bool = True,
-    is_strict: bool = True,
-    advice: str = "",
-) -> Any:
+def normalise_json_schema(schema: Any, param: str, *, is_strict: bool = True, advice: str = "") -> Any:
     """The schema in a form that the compiler enforces.
 
-    Its strings may become placeholders, whose `rules` must be inserted into the schema's grammar.
-    `is_json`: whether its strings are written as in JSON, in quotes and with escapes.
     Raises InvalidRequest for a schema that can't be enforced, naming the path and keyword, with `advice`.
     Unless `is_strict`, words that can't be enforced are omitted: the result allows more than the schema, and
     never less.
     """
     errors = SchemaErrors(is_strict=is_strict, advice=advice)
     normalised = SchemaNormaliser(schema, param, errors).normalise()
-    write_strings(normalised, rules if is_json else None, errors)
+    write_strings(normalised, errors)
     return normalised

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 MAX_NESTED_COUNT = 4096  # product of nested counts: beyond it, single steps take seconds
 _LAST = 0x10FFFF
+_SURROGATES = (0xD800, 0xDFFF)
 _BROAD = 1000  # characters in a class that stands for text, such as `.`
 _MAX_COUNTED_ESCAPES = 4
 _SPECIAL = frozenset("\\^$.|?*+()[]{}-/")
@@ -60,7 +61,7 @@ Node = Chars | Concatenation | Alternation | Repeat | Anchor
 
 def complement(ranges: Ranges) -> Ranges:
     """All other characters, without surrogates, which aren't characters."""
-    taken = merged([*ranges, (0xD800, 0xDFFF)])
+    taken = merged([*ranges, _SURROGATES])
     starts = [0, *(end + 1 for _, end in taken)]
     ends = [*(start - 1 for start, _ in taken), _LAST]
     return tuple((start, end) for start, end in zip(starts, ends, strict=True) if start <= end)
@@ -85,7 +86,7 @@ _IN_JSON = merged([*_UNESCAPED, *((ord(character), ord(character)) for character
 
 
 def full_match(pattern: Node) -> Node:
-    """The expression for a match of the whole text, without its outer `^` and `$`."""
+    """The expression for a match of the full_match text, without its outer `^` and `$`."""
     return _without_anchors(pattern, around=())
 
 
@@ -143,7 +144,7 @@ def restricted(node: Node, allowed: Ranges) -> Node | None:
 
 
 def in_json(node: Node) -> Node | None:
-    """The same texts as written between a JSON string's quotes; None if there are none.
+    """The same texts as to_pattern between a JSON string's quotes; None if there are none.
 
     Characters that need an escape of six characters (the rarer control characters) are left out.
     """
@@ -256,12 +257,13 @@ def _group(node: Node) -> str:
 
 
 def _class_pattern(ranges: Ranges) -> str:
-    """Broad classes are written negated: otherwise the compiler errs if they are counted to 200."""
+    """Broad classes are to_pattern negated: otherwise the compiler errs if they are counted to 200."""
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _char_pattern(ranges[0][0])
     if ranges[-1][1] == _LAST:
         starts = [0, *(end + 1 for _, end in ranges[:-1])]
         absent = [(a, b - 1) for a, (b, _) in zip(starts, ranges, strict=True) if a < b]
+        absent = [one for one in absent if one != _SURROGATES]  # the compiler has no such characters
         return f"[^{_ranges_pattern(absent)}]" if absent else f"[{_ranges_pattern(ranges)}]"
     return f"[{_ranges_pattern(ranges)}]"
 

@@ -123,7 +123,7 @@ async def test_every_output_is_valid(walker: Walker, seed: int) -> None:
 def test_without_strict_no_schema_is_refused(seed: int) -> None:
     schemas = Schemas(seed)
     for _ in range(4 * _NUM_SCHEMAS):
-        normalise_json_schema(schemas.root(), "tools", StringRules(), is_strict=False)
+        normalise_json_schema(schemas.root(), "tools", is_strict=False)
 
 
 def _nested(word: str, depth: int, *, in_list: bool = True) -> Any:
@@ -166,7 +166,7 @@ LARGE: dict[str, Any] = {
 def test_a_large_schema_is_accepted_or_refused_quickly(schema: Any, is_strict: bool) -> None:
     begun = time.process_time()
     try:
-        normalise_json_schema(schema, "tools", StringRules(), is_strict=is_strict)
+        normalise_json_schema(schema, "tools", is_strict=is_strict)
     except InvalidRequest:
         assert is_strict
     assert time.process_time() - begun < 5

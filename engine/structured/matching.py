@@ -1,0 +1,185 @@
+"""Follows grammars: matchers advance and fill masks on two threads, of which slow sequences have one.
+
+The compiler's limits bound the work of one mask, and it releases the interpreter's lock meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EngineError, GenerationFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+SLOW_MASKS_S = 5.0  # of processor time, for all slow masks of one sequence
+_SLOW_MASK_S = 0.02  # of processor time; most take a hundredth of that
+_NICENESS = 10
+_HALF_LIFE_S = 1.0  # of what a tenant has used
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one sequence: processor time of its slow masks."""
+
+    slow_masks_s: float = SLOW_MASKS_S
+
+
+class Lane:
+    """One thread. The tenant that has used least is next. Ends with the last reference."""
+
+    def __init__(self, name: str, niceness: int = 0) -> None:
+        self._waiting: list[tuple[float, int, str, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._spent: dict[str, float] = defaultdict(float)
+        self._halved_at = time.monotonic()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._niceness = niceness
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, tenant: str, work: Callable[[], None]) -> None:
+        with self._changed:
+            heapq.heappush(self._waiting, (self._spent[tenant], next(self._numbers), tenant, work))
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        if self._niceness:
+            with suppress(OSError, AttributeError):  # only Linux has priorities of threads
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        while True:
+            with self._changed:
+                while not self._waiting and not self._is_closed:
+                    self._changed.wait()
+                if self._is_closed:
+                    return
+                _, _, tenant, work = heapq.heappop(self._waiting)
+            started = time.thread_time()
+            work()
+            del work
+            self._note(tenant, time.thread_time() - started)
+
+    def _note(self, tenant: str, spent: float) -> None:
+        with self._changed:
+            self._spent[tenant] += spent
+            if time.monotonic() - self._halved_at > _HALF_LIFE_S:
+                self._halved_at = time.monotonic()
+                for name in tuple(self._spent):
+                    self._spent[name] /= 2
+                    if self._spent[name] < 1e-6:
+                        del self._spent[name]
+
+
+@dataclass(slots=True)
+class Lanes:
+    quick: Lane = field(default_factory=lambda: Lane("masks"))
+    slow: Lane = field(default_factory=lambda: Lane("slow-masks", _NICENESS))
+
+    def close(self) -> None:
+        self.quick.close()
+        self.slow.close()
+
+
+class Follower:
+    """One sequence's matcher. Its work is done on a lane, a token at a time; one thread asks."""
+
+    def __init__(self, matcher: LLMatcher, lanes: Lanes, tenant: str, param: str, words: int, limits: Limits):
+        import numpy as np
+
+        self._matcher = matcher
+        self._lanes = lanes
+        self._tenant = tenant
+        self._param = param
+        self._limits = limits
+        self.mask: Any = np.zeros(words, np.int32)
+        self._num_bytes = words * 4
+        self._ready = threading.Event()
+        self._slow_s = 0.0
+        self._failure: EngineError | None = None
+        self.has_ended = False
+        self._submit(None)
+
+    def advance(self, token: int) -> None:
+        self._ready.clear()
+        self._submit(token)
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._ready.wait(timeout_s) if timeout_s > 0 else self._ready.is_set()
+
+    def check(self) -> None:
+        """Raises what the last step has failed with. Call it once `wait` returned True."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    def _submit(self, token: int | None) -> None:
+        lane = self._lanes.slow if self._slow_s else self._lanes.quick
+        me = weakref.ref(self)
+
+        def work() -> None:
+            if (follower := me()) is not None:  # else its sequence has ended
+                follower._step(token)
+
+        lane.submit(self._tenant, work)
+
+    def _step(self, token: int | None) -> None:
+        started = time.thread_time()
+        try:
+            self._follow(token)
+        except EngineError as error:
+            self._failure = error
+        except Exception as error:  # foreign code, for one client: reported to it
+            self._failure = GenerationFailed(f"The output's grammar failed: {type(error).__name__}: {error}")
+        spent = time.thread_time() - started
+        if spent > _SLOW_MASK_S:
+            self._slow_s += spent
+            if self._slow_s > self._limits.slow_masks_s:
+                most_s = self._limits.slow_masks_s
+                self._failure = self._too_slow(f"its slow steps have taken more than {most_s:g} s")
+        self._ready.set()
+
+    def _follow(self, token: int | None) -> None:
+        matcher = self._matcher
+        if token is not None and not matcher.consume_token(token):
+            self._raise()
+        if matcher.is_stopped():
+            if matcher.is_error():
+                self._raise()
+            self.has_ended = True
+            return
+        matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self._num_bytes)
+        if matcher.is_error():
+            self._raise()
+        if not self.mask.any():
+            raise InvalidRequest(
+                "The grammar can't continue after the text so far: none of the model's tokens fits.",
+                param=self._param,
+            )
+
+    def _raise(self) -> None:
+        error = self._matcher.get_error()
+        if self._matcher.stop_reason() in ("LexerTooComplex", "ParserTooComplex") or "too many" in error:
+            raise self._too_slow("the next tokens, after the text so far, can be read in too many ways")
+        raise GenerationFailed(f"The output's grammar failed: {error.splitlines()[0] if error else error:.200}")
+
+    def _too_slow(self, why: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"The grammar takes too long to follow: {why}. Simplify it: nested counts and ambiguous parts "
+            "cost most.",
+            param=self._param,
+        )
