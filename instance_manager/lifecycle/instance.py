@@ -6,16 +6,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from instance_manager.backends import LaunchPlan
-from instance_manager.backends.params import adapter_names, mask_command, mask_params
+from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
 from instance_manager.lifecycle.idle_policy import Idleness, expires_at
+from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
+from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
     TRANSITIONS,
     Endpoint,
@@ -26,6 +29,15 @@ from instance_manager.types import (
 )
 
 logger = logging.getLogger("berth.manager")
+
+# Fields of a record that `Instance.stored` converts; all others are the instance's, under the same name.
+_CONVERTED = frozenset(
+    (
+        *("owner", "params", "command", "boot_id", "token", "api_key", "log_path", "failure", "timeout_s"),
+        *("sleep_level", "last_active", "updated_at", "extra", "version"),
+    )
+)
+SHARED_FIELDS = tuple(each.name for each in fields(InstanceRecord) if each.name not in _CONVERTED)
 
 
 class InvalidTransition(RuntimeError):
@@ -167,40 +179,46 @@ class Instance:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def record(self) -> dict[str, Any]:
-        """The instance as JSON. Points in time are seconds since the epoch, durations seconds."""
-        gate = self.gate
+    def stored(self, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
+        """All that a later Berth process needs. `is_wanted`: it runs, or will without further requests."""
+        secrets = self.secrets
+        return InstanceRecord(
+            **{name: getattr(self, name) for name in SHARED_FIELDS},
+            owner=owner,
+            params=self.plan.params,
+            command=tuple(mask_command(self.command)),
+            boot_id=boot_id,
+            token=None if secrets is None else secrets.token,
+            api_key=None if secrets is None else secrets.api_key,
+            log_path=str(self.log_path),
+            failure=None if self.failure is None else failure_record(self.failure),
+            timeout_s=self.idle_timeout_s,
+            sleep_level=self.level,
+            last_active=self.last_active_at,
+            updated_at=time.time(),
+            extra={
+                "is_wanted": is_wanted,
+                "log_start": self.log_start,
+                "names": list(self.names),
+                "runner": self.runner,
+            },
+        )
+
+    def view(self) -> InstanceView:
+        """The instance as clients see it now."""
         wall_offset = time.time() - self._clock()
         expires = expires_at(self.idleness) if self.state is InstanceState.RUNNING else None
-        return {
-            "instance_id": self.instance_id,
-            "model_name": self.spec.model_name,
-            "served_model_name": self.served_model_name,
-            "engine": self.spec.engine,
-            "status": self.state.value,
-            "status_reason": self.status_reason,
-            "sleep_level": self.level or None,
-            "profile": self.spec.profile,
-            "pinned": self.pinned,
-            "host": self.host,
-            "port": self.port,
-            "pid": self.pid,
-            "pid_start_time": self.pid_start_time,
-            "params": mask_params(self.plan.params),
-            "command": mask_command(self.command),
-            "timeout": self.idle_timeout_s,
-            "expires_at": None if expires is None else expires + wall_offset,
-            "last_active": self.last_active_at,
-            "in_flight": gate.in_flight,
-            "devices": None if self.spec.devices is None else list(self.spec.devices),
-            "memory_bytes": self.memory_bytes,
-            "created_at": self.created_at,
-            "ready_at": self.ready_at,
-            "load_seconds": None if self.ready_at is None else self.ready_at - self.started_at,
-            "restarts": max(0, self.generation - 1),
-            "log_path": str(self.log_path),
-            "error": None if self.failure is None else failure_record(self.failure),
-        }
+        live = LiveFacts(
+            pid_start_time=self.pid_start_time,
+            expires_at=None if expires is None else expires + wall_offset,
+            last_active=self.last_active_at,
+            in_flight=self.gate.in_flight,
+        )
+        return InstanceView(self.stored("", None, is_wanted=False), live)
+
+    def record(self) -> dict[str, Any]:
+        """The view as JSON."""
+        return self.view().to_json()
 
     @property
     def last_active_at(self) -> float:
