@@ -154,6 +154,5 @@ def _publish_names(model: Model) -> None:
     """Let other nodes know what the catalog calls the replicas that run here."""
     names = () if model.profile is None else model.profile.other_names
     for one in model.replicas.values():
-        if one.spec.profile is not None and one.other_names != names:
-            one.other_names = names
-            one.publish_update({"names": list(one.names)})
+        if one.spec.profile is not None:
+            one.set_other_names(names)

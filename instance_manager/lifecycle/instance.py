@@ -16,7 +16,7 @@ from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.idle_policy import Idleness, expires_at
+from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S, Idleness, expires_at
 from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
@@ -170,6 +170,22 @@ class Instance:
             self.failure = failure
         self._publish_state(previous)
 
+    def set_policy(self, idle_timeout_s: float | None, pinned: bool | None) -> None:
+        """Called by the manager: change what is not None. Equal values, as in each request, are no event."""
+        before = (self.idle_timeout_s, self.pinned)
+        if idle_timeout_s is not None:
+            self.idle_timeout_s = idle_timeout_s
+        if pinned is not None:
+            self.pinned = pinned
+        if before != (self.idle_timeout_s, self.pinned):
+            self.publish_update({"timeout": self.idle_timeout_s, "pinned": self.pinned})
+
+    def set_other_names(self, names: tuple[str, ...]) -> None:
+        """Called by the fleet: the catalog's other names for its model. They are stored for other nodes."""
+        if self.other_names != names:
+            self.other_names = names
+            self.publish_update({"names": list(self.names)})
+
     async def wait_for_change(self) -> None:
         """Return after the next `notify`, which follows every change of state."""
         await self._changed.wait()
@@ -194,10 +210,11 @@ class Instance:
             failure=None if self.failure is None else failure_record(self.failure),
             timeout_s=self.idle_timeout_s,
             sleep_level=self.level,
-            last_active=self.last_active_at,
+            last_active=self._at(self.gate.last_use),
             updated_at=time.time(),
             extra={
                 "is_wanted": is_wanted,
+                "last_active_precision_s": LAST_USE_PRECISION_S,
                 "log_start": self.log_start,
                 "names": list(self.names),
                 "runner": self.runner,
@@ -206,11 +223,10 @@ class Instance:
 
     def view(self) -> InstanceView:
         """The instance as clients see it now."""
-        wall_offset = time.time() - self._clock()
         expires = expires_at(self.idleness) if self.state is InstanceState.RUNNING else None
         live = LiveFacts(
             pid_start_time=self.pid_start_time,
-            expires_at=None if expires is None else expires + wall_offset,
+            expires_at=None if expires is None else self._at(expires),
             last_active=self.last_active_at,
             in_flight=self.gate.in_flight,
         )
@@ -223,7 +239,11 @@ class Instance:
     @property
     def last_active_at(self) -> float:
         """When it was last used; seconds since the epoch."""
-        return self.gate.last_active + time.time() - self._clock()
+        return self._at(self.gate.last_active)
+
+    def _at(self, moment: float) -> float:
+        """A moment of our clock in seconds since the epoch."""
+        return moment + time.time() - self._clock()
 
     def __repr__(self) -> str:
         return f"<Instance {self.instance_id} {self.state} port={self.port} pid={self.pid}>"

@@ -12,6 +12,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
+from instance_manager.lifecycle.idle_policy import last_used_at
 from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance, new_instance
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
@@ -30,7 +31,7 @@ _RESTORED = tuple(name for name in SHARED_FIELDS if name not in _NOT_RESTORED)
 def instance_of(
     record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
 ) -> Instance:
-    """An unpublished instance without a process. Unless it has ended, its idle time starts anew."""
+    """An unpublished instance without a process, idle since its stored last use."""
     instance = new_instance(
         record.instance_id,
         record.spec,
@@ -48,11 +49,26 @@ def instance_of(
     instance.command = list(record.command)
     instance.level = record.sleep_level
     instance.log_start = int(record.extra.get("log_start", 0))
-    if record.state.is_terminal and record.last_active:
-        instance.gate.last_active = clock() - (time.time() - record.last_active)
+    if (precision_s := _last_active_precision_s(record)) is not None:
+        instance.gate.last_active = last_used_at(
+            record.last_active, precision_s=precision_s, wall_now=time.time(), now=clock()
+        )
     if record.token and record.api_key:
         instance.secrets = RunSecrets(record.token, record.api_key)
     return instance
+
+
+def _last_active_precision_s(record: InstanceRecord) -> float | None:
+    """How much too early the record's `last_active` may be; None = it says nothing.
+
+    Until an instance ended, earlier versions stored it with changes of the state only.
+    """
+    if not record.last_active:
+        return None
+    if record.state.is_terminal:
+        return 0.0
+    precision_s = record.extra.get("last_active_precision_s")
+    return float(precision_s) if isinstance(precision_s, int | float) else None
 
 
 def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:

@@ -130,7 +130,8 @@ class RunLoop:
         await self._wait_healthy(engine)
         if instance.plan.sleep_style is not None:
             await self._sleep_controller(engine).sync_level()
-        self._set_ready(engine, f"adopted process {engine.pid} of a previous Berth process")
+        idle_since = instance.gate.last_active if found.was_ready else None
+        self._set_ready(engine, f"adopted process {engine.pid} of a previous Berth process", idle_since)
         return engine
 
     async def _kill_leftovers(self, token: str, engine: ProcessId | None) -> None:
@@ -170,11 +171,11 @@ class RunLoop:
         if not instance.plan.must_name_model:
             instance.reported_name = await engine.reported_name(context.client, instance)
 
-    def _set_ready(self, engine: EngineHandle, reason: str) -> None:
+    def _set_ready(self, engine: EngineHandle, reason: str, idle_since: float | None = None) -> None:
         is_awake = self._instance.level == 0
         self._instance.set_state(InstanceState.RUNNING if is_awake else InstanceState.SLEEPING, reason)
         if is_awake:
-            self._open_gate(engine)
+            self._open_gate(engine, idle_since)
 
     async def _watch(self, engine: EngineHandle) -> None:
         """Return when the run is to end. Raises EngineFailed when the engine exits by itself."""
@@ -217,10 +218,10 @@ class RunLoop:
             engine, self._instance, self._desired, client, lambda: self.is_over, self._open_gate
         )
 
-    def _open_gate(self, engine: EngineHandle) -> None:
+    def _open_gate(self, engine: EngineHandle, idle_since: float | None = None) -> None:
         instance = self._instance
         if not self._desired.sleep_level:
-            instance.gate.open(instance.endpoint(engine.port, engine.api_key))
+            instance.gate.open(instance.endpoint(engine.port, engine.api_key), idle_since=idle_since)
 
     async def _drain(self, engine: EngineHandle) -> None:
         """Wait until no lease is out, the drain time has passed or the engine exits."""

@@ -1,0 +1,62 @@
+"""Keeps the stored time of each instance's last use recent, with few writes: see decision 0009."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S
+from instance_manager.lifecycle.supervisor import Supervisor
+
+_INTERVAL_S = 1.0
+_MARGIN_S = 2.0  # until the next look, and for the write itself
+
+
+class LastUse:
+    """`mark` has an instance's record written. Requests are not slowed: this looks at the gates from outside.
+
+    The first request after a long idle time is stored within a second, a busy engine once a minute.
+    """
+
+    def __init__(
+        self,
+        supervisors: Mapping[str, Supervisor],
+        mark: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._supervisors = supervisors
+        self._mark = mark
+        self._clock = clock
+        self._stored: dict[str, float] = {}  # last use by instance, on our clock
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Look now, before any request, and then every second."""
+        self.look()
+        self._task = tasks.create_task(self._run(), name="last use")
+
+    def stop(self) -> None:
+        """Look for the last time."""
+        if self._task is not None:
+            self._task.cancel()
+            self.look(is_last=True)
+
+    def look(self, *, is_last: bool = False) -> None:
+        """Mark the instances whose stored last use is too old; `is_last`: all that were used since.
+
+        An instance that was not there at the last look has just been stored.
+        """
+        allowed_s = 0.0 if is_last else LAST_USE_PRECISION_S - _MARGIN_S
+        stored: dict[str, float] = {}
+        for instance_id, supervisor in self._supervisors.items():
+            used = supervisor.instance.gate.last_use
+            stored[instance_id] = known = self._stored.get(instance_id, used)
+            if used > known and used - known >= allowed_s:
+                stored[instance_id] = used
+                self._mark(instance_id)
+        self._stored = stored
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            self.look()
