@@ -235,7 +235,7 @@ class MemoryPlanner:
             held = snapshot.held.get(one.instance_id)
             if not held or snapshot.run_states[one.instance_id] != RunState.of(one):
                 continue
-            one.memory_bytes = sum(held.values())
+            one.set_memory(sum(held.values()))
             if not one.state.is_pending:
                 run = f"{one.instance_id}/{one.generation}"
                 self._measurements.record(kind_of(one.spec), run, one.level, Footprint.of(held))

@@ -45,10 +45,17 @@ class InvalidTransition(RuntimeError):
 
 
 class Instance:
-    """Written by its supervisor and the supervisor's helpers, `state` by nothing else.
+    """Written on the event loop only, without an await between writing and publishing. Writers, by attribute:
 
-    `pinned`, `idle_timeout_s`, `other_names` and `memory_bytes` are set by the manager and the fleet. Times
-    without `_at` in the name are durations.
+    - state, reason, failure and their times: `set_state` and `set_initial_state`, called by the supervisor,
+      its run and its sleep helpers. A request that takes effect at once (`request_start`, `request_stop` of a
+      failed instance, `record_sleep`) calls them from the caller's task; all others set the desired state.
+    - level, process, port, secrets, command and log position: the same classes, and the port lease.
+    - idle timeout and pin: the manager (`set_policy`). Other names: the fleet (`set_other_names`). Memory:
+      the memory planner (`set_memory`).
+    - everything, before it is published: `new_instance`, `instance_of` and the registry.
+
+    Nothing outside this package assigns an attribute (tested). Times without `_at` in the name are durations.
     """
 
     def __init__(
@@ -180,11 +187,19 @@ class Instance:
         if before != (self.idle_timeout_s, self.pinned):
             self.publish_update({"timeout": self.idle_timeout_s, "pinned": self.pinned})
 
-    def set_other_names(self, names: tuple[str, ...]) -> None:
-        """Called by the fleet: the catalog's other names for its model. They are stored for other nodes."""
-        if self.other_names != names:
-            self.other_names = names
-            self.publish_update({"names": list(self.names)})
+    def set_other_names(self, names: tuple[str, ...]) -> bool:
+        """Called by the fleet: the catalog's other names for its model. Returns whether they are new."""
+        before, self.other_names = self.other_names, names
+        return names != before
+
+    def set_memory(self, num_bytes: int) -> None:
+        """Called by the memory planner, which has measured the process."""
+        self.memory_bytes = num_bytes
+
+    def set_process(self, pid: int | None, start_time: float | None, start_ticks: int | None) -> None:
+        """Called by its run: the process to which everything from here on refers; None = it is gone."""
+        self.pid, self.pid_start_time, self.pid_start_ticks = pid, start_time, start_ticks
+        self.memory_bytes = None
 
     async def wait_for_change(self) -> None:
         """Return after the next `notify`, which follows every change of state."""

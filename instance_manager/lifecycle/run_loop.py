@@ -157,9 +157,8 @@ class RunLoop:
         return engine
 
     def _publish_process(self, engine: EngineHandle) -> None:
-        instance = self._instance
-        instance.pid, instance.pid_start_time = engine.pid, engine.pid_start_time
-        instance.pid_start_ticks = ProcessId.of(engine.pid).start_ticks
+        start_ticks = ProcessId.of(engine.pid).start_ticks
+        self._instance.set_process(engine.pid, engine.pid_start_time, start_ticks)
 
     async def _wait_healthy(self, engine: EngineHandle) -> None:
         instance, context, desired = self._instance, self._context, self._desired
@@ -268,8 +267,7 @@ class RunLoop:
             return None
         stuck = await self._engine.end(grace_s)
         self._engine = None
-        self._instance.pid = self._instance.pid_start_time = self._instance.memory_bytes = None
-        self._instance.pid_start_ticks = None
+        self._instance.set_process(None, None, None)
         if stuck is not None:
             self._port_lease.abandon()  # the surviving process may still listen on it
         return stuck
