@@ -13,7 +13,6 @@ from typing import Any
 from instance_manager.backends import LaunchPlan
 from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
-from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
 from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S, Idleness, expires_at
@@ -286,39 +285,6 @@ class Instance:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
         self.notify()
-
-
-def new_instance(
-    instance_id: str,
-    spec: InstanceSpec,
-    plan: LaunchPlan,
-    *,
-    config: ManagerConfig,
-    events: EventLog,
-    clock: Callable[[], float],
-    port: int | None,
-    log_path: Path,
-) -> Instance:
-    """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
-    gate = Gate(
-        instance_id,
-        spec.model_name,
-        max_in_flight=spec.concurrency_limit or config.max_in_flight,
-        max_queue=config.max_queue,
-        clock=clock,
-    )
-    return Instance(
-        instance_id,
-        spec,
-        plan,
-        gate=gate,
-        events=events,
-        host=config.host,
-        port=port,
-        idle_timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
-        log_path=log_path,
-        clock=clock,
-    )
 
 
 def failure_record(failure: InstanceFailure) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Makes instances of stored records; `Instance.stored` is the other direction. Knows no store."""
+"""Makes instances, of specs and of stored records; `Instance.stored` is the other direction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
+from instance_manager.lifecycle.gate import Gate
 from instance_manager.lifecycle.idle_policy import last_used_at
-from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance, new_instance
+from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
 
@@ -26,6 +27,39 @@ _NOT_RESTORED = frozenset(
     )
 )
 _RESTORED = tuple(name for name in SHARED_FIELDS if name not in _NOT_RESTORED)
+
+
+def new_instance(
+    instance_id: str,
+    spec: InstanceSpec,
+    plan: LaunchPlan,
+    *,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    port: int | None,
+    log_path: Path,
+) -> Instance:
+    """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
+    gate = Gate(
+        instance_id,
+        spec.model_name,
+        max_in_flight=spec.concurrency_limit or config.max_in_flight,
+        max_queue=config.max_queue,
+        clock=clock,
+    )
+    return Instance(
+        instance_id,
+        spec,
+        plan,
+        gate=gate,
+        events=events,
+        host=config.host,
+        port=port,
+        idle_timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        log_path=log_path,
+        clock=clock,
+    )
 
 
 def instance_of(

@@ -13,8 +13,8 @@ from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.instance import Instance, new_instance
-from instance_manager.lifecycle.instance_record import instance_of
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import instance_of, new_instance
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.process.logs import LogFile

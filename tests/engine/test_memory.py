@@ -162,3 +162,13 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_compute_threads(None) == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "nonsense")
     assert 1 <= num_compute_threads(None) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(0.5, 1), (1.0, 1), (1.6, 2), (None, 4), (64.0, 4)])
+def test_threads_respect_the_control_groups_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("engine.execution.threads._physical_cores", lambda cpus: 4)
+    monkeypatch.setattr("engine.execution.threads.cpu_limit", lambda: limit)
+    assert num_compute_threads(None) == threads
