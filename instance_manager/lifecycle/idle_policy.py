@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LAST_USE_PRECISION_S = 60.0  # the stored time of an instance's last use is at most this much too early
-
 
 @dataclass(frozen=True, slots=True)
 class Idleness:
@@ -29,14 +27,6 @@ def is_expired(idleness: Idleness, now: float) -> bool:
     """Whether the instance has been idle for its whole idle timeout."""
     deadline = expires_at(idleness)
     return deadline is not None and deadline <= now
-
-
-def last_used_at(stored: float, *, precision_s: float, wall_now: float, now: float) -> float:
-    """The latest time, on the clock of `now`, at which an instance may have been used before a restart.
-
-    `stored`: its last use, by the wall clock. In the future, because that clock was set, it counts as now.
-    """
-    return now - max(0.0, wall_now - stored - precision_s)
 
 
 def next_check_at(instances: Iterable[Idleness], now: float) -> float | None:

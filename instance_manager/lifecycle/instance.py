@@ -15,8 +15,9 @@ from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S, Idleness, expires_at
+from instance_manager.lifecycle.idle_policy import Idleness, expires_at
 from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
+from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
     TRANSITIONS,

@@ -13,8 +13,8 @@ from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.idle_policy import last_used_at
 from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance
+from instance_manager.lifecycle.last_use import last_used_at
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S
-from instance_manager.lifecycle.supervisor import Supervisor
+from instance_manager.lifecycle.gate import Gate
 
+LAST_USE_PRECISION_S = 60.0  # the stored time of an instance's last use is at most this much too early
 _INTERVAL_S = 1.0
 _MARGIN_S = 2.0  # until the next look, and for the write itself
+
+
+def last_used_at(stored: float, *, precision_s: float, wall_now: float, now: float) -> float:
+    """The latest time, on the clock of `now`, at which an instance may have been used before a restart.
+
+    `stored`: its last use, by the wall clock. In the future, because that clock was set, it counts as now.
+    """
+    return now - max(0.0, wall_now - stored - precision_s)
 
 
 class LastUse:
@@ -20,13 +28,11 @@ class LastUse:
 
     def __init__(
         self,
-        supervisors: Mapping[str, Supervisor],
+        gates: Mapping[str, Gate],
         mark: Callable[[str], None],
-        clock: Callable[[], float],
     ) -> None:
-        self._supervisors = supervisors
+        self._gates = gates
         self._mark = mark
-        self._clock = clock
         self._stored: dict[str, float] = {}  # last use by instance, on our clock
         self._task: asyncio.Task[None] | None = None
 
@@ -48,8 +54,8 @@ class LastUse:
         """
         allowed_s = 0.0 if is_last else LAST_USE_PRECISION_S - _MARGIN_S
         stored: dict[str, float] = {}
-        for instance_id, supervisor in self._supervisors.items():
-            used = supervisor.instance.gate.last_use
+        for instance_id, gate in self._gates.items():
+            used = gate.last_use
             stored[instance_id] = known = self._stored.get(instance_id, used)
             if used > known and used - known >= allowed_s:
                 stored[instance_id] = used

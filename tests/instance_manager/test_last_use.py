@@ -11,9 +11,9 @@ import pytest
 
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S, last_used_at
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_record import instance_of
+from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S, last_used_at
 from instance_manager.manager import InstanceManager
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceState

@@ -11,10 +11,10 @@ import pytest
 
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.idle_policy import LAST_USE_PRECISION_S
 from instance_manager.lifecycle.instance import SHARED_FIELDS
 from instance_manager.lifecycle.instance_record import instance_of
 from instance_manager.lifecycle.instance_view import InstanceView
+from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S
 from instance_manager.state.recovery import RecoveryAction, decide
 from instance_manager.state.stores.records import UNREADABLE, InstanceRecord
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState, RunSecrets
