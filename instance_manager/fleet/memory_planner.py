@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from host_limits.host_memory import host_total_bytes
 from instance_manager.backends import plan_launch
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.expected_memory import ExpectedMemory, kind_of
@@ -19,7 +20,7 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.advice import Limits, advise
-from instance_manager.memory.device_memory import host_total_bytes, wait_until_freed
+from instance_manager.memory.device_memory import wait_until_freed
 from instance_manager.memory.eviction import (
     HOST,
     SLOT,
@@ -234,7 +235,7 @@ class MemoryPlanner:
             held = snapshot.held.get(one.instance_id)
             if not held or snapshot.run_states[one.instance_id] != RunState.of(one):
                 continue
-            one.memory_bytes = sum(held.values())
+            one.set_memory(sum(held.values()))
             if not one.state.is_pending:
                 run = f"{one.instance_id}/{one.generation}"
                 self._measurements.record(kind_of(one.spec), run, one.level, Footprint.of(held))

@@ -100,7 +100,7 @@ class ModelRegistry:
                 continue
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
-                instance.other_names = model.profile.other_names
+                instance.set_other_names(model.profile.other_names)
         return True
 
     def remove_replica(self, instance_id: str) -> None:
@@ -154,6 +154,5 @@ def _publish_names(model: Model) -> None:
     """Let other nodes know what the catalog calls the replicas that run here."""
     names = () if model.profile is None else model.profile.other_names
     for one in model.replicas.values():
-        if one.spec.profile is not None and one.other_names != names:
-            one.other_names = names
+        if one.spec.profile is not None and one.set_other_names(names):
             one.publish_update({"names": list(one.names)})

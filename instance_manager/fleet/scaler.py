@@ -289,12 +289,6 @@ def spec_of(profile: ModelProfile) -> InstanceSpec:
         engine=profile.engine,
         params=params,
         timeout_s=profile.idle_timeout_s,
-        env=dict(profile.env),
-        devices=profile.devices,
-        command=profile.command,
-        health_path=profile.health_path,
         profile=profile.name,
-        pinned=profile.pinned,
-        concurrency_limit=profile.concurrency_limit,
-        expire_action=profile.expire_action,
+        **profile.replica_options(),
     )

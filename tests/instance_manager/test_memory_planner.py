@@ -22,7 +22,8 @@ from instance_manager.fleet import memory_planner, memory_snapshot
 from instance_manager.fleet.expected_memory import kind_of
 from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig, Placement
 from instance_manager.fleet.models import Model
-from instance_manager.lifecycle.instance import Instance, new_instance
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import new_instance
 from instance_manager.memory.eviction import (
     HOST,
     Device,
