@@ -35,6 +35,6 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 def _available_elsewhere() -> int:
     """On macOS, say."""
-    import psutil  # type: ignore[import-untyped]  # loaded only there
+    import psutil  # loaded only there
 
     return int(psutil.virtual_memory().available)

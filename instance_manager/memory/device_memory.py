@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from host_limits.host_memory import host_available_bytes, host_total_bytes
 from instance_manager.memory.eviction import HOST, Device
