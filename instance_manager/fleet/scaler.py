@@ -29,13 +29,15 @@ from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.eviction import Device, Fits, NeverFits, Wait
+from instance_manager.memory.devices import Device
+from instance_manager.memory.eviction import Evict, Fits, NeverFits, Wait
 from instance_manager.memory.start_order import WaitingModel, next_to_start
 from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
 _RETRY_S = 1.0  # for changes that nothing reports, such as another program's memory
+_PLANS_PER_TURN = 3  # while victims come into use between plan and eviction
 
 
 class Scaler:
@@ -56,6 +58,7 @@ class Scaler:
         self._clock = clock
         self._starting: dict[asyncio.Task[None], frozenset[Device]] = {}  # with the devices it fills
         self._measure_due = False
+        self._num_abandoned = 0  # evictions in a row
 
     def measure(self) -> None:
         """Check soon whether engines hold more memory than their budgets."""
@@ -134,8 +137,12 @@ class Scaler:
             case Wait(until, reason):
                 logger.info("model=%s waits: %s", model.name, reason)
                 return _RETRY_S if until is None else max(0.01, until - now)
-            case evict:
-                await self._planner.execute(evict.steps, for_model=model.name)
+            case Evict(steps):
+                if await self._planner.execute(steps, for_model=model.name):
+                    self._num_abandoned = 0
+                else:  # plan again, but not for ever: other models want their turn
+                    self._num_abandoned += 1
+                    return 0 if self._num_abandoned % _PLANS_PER_TURN else _RETRY_S
         return 0
 
     async def _bring_up(self, model: Model, sleeping: Instance | None, spec: InstanceSpec | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from instance_manager.memory.eviction import HOST, Device
+from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import Gpu, GpuDriver
 
 _POLL_MIN_S = 0.01

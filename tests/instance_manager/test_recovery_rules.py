@@ -69,7 +69,7 @@ async def test_an_instance_comes_back_as_it_was_stored() -> None:
     one.port = RECORD.port
     again = record_of(one, "berth", None, is_wanted=True)
     assert replace(again, updated_at=0.0, last_active=0.0, params={}) == replace(RECORD, params={})
-    assert one.idleness.last_active == 100.0  # idleness starts anew
+    assert one.gate.last_active == 100.0  # idleness starts anew
 
 
 @pytest.mark.parametrize("state", InstanceState)
@@ -85,7 +85,7 @@ async def test_an_ended_instance_keeps_the_time_of_its_last_use(state: InstanceS
 
 async def test_a_record_of_an_earlier_version_lacks_the_time_of_its_last_use() -> None:
     record = replace(RECORD, state=InstanceState.STOPPED, last_active=0.0)
-    assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).idleness.last_active == 100.0
+    assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).gate.last_active == 100.0
 
 
 async def test_a_failure_of_an_unknown_class_is_a_crash() -> None:
