@@ -66,7 +66,6 @@ class Fleet:
     ) -> None:
         self.manager = manager
         self.config = config
-        self._clock = clock
         self._num_waiting = 0  # requests, for any model
         self._news = Broadcast()
         self._registry = ModelRegistry(manager, config.max_queue, clock)
@@ -198,7 +197,7 @@ class Fleet:
 
     def _check_may_start(self, model: Model) -> None:
         self._check_can_run(model)
-        wait_s = model.retry_at - self._clock()
+        wait_s = model.backoff.wait_s
         if (error := model.error) is None or wait_s <= 0:
             return
         if isinstance(error, UnsupportedModel):
@@ -253,6 +252,8 @@ class Fleet:
 
     def _on_event(self, event: Event) -> None:
         if event.type == "instance.deleted":
+            for model in self._registry.having_replica(event.instance_id):
+                model.backoff.restart_at = None  # nor should another take its place unasked
             self._registry.remove_replica(event.instance_id)
         elif event.type == "instance.state":
             self._on_state(event)
@@ -265,12 +266,18 @@ class Fleet:
         if not status.is_terminal:
             with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
                 self.adopt(self.manager.get(event.instance_id))
+            for model in self._registry.having_replica(event.instance_id):
+                if status is InstanceState.RUNNING:
+                    model.record_start()
+                elif status is InstanceState.STARTING:
+                    model.backoff.restart_at = None  # this is the restart, or takes its place
             return
         for model in self._registry.having_replica(event.instance_id):
             if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
                 what = f"model {model.name!r} died while it ran"
                 public = f"{what}; an admin can read the reason in GET /instances/{event.instance_id}"
-                model.record_crash(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
+                error = InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public)
+                model.record_crash(error, model.replicas[event.instance_id])
             elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
                 model.clear_failure()  # a failed replica was stopped on request
             self._registry.remove_if_unused(model)

@@ -69,7 +69,7 @@ class LoadMonitor:
         del samples[: -self._policy.window_samples]
         awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self._policy)
-        if wanted > len(awake) and not model.is_starting and self._clock() >= model.retry_at:
+        if wanted > len(awake) and not model.is_starting and model.backoff.may_start_unasked:
             model.start_requested = True
             self._news.notify_all()
         elif wanted < len(awake):

@@ -138,7 +138,12 @@ class ModelRegistry:
     def _get_or_add(self, name: str) -> Model:
         if name not in self.by_name:
             self.by_name[name] = Model(
-                name, None, self._max_queue, self._clock, find_checkpoint=self._checkpoint_of
+                name,
+                None,
+                self._max_queue,
+                self._clock,
+                restart=self._manager.config.restart,
+                find_checkpoint=self._checkpoint_of,
             )
         return self.by_name[name]
 

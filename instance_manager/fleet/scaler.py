@@ -89,8 +89,8 @@ class Scaler:
             self._measure_due = False
             if steps := await self._planner.plan_reclaim():
                 await self._planner.execute(steps, for_model="what runs")
+        retries = self._request_restarts()
         waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
-        retries: list[float] = []
         while waiting:
             now = self._clock()
             order = [
@@ -106,6 +106,19 @@ class Scaler:
             if delay_s is not None:
                 retries.append(delay_s)
         return min(retries, default=None)
+
+    def _request_restarts(self) -> list[float]:
+        """Request the start of models whose restart is due; seconds until each of the others is."""
+        later: list[float] = []
+        for model in self._models.values():
+            if (at := model.backoff.restart_at) is None:
+                continue
+            if (wait_s := at - self._clock()) > 0:
+                later.append(wait_s)
+            else:
+                logger.info("model=%s is restarted after a failure", model.name)
+                model.backoff.restart_at, model.start_requested = None, True
+        return later
 
     async def _try_start(self, model: Model, now: float) -> float | None:
         """Seconds until the next try: 0 = something was done, None = at the next change."""
@@ -229,7 +242,9 @@ class Scaler:
         # An instance that was created without naming GPUs matches a spec for which Berth chose some.
         unplaced = replace(spec, devices=None)
         same = [one for one in self._startable(model) if one.spec in (spec, unplaced)]
-        return self._manager.start(same[-1].instance_id) if same else self._manager.create(spec)
+        if not same:
+            return self._manager.create(spec)
+        return self._manager.start(same[-1].instance_id, on_demand=model.backoff.has_failures)
 
     def _startable(self, model: Model) -> list[Instance]:
         """Ended replicas, except those being deleted and those that the catalog has dropped."""
@@ -261,7 +276,7 @@ class Scaler:
         model.record_failure(error)
         # If this was an additional replica, the waiting requests are served by the existing ones.
         message, kind = str(error), type(error)
-        retry_after_s = None if error.is_lasting else model.retry_at - self._clock()
+        retry_after_s = None if error.is_lasting else model.backoff.wait_s
         model.queue.reject(
             lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
             lambda need: not model.is_awake_for(need),
@@ -272,7 +287,7 @@ class Scaler:
         """Whether a replica should be started or woken now."""
         if model.is_loading or _is_full(model):
             return False
-        if model.error is not None and self._clock() < model.retry_at:
+        if model.error is not None and model.backoff.wait_s > 0:
             return False
         if model.start_requested and not model.is_starting:
             return True

@@ -66,11 +66,14 @@ class InstanceActions(ABC):
         await self.state.keeper.settled(instance_id)
         return supervisor.instance
 
-    def start(self, instance_id: str) -> Instance:
-        """Start a stopped or failed instance. Raises WrongState, NoCapacity or ShuttingDown."""
+    def start(self, instance_id: str, *, on_demand: bool = False) -> Instance:
+        """Start a stopped or failed instance. Raises WrongState, NoCapacity or ShuttingDown.
+
+        `on_demand`: no client asked for it, but a request needs it; its earlier failures still count.
+        """
         self._running_context()
         supervisor = self._find(instance_id)
-        supervisor.request_start()
+        supervisor.request_start(on_demand=on_demand)
         return supervisor.instance
 
     async def restart(self, instance_id: str) -> Instance:

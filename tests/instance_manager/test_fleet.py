@@ -232,9 +232,9 @@ async def test_a_replica_that_keeps_dying_is_replaced_after_growing_delays(
             if deaths == 0:
                 assert model.error is None  # the first is replaced at once
             else:
-                with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {deaths}0 s"):
+                with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {2 * deaths} s"):
                     await fleet.wait_for_lease(model)
-            model.retry_at = 0.0
+            model.backoff.retry_at = 0.0
 
 
 def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]]:
