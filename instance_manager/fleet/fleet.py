@@ -17,7 +17,6 @@ from functools import partial
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ShuttingDown,
@@ -29,6 +28,7 @@ from instance_manager.fleet.load_monitor import LoadMonitor
 from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.model_registry import ModelRegistry
 from instance_manager.fleet.models import Model
+from instance_manager.fleet.next_replica import NextReplica
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.scaler import Scaler
 from instance_manager.fleet.scaling import ScalePolicy
@@ -39,8 +39,6 @@ from instance_manager.memory.checkpoint import unsupported
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
-
-_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,8 @@ class Fleet:
         self._news = Broadcast()
         self._registry = ModelRegistry(manager, config.max_queue, clock)
         self._models = self._registry.by_name
-        self._scaler = Scaler(manager, planner, self._models, self._news, clock)
+        self._replicas = NextReplica(manager)
+        self._scaler = Scaler(manager, planner, self._replicas, self._models, self._news, clock)
         self._load_monitor = LoadMonitor(
             manager, self._registry, planner, self._scaler, config.scale, self._news, clock
         )
@@ -157,7 +156,7 @@ class Fleet:
 
     def request_start(self, model: Model) -> None:
         """Start or wake a replica unless one runs. Raises ManagerError where that can't be tried now."""
-        if not model.is_up_for(self._scaler.own_runner(model)):
+        if not model.is_up_for(self._replicas.own_runner(model)):
             self._check_may_start(model)
             model.start_requested = True
             self._news.notify_all()
@@ -172,7 +171,7 @@ class Fleet:
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or after `timeout_s`."""
-        runner = self._scaler.own_runner(model)
+        runner = self._replicas.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
                 while not model.is_awake_for(runner) and (model.start_requested or model.is_starting):
@@ -187,7 +186,7 @@ class Fleet:
         if model.is_up_for(need):
             return
         self._check_can_run(model)  # before the check of the runner: such an engine serves nothing
-        if need is not None and not self._scaler.can_bring_up(model, need):
+        if need is not None and not self._replicas.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
             raise InstanceNotRunning(
@@ -266,21 +265,10 @@ class Fleet:
         if not status.is_terminal:
             with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
                 self.adopt(self.manager.get(event.instance_id))
-            for model in self._registry.having_replica(event.instance_id):
-                if status is InstanceState.RUNNING:
-                    model.record_start()
-                elif status is InstanceState.STARTING:
-                    model.backoff.restart_at = None  # this is the restart, or takes its place
-            return
         for model in self._registry.having_replica(event.instance_id):
-            if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                what = f"model {model.name!r} died while it ran"
-                public = f"{what}; an admin can read the reason in GET /instances/{event.instance_id}"
-                error = InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public)
-                model.record_crash(error, model.replicas[event.instance_id])
-            elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
-                model.clear_failure()  # a failed replica was stopped on request
-            self._registry.remove_if_unused(model)
+            model.record_state(model.replicas[event.instance_id], event)
+            if status.is_terminal:
+                self._registry.remove_if_unused(model)
 
     def _is_sought(self, instance: Instance) -> bool:
         """Whether a request waits for a model that the instance serves."""

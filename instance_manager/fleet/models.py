@@ -8,14 +8,16 @@ from hashlib import blake2b
 
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
-from instance_manager.errors import ManagerError
+from instance_manager.errors import InstanceFailedToStart, ManagerError
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.memory.checkpoint import Checkpoint
-from instance_manager.types import InstanceState
+from instance_manager.types import Event, InstanceState
+
+_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
 
 class Model:
@@ -151,11 +153,25 @@ class Model:
         self.error = error
         self.backoff.record_failure(was_ready=False)
 
-    def record_crash(self, error: ManagerError, replica: Instance) -> None:
+    def record_state(self, replica: Instance, event: Event) -> None:
+        """A replica's state has changed, whether the fleet, a client or a failure has caused that."""
+        status, previous = event.data["status"], event.data["previous"]
+        if status == InstanceState.RUNNING:
+            self.record_start()
+        elif status == InstanceState.STARTING:
+            self.backoff.restart_at = None  # this is the restart, or takes its place
+        elif status == InstanceState.FAILED and previous in _ALIVE:
+            self._record_crash(replica, event.data["reason"])
+        elif status == InstanceState.STOPPED and previous == InstanceState.FAILED:
+            self.clear_failure()  # a failed replica was stopped on request
+
+    def _record_crash(self, replica: Instance, reason: str) -> None:
         """A running replica failed. The first is replaced at once if a request needs it."""
         self.backoff.record_failure(was_ready=True)
         if self.backoff.wait_s > 0:
-            self.error = error
+            what = f"model {self.name!r} died while it ran"
+            public = f"{what}; an admin can read the reason in GET /instances/{replica.instance_id}"
+            self.error = InstanceFailedToStart(f"{what}: {reason}", public=public)
         if replica.spec.profile is None:
             self.backoff.restart_at = None  # its supervisor restarts it
 
