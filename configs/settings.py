@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     restart_limit: int = Field(
         5,
         ge=1,
-        description="Restarts within ten minutes, after which it stays failed until it is started or requested",
+        description="Restarts within ten minutes, after which it stays failed until started or requested",
     )
     health_interval: Seconds = Field(
         10.0, description="Seconds between health probes of running engines; 0 = no probes"
