@@ -21,7 +21,7 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import Evict
 from instance_manager.memory.victims import EvictionAction, EvictionStep
-from instance_manager.types import InstanceState
+from instance_manager.types import Event, InstanceState
 from tests.instance_manager.conftest import ManagerFactory, free_ports, until_state
 from tests.instance_manager.test_fleet import bring_up, fleet_of, profile
 
@@ -73,7 +73,11 @@ async def test_a_victim_that_gets_a_request_before_its_eviction_serves_on_and_an
                 leases.append(acquire(old))
 
         before_eviction(manager, monkeypatch, use_it_once)
+        published: list[Event] = []
+        manager.events.add_listener(published.append)
         await bring_up(fleet, "wanted")
+        evicted = [(one.instance_id, one.data) for one in published if one.type == "instance.evicted"]
+        assert evicted == [(newer.instance_id, {"action": "stop", "for": "wanted"})]
         assert (old.state, newer.state) == (InstanceState.RUNNING, InstanceState.STOPPED)
         assert old.gate.is_open, "it was never closed to other requests"
         assert newer.status_reason == "made room for wanted"
@@ -163,7 +167,7 @@ async def test_a_replica_that_drains_long_does_not_keep_other_models_from_scalin
         leases.append(acquire(second))
         leases.pop(0).release()
         leases.pop(0).release()
-        await until_state(second, InstanceState.STOPPING)  # or `first`: both have one request
+        await until_state(second, InstanceState.STOPPING)  # both have one request; it was used before `first`
         leases += [acquire(replica(fleet, "b")) for _ in range(3)]
         await _until(lambda: len(b.awake) == 2)
         assert second.gate.in_flight == 1
