@@ -152,6 +152,8 @@ class Model:
         """A start failed."""
         self.error = error
         self.backoff.record_failure(was_ready=False)
+        if self.profile is None:
+            self.backoff.restart_at = None  # the supervisor of its instance restarts it
 
     def record_state(self, replica: Instance, event: Event) -> None:
         """A replica's state has changed, whether the fleet, a client or a failure has caused that."""
@@ -173,7 +175,7 @@ class Model:
             public = f"{what}; an admin can read the reason in GET /instances/{replica.instance_id}"
             self.error = InstanceFailedToStart(f"{what}: {reason}", public=public)
         if replica.spec.profile is None:
-            self.backoff.restart_at = None  # its supervisor restarts it
+            self.backoff.restart_at = None  # as above
 
     def _by_load(self, affinity: bytes, need: RunnerKind | None) -> Iterator[Instance]:
         awake = [one for one in self.awake if can_serve(one.runner, need)]

@@ -185,6 +185,14 @@ async def test_a_request_in_the_back_off_gets_the_failure_at_once_except_after_t
         assert model.error is None and model.status == "running"
 
 
+def test_the_fleet_restarts_models_of_the_catalog_only() -> None:
+    by_hand, named = (Model("m", entry, 5, Clock(), restart=QUICK) for entry in (None, profile("m")))
+    for model in (by_hand, named):
+        model.backoff.record_failure(was_ready=True)
+        model.record_failure(InstanceFailedToStart("it failed to start again"))
+    assert (by_hand.backoff.restart_at, named.backoff.restart_at) == (None, 0.4)
+
+
 @KINDS
 @pytest.mark.parametrize("how", ["stop", "start", "delete"])
 async def test_a_client_ends_the_back_off_and_no_restart_follows(
