@@ -69,9 +69,10 @@ class LoadMonitor:
         del samples[: -self._policy.window_samples]
         awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self._policy)
-        if wanted > len(awake) and not model.is_starting and model.backoff.may_start_unasked:
-            model.start_requested = True
-            self._news.notify_all()
+        if wanted > len(awake):
+            if model.backoff.may_start_unasked and not (model.is_starting or model.is_changing):
+                model.start_requested = True
+                self._news.notify_all()
         elif wanted < len(awake):
             step = plan_scale_down([one.resident() for one in awake], self._clock())
             if step is not None:

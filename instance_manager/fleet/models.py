@@ -81,6 +81,18 @@ class Model:
         """Whether a replica is starting or waking and needs nothing further."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a replica is about to stop, sleep or fail: what it lacks is known only afterwards."""
+        return any(
+            one.state is InstanceState.RUNNING and not one.gate.is_open for one in self.replicas.values()
+        )
+
+    @property
+    def max_replicas(self) -> int:
+        """At least 1; for instances created by hand, as many as there are."""
+        return len(self.live) if self.profile is None else max(self.profile.max_replicas, 1)
+
     def is_up_for(self, need: RunnerKind | None) -> bool:
         """Whether a replica accepts requests with this need, or is starting or waking to do so."""
         if self.is_loading and can_serve(self.loading_runner, need):

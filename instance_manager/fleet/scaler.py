@@ -114,9 +114,11 @@ class Scaler:
                 continue
             if (wait_s := at - self._clock()) > 0:
                 later.append(wait_s)
-            else:
+                continue
+            model.backoff.restart_at = None
+            if len(model.live) < model.max_replicas:  # else another has taken its place
                 logger.info("model=%s is restarted after a failure", model.name)
-                model.backoff.restart_at, model.start_requested = None, True
+                model.start_requested = True
         return later
 
     async def _try_start(self, model: Model, now: float) -> float | None:

@@ -225,7 +225,7 @@ async def test_min_replicas_follows_the_policy_too(
         await until(lambda: bool(manager.list(include_terminal=True)))
         (instance,) = manager.list(include_terminal=True)
         if is_replaced:
-            await until(lambda: instance.generation == 4)
+            await until(lambda: instance.generation >= 4)
         else:
             await until_state(instance, InstanceState.FAILED)
             await asyncio.sleep(1.0)
