@@ -100,7 +100,7 @@ class InstanceManager(InstanceActions):
         expiry = ExpiryLoop(
             self._supervisors, self.events, self._clock, expire_action=self.config.expire_action
         )
-        last_use = self._last_use = LastUse(self._registry.gates, self.state.keeper.mark)
+        last_use = LastUse(self._registry.gates, self.state.keeper.mark)
         error: BaseException | None = None
         async with self.state.running(), probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks = tasks

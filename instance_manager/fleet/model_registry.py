@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet.models import Model
+from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
-from instance_manager.fleet.scaler import spec_of
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.checkpoint import Checkpoint
@@ -138,7 +138,12 @@ class ModelRegistry:
     def _get_or_add(self, name: str) -> Model:
         if name not in self.by_name:
             self.by_name[name] = Model(
-                name, None, self._max_queue, self._clock, find_checkpoint=self._checkpoint_of
+                name,
+                None,
+                self._max_queue,
+                self._clock,
+                restart=self._manager.config.restart,
+                find_checkpoint=self._checkpoint_of,
             )
         return self.by_name[name]
 
