@@ -100,7 +100,7 @@ class InstanceManager(InstanceActions):
         expiry = ExpiryLoop(
             self._supervisors, self.events, self._clock, expire_action=self.config.expire_action
         )
-        last_use = LastUse(self._registry.gates, self.state.keeper.mark)
+        self._last_use = LastUse(self._registry.gates, self.state.keeper.mark)
         error: BaseException | None = None
         async with self.state.running(), probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -110,13 +110,13 @@ class InstanceManager(InstanceActions):
             stop_expiry = expiry.start(tasks)
             try:
                 await self._recover(tasks, self._context)
-                last_use.start(tasks)
+                self._last_use.start(tasks)
                 yield
             except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
             await wait_shielded(self.begin_shutdown())
             stop_expiry()
-            last_use.stop()
+            self._last_use.stop()
         if error is not None:
             raise error
 
