@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from instance_manager.process.shim import TOKEN_VARIABLE, read_stat, send
 
@@ -87,7 +87,7 @@ def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             token = process.environ().get(TOKEN_VARIABLE)
-            if token in tokens and process.status() != psutil.STATUS_ZOMBIE:
+            if token and token in tokens and process.status() != psutil.STATUS_ZOMBIE:
                 found.setdefault(token, []).append(process)
     return found
 
