@@ -149,7 +149,8 @@ class _Reader:
             token = self._next()
             if token.kind == "count" or (token.kind == "mark" and token.text in "*+?"):
                 self._at += 1
-                part = f"({part}){re.sub(r'\\s', '', token.text)}" if part[-1] in "*+?}" else part + token.text
+                count = "".join(token.text.split())
+                part = f"({part}){count}" if part[-1] in "*+?}" else part + count
             else:
                 return part
 

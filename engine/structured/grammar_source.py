@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import InvalidRequest
+from engine.structured.ebnf import to_lark
 from engine.structured.json_schema import normalise_json_schema
 from engine.structured.json_strings import plain_pattern
+from engine.structured.lark import literal, regex, with_options
 from engine.structured.regex import UnsupportedPattern
 from engine.structured.spec import StructuredKind, StructuredOutput
-
-_MAX_WHITESPACE = 16  # characters between two JSON tokens: enough to indent, but not endless blanks
-_JSON_OPTIONS = {"whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{1,{_MAX_WHITESPACE}}}"}
-
+from engine.structured.structural_tag import write_structural_tag
 
 def write_grammar(wanted: StructuredOutput) -> str:
     """Raises InvalidRequest for a form that can't be enforced."""
@@ -22,50 +22,36 @@ def write_grammar(wanted: StructuredOutput) -> str:
             schema = normalise_json_schema(
                 _parse(wanted), wanted.param, is_strict=wanted.is_strict, advice=wanted.advice
             )
-            return json_grammar(schema)
+            return _json(schema)
         case StructuredKind.JSON_OBJECT:
-            return json_grammar({"type": "object"})
+            return _json({"type": "object"})
         case StructuredKind.REGEX:
             try:
-                return lark_grammar(f"start: {regex(plain_pattern(wanted.source))}")
+                return _lark(f"start: {regex(plain_pattern(wanted.source))}")
             except UnsupportedPattern as error:
                 raise InvalidRequest(
                     f"{wanted.param} can't be enforced: {error}.", param=wanted.param
                 ) from error
         case StructuredKind.CHOICE:
-            choices = " | ".join(map(literal, _parse(wanted)))
-            return lark_grammar(f"start: CHOICE\nCHOICE: {choices}")
+            choices = " | ".join(str(literal(choice)) for choice in _parse(wanted))
+            return _lark(f"start: CHOICE\nCHOICE: {choices}")
         case StructuredKind.GRAMMAR:
             if "::=" in wanted.source:
-                from engine.structured.ebnf import to_lark
-
-                return lark_grammar(to_lark(wanted.source, wanted.param))
-            return lark_grammar(wanted.source)
+                return _lark(to_lark(wanted.source, wanted.param))
+            return _lark(wanted.source)
         case StructuredKind.STRUCTURAL_TAG | StructuredKind.TOOL_CALLS:
-            from engine.structured.structural_tag import write_structural_tag
-
             is_ours = wanted.kind is StructuredKind.TOOL_CALLS
-            return lark_grammar(write_structural_tag(_parse(wanted), wanted.param, is_ours=is_ours))
+            return _lark(*write_structural_tag(_parse(wanted), wanted.param, is_ours=is_ours))
 
 
-def json_grammar(schema: Any) -> str:
+def _json(schema: Any) -> str:
     return json.dumps({"grammars": [{"json_schema": with_options(schema)}]})
 
 
-def with_options(schema: Any) -> dict[str, Any]:
-    return {**(schema if isinstance(schema, dict) else {}), "x-guidance": _JSON_OPTIONS}
-
-
-def lark_grammar(text: str) -> str:
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
-
-
-def literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def regex(pattern: str) -> str:
-    return f"/{pattern}/" if pattern else '""'
+def _lark(text: str, apart: Sequence[str] = ()) -> str:
+    """`apart`: grammars that it names as @g1, @g2 …"""
+    others = [{"name": f"g{number}", "lark_grammar": source} for number, source in enumerate(apart, 1)]
+    return json.dumps({"grammars": [{"lark_grammar": text}, *others]})
 
 
 def _parse(wanted: StructuredOutput) -> Any:

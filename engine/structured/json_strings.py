@@ -71,8 +71,8 @@ def _string_schema(text: Text, errors: SchemaErrors) -> dict[str, Any]:
 
 def _wanted(text: Text) -> Sequence[Node]:
     if not text.unwanted:
-        return text.wanted
-    states = intersection(text.wanted or [ANY_TEXT], text.unwanted, max_states=_MAX_STATES)
+        return text.known
+    states = intersection(text.known or [ANY_TEXT], text.unwanted, max_states=_MAX_STATES)
     if states is None:
         raise UnsupportedPattern("it is too large")
     return [_expression(states)]
