@@ -113,19 +113,17 @@ class EventStream:
         return None
 
     async def _stream(self, send: Send) -> None:
+        writer, read_usage = self._writer, self._generation.read_usage
         async with self._generation as generation:
             async for deltas in generation.steps():
-                if events := await self._write_step(deltas):
+                if _num_logprobs(deltas) > LARGE_OUTPUT:
+                    events = await self._large_work.run(partial(writer.step, deltas, read_usage))
+                else:
+                    events = writer.step(deltas, read_usage)
+                if events:
                     await self._send(send, events)
-        await self._send(send, self._writer.end(generation.read_usage()))
+        await self._send(send, writer.end(read_usage()))
         await _end(send)
-
-    async def _write_step(self, deltas: Sequence[ChoiceDelta]) -> bytes:
-        """The events of a step; with many logprobs, written in a thread."""
-        writer, read_usage = self._writer, self._generation.read_usage
-        if _num_logprobs(deltas) > LARGE_OUTPUT:
-            return await self._large_work.run(partial(writer.step, deltas, read_usage))
-        return writer.step(deltas, read_usage)
 
     async def _send(self, send: Send, events: bytes) -> None:
         if not self._has_begun:
