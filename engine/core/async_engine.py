@@ -47,12 +47,10 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that the engine has not released yet."""
         return len(self._streams)
 
     @property
     def request_ids(self) -> list[str]:
-        """The ids of those requests, and of held work that consists of several."""
         return [*self._streams, *self._holds]
 
     @property
@@ -67,7 +65,6 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
 
     @property
     def memory(self) -> MemoryUsage:
-        """Memory used by the model and its cache now. Raises EngineDead before the core is built."""
         return self._get_core().memory
 
     @contextmanager

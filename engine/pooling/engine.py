@@ -55,7 +55,6 @@ class PoolingEngine(EngineThread[Core, _Command, Pooled]):
 
     @property
     def num_unfinished(self) -> int:
-        """Requests whose results are pending."""
         return len(self._results)
 
     @property
@@ -75,7 +74,6 @@ class PoolingEngine(EngineThread[Core, _Command, Pooled]):
 
     @property
     def memory(self) -> MemoryUsage:
-        """Memory used by the model now. Raises EngineDead before it is built."""
         return self._get_core().runner.memory
 
     async def pool(self, requests: Sequence[PoolingRequest]) -> list[array[float]]:

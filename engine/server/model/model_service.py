@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 from engine.config import ServerConfig
-from engine.core.sleep import MemoryUsage
-from engine.core.sleep_controller import SleepController
-from engine.core.types import EngineStats
+from engine.core.engine_thread import EngineThread
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.http.errors import NotReady, QueueFull
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
@@ -21,7 +19,9 @@ _COUNTED_BYTES = 1 << 20  # up to this size, errors report the exact number of t
 
 
 class ModelService:
-    def __init__(self, engine: EngineThread[Any, Any, Any], config: ServerConfig, *, max_num_seqs: int) -> None:
+    def __init__(
+        self, engine: EngineThread[Any, Any, Any], config: ServerConfig, *, max_num_seqs: int
+    ) -> None:
         self.engine = engine
         self.config = config
         self.metrics = Metrics(config.served_model_names[0], engine.stats)
