@@ -32,6 +32,7 @@ PACKAGES = (
 _DECORATORS = ["@*router.*", "@field_validator", "@model_validator", "@group.*"]
 # Used by a library that we subclass or configure, under the name that it knows.
 _NAMES = [
+    "*ForCausalLM",  # engine/models/registry.py names them by a string, so that it needs no torch
     "__annotations__",
     "__signature__",
     "capture_signals",  # uvicorn.Server
