@@ -12,6 +12,7 @@ from api.proxy.pace import PaceRules
 from configs.engine_variables import engine_variables
 from configs.settings import Settings
 from configs.settings_error import SettingsError
+from instance_manager.backends import BACKENDS, resolved_kind
 from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InvalidKeyFile
 from instance_manager.state.stores.errors import InvalidStateUrl
@@ -26,7 +27,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
     return ManagerConfig(
         base_port=settings.vllm_base_port,
         max_instances=settings.vllm_max_instances,
-        default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
+        default_engine=resolved_kind(settings.default_engine),
         default_model=settings.default_model,
         default_idle_timeout_s=settings.vllm_default_timeout,
         expire_action=ExpireAction(settings.expire_action),
@@ -44,11 +45,9 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         state_url=state_url(settings),
         advertise_url=_advertised(settings),
         on_shutdown=OnShutdown(settings.on_shutdown),
-        vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
         default_params=settings.parameters(),
-        engine_params={"unknown_fields": settings.unknown_fields},
-        vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
+        options={name: getattr(settings, name) for kind in BACKENDS.values() for name in kind.settings},
         engine_env=engine_variables(settings, env_file),
     )
 

@@ -88,13 +88,13 @@ class InstanceSpec:
     """A validated request for an instance, from which everything else about it follows."""
 
     model_name: str
-    engine: str  # the name of a back end: "engine", "vllm" or "command"
+    engine: str  # the name of a back end
     params: Mapping[str, Any] = field(default_factory=dict)  # of the request only; None removes a key
     timeout_s: float | None = None  # idle timeout (the name is stored); 0 = never; None = the default
     name: str | None = None  # becomes the instance id
     env: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[str] | None = None
-    command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for "command" only
+    command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for kinds that run one
     health_path: str | None = None
     profile: str | None = None  # the catalog model whose replica this is
     pinned: bool = False

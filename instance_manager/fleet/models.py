@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.memory.checkpoint import Checkpoint
 from instance_manager.types import InstanceState
 
 _FIRST_BACK_OFF_S = 10.0

@@ -36,7 +36,7 @@ class ModelProfile:
     pinned: bool = False  # never expired, never evicted
     concurrency_limit: int = 0  # requests in flight per replica; 0 = MAX_IN_FLIGHT
     env: Mapping[str, str] = field(default_factory=dict)
-    command: tuple[str, ...] | None = None  # for the engine "command"
+    command: tuple[str, ...] | None = None  # for a kind that runs one
     health_path: str | None = None
     protocol: str | None = None  # the name of a protocol adapter; None = OpenAI's
     set_params: Mapping[str, Any] = field(default_factory=dict)  # put into each request's body

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from instance_manager.backends import plan_launch
+from instance_manager.backends import backend_of, plan_launch
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -282,7 +282,7 @@ def _is_full(model: Model) -> bool:
 def spec_of(profile: ModelProfile) -> InstanceSpec:
     """The spec of a replica of the profile. It serves the profile's name."""
     params = dict(profile.params)
-    if profile.engine != "command":
+    if backend_of(profile.engine).takes_params:
         params.setdefault("served_model_name", profile.name)
     return InstanceSpec(
         model_name=profile.model,

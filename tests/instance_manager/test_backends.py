@@ -16,9 +16,8 @@ from instance_manager.errors import InvalidSpec, ModelNotFound
 from instance_manager.types import InstanceSpec
 
 CONFIG = ManagerConfig(
-    vllm_python="/opt/vllm/bin/python",
     default_params={"dtype": "auto", "max_model_len": 4096},
-    vllm_params={"trust_remote_code": True},
+    options={"vllm_python": "/opt/vllm/bin/python", "vllm_default_trust_remote_code": True},
 )
 
 
@@ -76,7 +75,7 @@ def test_vllm_runs_in_its_own_interpreter_with_its_own_defaults() -> None:
 
 def test_vllm_without_its_interpreter_names_the_setting() -> None:
     with pytest.raises(InvalidSpec, match="VLLM_PYTHON") as refusal:
-        plan("vllm", replace(CONFIG, vllm_python=None))
+        plan("vllm", replace(CONFIG, options={}))
     assert refusal.value.param == "engine"
 
 
