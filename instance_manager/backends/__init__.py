@@ -10,7 +10,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-__all__ = ["AUTO", "BACKENDS", "Backend", "LaunchPlan", "backend_of", "plan_launch", "resolved_kind"]
+__all__ = ["BACKENDS", "DEFAULT", "Backend", "LaunchPlan", "backend_of", "plan_launch"]
 
 # The registry. To add a kind: a module beside this one, and a line here.
 _SERVERS: tuple[Backend, ...] = (
@@ -19,7 +19,7 @@ _SERVERS: tuple[Backend, ...] = (
 )
 BACKENDS: dict[str, Backend] = {one.name: one for one in (*_SERVERS, CommandBackend(_SERVERS))}
 
-AUTO = "auto"  # in place of a kind's name: Berth chooses
+DEFAULT = EngineBackend.name  # what Berth chooses if it may
 
 
 class _Unknown(Backend):
@@ -42,8 +42,3 @@ def backend_of(kind: str) -> Backend:
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
     """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
     return backend_of(spec.engine).plan(spec, config)
-
-
-def resolved_kind(kind: str) -> str:
-    """The kind that a setting or an entry means: with AUTO, the embedded engine."""
-    return EngineBackend.name if kind == AUTO else kind
