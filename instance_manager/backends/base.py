@@ -46,6 +46,8 @@ class EngineRoutes:
     requests: str = ""  # serve one client's own request
     reads: str = ""  # GET: information for every client
     control: str = ""  # affect all clients: need an admin key even if another kind has such a request
+    sleep: str = ""  # of these, those that put it to sleep, at the level in `?level=`
+    asleep: str = ""  # of these, those that it answers asleep, so that they don't wake it
 
 
 class Backend(ABC):

@@ -56,6 +56,8 @@ class VllmLike(Backend):
         "/reset_encoder_cache /pause /resume /is_paused /scale_elastic_ep /is_scaling_elastic_ep "
         "/start_profile /stop_profile /v1/load_lora_adapter /v1/unload_lora_adapter "
         "/inference/v1/abort_requests /metrics /memory /server_info",
+        sleep="/sleep",
+        asleep="/is_sleeping",
     )
 
     def kv_cache_bytes(self, load: ModelLoad, machine: Machine, fixed_bytes: int) -> int:

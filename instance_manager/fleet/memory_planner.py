@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from instance_manager.backends import backend_of, plan_launch
-from instance_manager.errors import ManagerError
+from instance_manager.errors import InvalidSpec, ManagerError
 from instance_manager.fleet.expected_memory import ExpectedMemory, kind_of
 from instance_manager.fleet.memory_snapshot import MemorySnapshot, RunState, take_snapshot
 from instance_manager.fleet.models import Model
@@ -143,7 +143,10 @@ class MemoryPlanner:
         def needs_with(change: Mapping[str, Any]) -> Mapping[Device, int] | None:
             if wanted is None or not backend_of(wanted.engine).takes_params:
                 return None
-            guess = self._expected.estimate(replace(wanted, params={**wanted.params, **change}))
+            try:
+                guess = self._expected.estimate(replace(wanted, params={**wanted.params, **change}))
+            except InvalidSpec:  # its kind has no such flag
+                return None
             return None if guess is None else guess.footprint().on(gpus)
 
         return advise(need, model.name, residents, self._limits(snapshot), needs_with)
