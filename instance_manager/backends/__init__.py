@@ -25,6 +25,8 @@ DEFAULT = EngineBackend.name  # what Berth chooses if it may
 class _Unknown(Backend):
     """Stands for a kind that isn't registered: an adopted engine may be of one, of a newer Berth."""
 
+    runs_command = True  # so that the name is refused, not the command
+
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         raise InvalidSpec(
             f"unknown engine {spec.engine!r}; known engines: {', '.join(BACKENDS)}", param="engine"
@@ -41,4 +43,8 @@ def backend_of(kind: str) -> Backend:
 
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
     """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
-    return backend_of(spec.engine).plan(spec, config)
+    backend = backend_of(spec.engine)
+    if spec.command is not None and not backend.runs_command:
+        message = f"command is for engine {CommandBackend.name!r} only; engine {spec.engine!r} builds its own"
+        raise InvalidSpec(message, param="command")
+    return backend.plan(spec, config)

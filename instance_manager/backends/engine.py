@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
 from instance_manager.backends.flag_check import check_engine_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
-from instance_manager.backends.model_paths import find_model
-from instance_manager.backends.params import merge_params, to_flags
+from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SleepStyle
-from instance_manager.backends.vllm_like import VllmLike, check_spec, owned_flags, runner_of, served_name
+from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
 from instance_manager.memory.checkpoint_size import Estimate, ModelLoad
 from instance_manager.memory.kv_cache_size import Machine
@@ -47,33 +47,17 @@ class EngineBackend(VllmLike):
     checks_files = True
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        check_spec(spec, config)
+        self.check_params(spec, config)
         own = {name: config.options[name] for name in self.settings if name in config.options}
-        defaults = {"enable_sleep_mode": True, **own}
-        params = merge_params(defaults, config.default_params, spec.params)
+        params = merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
         check_engine_flags(params, spec.params, _ROOT)
-        name = served_name(params, spec.model_name)
-        model = find_model(spec.model_name, config.model_dirs)
-        flags = to_flags(
-            params | {"served_model_name": params.get("served_model_name", name)}, lambda _: True
-        )
-
-        def argv(host: str, port: int) -> list[str]:
-            return [sys.executable, "-m", "engine", *flags, *owned_flags(model, host, port)]
-
         search_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        return LaunchPlan(
-            argv,
-            params,
-            name,
-            health_path=spec.health_path or "/health",
+        return replace(
+            self.launch_plan(spec, config, [sys.executable, "-m", "engine"], params),
             env={"PYTHONPATH": search_path},
+            cwd=str(_ROOT),  # searched first by `-m`: exclude other packages named "engine"
             sleep_style=SleepStyle() if params.get("enable_sleep_mode") else None,
-            runner=runner_of(params, model),
             isolates_tenants=True,
-            cwd=str(
-                _ROOT
-            ),  # `-m` searches the working directory first: exclude other packages named "engine"
         )
 
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.flag_check import check_vllm_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
-from instance_manager.backends.model_paths import find_model
-from instance_manager.backends.params import merge_params, to_flags
+from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SLEEP_TIMEOUT_S, WAKE_TIMEOUT_S, EngineCall, SleepStyle
-from instance_manager.backends.vllm_like import VllmLike, check_spec, owned_flags, runner_of, served_name
+from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.memory.checkpoint_size import ModelLoad, Overhead
@@ -85,31 +85,17 @@ class VllmBackend(VllmLike):
                 "that has vLLM installed",
                 param="engine",
             )
-        check_spec(spec, config)
+        self.check_params(spec, config)
         trusts = config.options.get("vllm_default_trust_remote_code")
         own = {"trust_remote_code": True} if trusts else {}
         params = merge_params(config.default_params, own, spec.params)
         check_vllm_flags(params, spec.params, python)
-        name = served_name(params, spec.model_name)
-        model = find_model(spec.model_name, config.model_dirs)
-        flags = to_flags(
-            params | {"served_model_name": params.get("served_model_name", name)},
-            lambda flag: flag not in _WITHOUT_NEGATION,
-        )
-
-        def argv(host: str, port: int) -> list[str]:
-            module = "vllm.entrypoints.openai.api_server"
-            return [python, "-m", module, *flags, *owned_flags(model, host, port)]
-
         can_sleep = bool(params.get("enable_sleep_mode"))
-        return LaunchPlan(
-            argv,
-            params,
-            name,
-            health_path=spec.health_path or "/health",
+        program = [python, "-m", "vllm.entrypoints.openai.api_server"]
+        return replace(
+            self.launch_plan(spec, config, program, params, _WITHOUT_NEGATION),
             env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # enables its sleep routes
             sleep_style=VllmSleep() if can_sleep else None,
-            runner=runner_of(params, model),
         )
 
     def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterator[str]:

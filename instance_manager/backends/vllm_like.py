@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from instance_manager.backends.base import Backend, EngineRoutes
-from instance_manager.backends.params import check_params
+from instance_manager.backends.base import Backend, EngineRoutes, LaunchPlan
+from instance_manager.backends.model_paths import find_model
+from instance_manager.backends.params import check_params, to_flags
 from instance_manager.backends.progress_metrics import ProgressMetrics
 from instance_manager.backends.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
 from instance_manager.config import ManagerConfig
@@ -37,7 +38,7 @@ OWNED_PARAMS = frozenset(
 
 
 class VllmLike(Backend):
-    """Counters, routes and KV cache as in vLLM."""
+    """Flags, counters, routes and KV cache as in vLLM."""
 
     progress = ProgressMetrics(
         pending=("vllm:num_requests_running", "vllm:num_requests_waiting"),
@@ -60,6 +61,35 @@ class VllmLike(Backend):
         asleep="/is_sleeping",
     )
 
+    def check_params(self, spec: InstanceSpec, config: ManagerConfig) -> None:
+        """Raise InvalidSpec for params that no engine with vLLM's command line can get."""
+        check_params(spec.params, OWNED_PARAMS)
+        try:
+            check_params(config.default_params, OWNED_PARAMS)
+        except InvalidSpec as error:
+            raise InvalidSpec(f"{error.message} (set in the file VLLM_CONFIG)", param=error.param) from None
+
+    def launch_plan(
+        self,
+        spec: InstanceSpec,
+        config: ManagerConfig,
+        program: Sequence[str],
+        params: Mapping[str, Any],
+        plain_switches: frozenset[str] = frozenset(),
+    ) -> LaunchPlan:
+        """The plan for `program` with merged, checked params. Plain switches have no `--no-` form."""
+        name = served_name(params, spec.model_name)
+        model = find_model(spec.model_name, config.model_dirs)
+        named = {**params, "served_model_name": params.get("served_model_name", name)}
+        flags = to_flags(named, lambda flag: flag not in plain_switches)
+
+        def argv(host: str, port: int) -> list[str]:
+            # Berth's flags come last: in argparse the last one wins, even over abbreviations.
+            return [*program, *flags, "--model", model, "--host", host, "--port", str(port)]
+
+        health_path, runner = spec.health_path or "/health", runner_of(params, model)
+        return LaunchPlan(argv, params, name, health_path=health_path, runner=runner)
+
     def kv_cache_bytes(self, load: ModelLoad, machine: Machine, fixed_bytes: int) -> int:
         return kv_cache_bytes(
             load.params, load.config, machine, fixed_bytes, lambda: self.default_cpu_cache(load, machine)
@@ -68,19 +98,6 @@ class VllmLike(Backend):
     @abstractmethod
     def default_cpu_cache(self, load: ModelLoad, machine: Machine) -> int:
         """Bytes of the KV cache on a CPU, if no flag says so."""
-
-
-def check_spec(spec: InstanceSpec, config: ManagerConfig) -> None:
-    """Raise InvalidSpec for a spec that engines with vLLM's command line can't run."""
-    if spec.command is not None:
-        raise InvalidSpec(
-            f"command is for engine 'command' only; engine {spec.engine!r} builds its own", param="command"
-        )
-    check_params(spec.params, OWNED_PARAMS)
-    try:
-        check_params(config.default_params, OWNED_PARAMS)
-    except InvalidSpec as error:
-        raise InvalidSpec(f"{error.message} (set in the file VLLM_CONFIG)", param=error.param) from None
 
 
 def served_name(params: Mapping[str, Any], model_name: str) -> str:
@@ -98,8 +115,3 @@ def runner_of(params: Mapping[str, Any], model: str) -> RunnerKind | None:
     """What an engine with vLLM's flags serves. `model`: a folder, or a hub id, which isn't looked up."""
     found = runner_of_params(params)
     return runner_of_checkpoint(Path(model)) if found is None and model.startswith("/") else found
-
-
-def owned_flags(model: str, host: str, port: int) -> list[str]:
-    """The flags that Berth sets. They come last: in argparse the last one wins, even over abbreviations."""
-    return ["--model", model, "--host", host, "--port", str(port)]

@@ -98,6 +98,7 @@ def test_it_is_started_with_its_own_flags_settings_and_key(client: httpx.Client,
     ("body", "param", "says"),
     [
         ({"params": {"dtype": "auto"}}, "params.dtype", "scratch has no such flag"),
+        ({"command": ["serve", "{port}"]}, "command", "engine 'scratch' builds its own"),
         ({"env": {"SCRATCH_KEY": "mine"}}, "env.SCRATCH_KEY", "Berth sets it"),
         ({"engine": "skratch"}, "engine", "known engines: engine, vllm, command, scratch"),
     ],
