@@ -66,6 +66,7 @@ class Backend(ABC):
 
     api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
     metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format
+    without_sleep: ClassVar[str] = "has no sleep mode"  # said of an engine whose plan has no sleep style
     progress: ProgressMetrics | None = None  # None = whether it is stuck can't be known
     log_patterns: LogPatterns = ANY_SERVER
     routes: ClassVar[EngineRoutes] = EngineRoutes()

@@ -71,6 +71,7 @@ class Overhead:
 class ModelLoad:
     """What an engine is to load, and how."""
 
+    path: Path  # a folder or a file
     params: Mapping[str, Any]  # merged, with underscores
     environ: Mapping[str, str]  # the engine's
     config: Mapping[str, Any]  # config.json
@@ -84,7 +85,7 @@ def read_load(model: str, params: Mapping[str, Any], environ: Mapping[str, str])
         return None
     config = _read_json(path / "config.json")
     weights_bytes = weights_size(path, dtype_bytes(params.get("dtype", "auto"), config))
-    return None if weights_bytes is None else ModelLoad(params, environ, config, weights_bytes)
+    return None if weights_bytes is None else ModelLoad(path, params, environ, config, weights_bytes)
 
 
 def locate(model: str, environ: Mapping[str, str], revision: object = None) -> Path | None:
