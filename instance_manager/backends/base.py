@@ -53,8 +53,8 @@ class EngineRoutes:
 class Backend(ABC):
     """One kind of engine. The defaults are what Berth assumes of any server.
 
-    Fields of models.yaml (`max_model_len`, `tensor_parallel_size` …) and `served_model_name` have the same
-    names in `params` for all kinds: a kind whose flags have other names translates them in `plan`.
+    Some params have one name for all kinds: fields of models.yaml (`max_model_len`, `tensor_parallel_size` …),
+    `served_model_name`, `lora_modules`. A kind whose flags have other names translates them in `plan`.
     """
 
     name: ClassVar[str]  # in `engine: …`
