@@ -53,8 +53,8 @@ class EngineRoutes:
 class Backend(ABC):
     """One kind of engine. The defaults are what Berth assumes of any server.
 
-    Some params have one name for all kinds: fields of models.yaml (`max_model_len`, `tensor_parallel_size` …),
-    `served_model_name`, `lora_modules`. A kind whose flags have other names translates them in `plan`.
+    Some params have one name for all kinds: fields of models.yaml (`max_model_len` …), `served_model_name`,
+    `lora_modules`. A kind whose flags have other names translates them in `plan`.
     """
 
     name: ClassVar[str]  # in `engine: …`
