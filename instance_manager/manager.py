@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from instance_manager.backends.checkpoint import check_can_run
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceExists, ManagerError
 from instance_manager.events import EventLog
@@ -26,7 +27,6 @@ from instance_manager.lifecycle.ports import PortRange
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.shutdown import Shutdown, wait_shielded
 from instance_manager.lifecycle.specs import check_idle_timeout, check_spec
-from instance_manager.memory.checkpoint import check_can_run
 from instance_manager.state.peers import Peers
 from instance_manager.state.recovery import reap
 from instance_manager.state.session import StateSession

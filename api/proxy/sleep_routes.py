@@ -1,20 +1,31 @@
-"""An engine's own `/sleep` and `/is_sleeping` under /proxy/: they reach it asleep, and Berth takes note.
+"""An engine's own routes for sleep under /proxy/: they reach it asleep, and Berth takes note.
 
-These are vLLM's names; our engine has them too. `/wake_up` needs no special case: like any request it wakes
-the engine first, once there is memory for it.
+A kind's back end names them. Its route to wake needs no special case: like any request it wakes the engine
+first, once there is memory for it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from api.access.engine_routes import SAFE_METHODS
 from api.http.asgi import Message, Send
 from api.http.leases import Lease, Leases
+from instance_manager.backends import BACKENDS
 
-_SLEEP = b"/sleep"
-_ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
+
+@cache
+def _sleep_routes() -> frozenset[bytes]:
+    """Those that put an engine to sleep."""
+    return frozenset(path.encode() for one in BACKENDS.values() for path in one.routes.sleep.split())
+
+
+@cache
+def _all_routes() -> frozenset[bytes]:
+    asleep = (path.encode() for one in BACKENDS.values() for path in one.routes.asleep.split())
+    return _sleep_routes() | frozenset(asleep)
 
 
 class SleepNotices(Protocol):
@@ -53,7 +64,7 @@ def is_sleep_route(target: bytes) -> bool:
     """Whether an engine's request target is one of these routes. Fast if it is not."""
     if len(target) > 64 or target.startswith(b"/v1/"):
         return False
-    return unquote_to_bytes(target.partition(b"?")[0]) in _ROUTES
+    return unquote_to_bytes(target.partition(b"?")[0]) in _all_routes()
 
 
 class SleepCall:
@@ -61,7 +72,7 @@ class SleepCall:
 
     def __init__(self, notices: SleepNotices, instance_id: str, target: bytes, send: Send) -> None:
         path, _, query = target.partition(b"?")
-        self._is_sleep = unquote_to_bytes(path) == _SLEEP
+        self._is_sleep = unquote_to_bytes(path) in _sleep_routes()
         self._level = _level_of(query)
         self._notices = notices
         self._instance_id = instance_id

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from instance_manager.backends.checkpoint import unsupported
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -35,7 +36,6 @@ from instance_manager.fleet.scaling import ScalePolicy
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.checkpoint import unsupported
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")

@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable
 
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.next_replica import spec_of
@@ -13,7 +14,6 @@ from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.checkpoint import Checkpoint
 
 logger = logging.getLogger("berth.fleet")
 
