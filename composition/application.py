@@ -70,7 +70,6 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
     metrics, lifecycle = _metrics(manager)
-    page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     peer_routes = PeerRoutes(
         manager.peers, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
@@ -84,11 +83,12 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     )
     cache = None
     if settings.response_cache_mb:
-        cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+        cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
     protocols = ProtocolApp(
         cache or gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
     translated = sorted({adapter.route for adapter in adapters})
+    page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION, cache=cache)
     control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
     door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
     routes = ModelRoutes(gateway, protocols.routes, has_fast_path=cache is None)

@@ -7,7 +7,7 @@ any header. It uses OpenTelemetry's API only; api/telemetry/trace_export.py expo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
@@ -158,7 +158,7 @@ class Tracing:
         span = self._ensure_span(scope)
         extensions = scope.get("extensions")
         if extensions and EXTENSION in extensions:
-            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span, _nothing)
+            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span)
         await _run(self._app, span, scope, receive, send)
 
     def begin(
@@ -166,10 +166,10 @@ class Tracing:
     ) -> bool:
         """The fast path. If it is not taken, `__call__` continues with the span begun here."""
         span = self._ensure_span(scope)
-        watched = _WatchedChannel(channel, span, lambda: span.end(scope))
+        watched = _WatchedChannel(channel, span, scope)
 
         def resume(app: App) -> None:
-            watched.on_sent = _nothing  # the task ends the span
+            watched.leave_to_task()
 
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await _run(app, span, scope, receive, send)
@@ -208,14 +208,19 @@ async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send
 
 
 class _WatchedChannel:
-    """A ResponseChannel that records the response's status in the span, then calls `on_sent`."""
+    """A ResponseChannel that records the response's status in the span."""
 
-    __slots__ = ("_channel", "_span", "on_sent")
+    __slots__ = ("_channel", "_scope", "_span")
 
-    def __init__(self, channel: ResponseChannel, span: RequestSpan, on_sent: Callable[[], None]) -> None:
+    def __init__(self, channel: ResponseChannel, span: RequestSpan, scope: Scope | None = None) -> None:
+        """`scope`: of a request without a task, whose span ends with its response."""
         self._channel = channel
         self._span = span
-        self.on_sent = on_sent
+        self._scope = scope
+
+    def leave_to_task(self) -> None:
+        """The request has a task from now on, which ends the span."""
+        self._scope = None
 
     def is_ready(self) -> bool:
         return self._channel.is_ready()
@@ -223,7 +228,8 @@ class _WatchedChannel:
     def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         self._span.status = status
         self._channel.send_whole(status, headers, body)
-        self.on_sent()
+        if self._scope is not None:
+            self._span.end(self._scope)
 
     def send_piece(self, body: bytes) -> bool:
         return self._channel.send_piece(body)
@@ -236,10 +242,6 @@ class _WatchedChannel:
 
     def cut(self) -> None:
         self._channel.cut()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _parent(headers: RawHeaders) -> Context:

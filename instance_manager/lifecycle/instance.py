@@ -14,7 +14,7 @@ from instance_manager.backends.params import adapter_names, mask_command, mask_p
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.gate import Gate, GateObserver
 from instance_manager.lifecycle.idle_policy import Idleness, expires_at
 from instance_manager.types import (
     TRANSITIONS,
@@ -245,6 +245,7 @@ def new_instance(
     clock: Callable[[], float],
     port: int | None,
     log_path: Path,
+    observer: GateObserver | None = None,
 ) -> Instance:
     """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
     gate = Gate(
@@ -253,6 +254,7 @@ def new_instance(
         max_in_flight=spec.concurrency_limit or config.max_in_flight,
         max_queue=config.max_queue,
         clock=clock,
+        observer=observer,
     )
     return Instance(
         instance_id,

@@ -13,6 +13,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
+from instance_manager.lifecycle.gate import GateObserver
 from instance_manager.lifecycle.instance import Instance, failure_record, new_instance
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
@@ -60,7 +61,11 @@ def record_of(instance: Instance, owner: str, boot_id: str | None, *, is_wanted:
 
 
 def instance_of(
-    record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
+    record: InstanceRecord,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    observer: GateObserver | None = None,
 ) -> Instance:
     """An unpublished instance without a process. Unless it has ended, its idle time starts anew."""
     instance = new_instance(
@@ -72,6 +77,7 @@ def instance_of(
         clock=clock,
         port=None,
         log_path=Path(record.log_path or config.log_path(record.instance_id)),
+        observer=observer,
     )
     instance.state = record.state
     instance.status_reason = record.status_reason
