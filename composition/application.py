@@ -19,7 +19,7 @@ from api.gateway.gateway import UNVERSIONED, Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.http.dispatch import Dispatcher
-from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
 from api.proxy.peer_routes import PeerRoutes
@@ -47,12 +47,12 @@ from instance_manager.types import Event, InstanceState
 class Application:
     """The assembled Berth. `app` serves; its lifespan owns the engines."""
 
-    app: FastPathApp
+    app: RoutedApp
     manager: InstanceManager
     pulls: Pulls
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> FastPathApp:
+def create_app(settings: Settings, env_file: Path | None = None) -> RoutedApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return compose(settings, env_file).app
 
@@ -91,8 +91,8 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION, cache=cache)
     control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
     door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
-    routes = ModelRoutes(gateway, protocols.routes, has_fast_path=cache is None)
-    dispatcher = Dispatcher(control, data_plane, door, routes.is_for, routes.begin)
+    routes = ModelRoutes(gateway, door, protocols.routes, has_fast_path=cache is None)
+    dispatcher = Dispatcher(control, data_plane, routes)
     origins = origins_of(settings)
     access = AccessControl(
         dispatcher,

@@ -20,17 +20,18 @@ from api.gateway.needs import need_of
 from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
-from api.http.asgi import Receive, Scope, Send
+from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
-from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
 from api.http.respond import request_id_of, send_error
-from api.http.response_channel import ResponseChannel, ResumeAsTask
+from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.http.route import AsgiHandler
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
 from api.proxy.proxy import DataPlane
 from api.proxy.target import Target
+from api.proxy.upstream_request import HeadersOfHead
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.errors import InstanceNotRunning, ManagerError
@@ -111,13 +112,27 @@ class Gateway:
             if stream is not None:
                 await stream.close()
 
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    def handler(self, scope: Scope, app: App) -> Handler:
+        """The fast path for a POST whose query names no model; `app` leads here, for all other requests."""
+        try:
+            is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
+        except UnclearModel:
+            is_short = False
+        return ModelHandler(self, app, _engine_path(scope), _need(scope)) if is_short else AsgiHandler(app)
+
+    def begin_at(
+        self,
+        scope: Scope,
+        body: bytes,
+        channel: ResponseChannel,
+        resume_as_task: ResumeAsTask,
+        path: bytes,
+        need: RunnerKind | None,
+        headers: HeadersOfHead,
     ) -> bool:
-        """The fast path, see `DataPlane.begin`, for short bodies that are forwarded unchanged; no streams."""
-        if len(body) > _MAX_FAST_BODY or (route := _fast_route(scope)) is None:
+        """As `DataPlane.begin_at`, for short bodies that are forwarded unchanged; no streams."""
+        if len(body) > _MAX_FAST_BODY:
             return False
-        path, need = route
         try:
             fields = from_json(body, allow_inf_nan=False)
             name = fields["model"]
@@ -141,7 +156,7 @@ class Gateway:
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine serves the model under another name
             return False
-        return self._data_plane.begin_leased(scope, body, channel, resume_as_task, target, lease)
+        return self._data_plane.begin_leased(scope, body, channel, resume_as_task, target, headers, lease)
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Respond here; the request goes no further, so it is counted and logged here too."""
@@ -228,27 +243,37 @@ class Gateway:
         raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
+class ModelHandler:
+    """Requests with one head that name a model in their body."""
+
+    __slots__ = ("_app", "_gateway", "_headers", "_need", "_path")
+
+    def __init__(self, gateway: Gateway, app: App, path: bytes, need: RunnerKind | None) -> None:
+        self._gateway = gateway
+        self._app = app
+        self._path = path
+        self._need = need
+        self._headers = HeadersOfHead()
+
+    def holds(self) -> bool:
+        return True
+
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        return self._gateway.begin_at(
+            scope, body, channel, resume_as_task, self._path, self._need, self._headers
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
 def _engine_path(scope: Scope) -> bytes:
     """The engine's path and query for this request."""
     path = raw_path(scope)
     path = UNVERSIONED.get(path, path)
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
-
-
-def _fast_route(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
-    """Path and need of a POST whose query names no model, else None."""
-    route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-    if route_cache is not None and "fast_route" in route_cache:
-        route: tuple[bytes, RunnerKind | None] | None = route_cache["fast_route"]
-        return route
-    try:
-        is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
-    except UnclearModel:
-        is_short = False
-    route = (_engine_path(scope), _need(scope)) if is_short else None
-    if route_cache is not None:
-        route_cache["fast_route"] = route
-    return route
 
 
 def _need(scope: Scope) -> RunnerKind | None:

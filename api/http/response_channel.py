@@ -36,10 +36,6 @@ class ResponseChannel(Protocol):
         """Close the connection at once, discarding unsent data."""
 
 
-# The type of `FastPathApp.begin`.
-Begin = Callable[[Scope, bytes, ResponseChannel, ResumeAsTask], bool]
-
-
 class FastPathApp(Protocol):
     """An ASGI application that can also begin requests without a task."""
 
@@ -49,6 +45,13 @@ class FastPathApp(Protocol):
         self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
     ) -> bool:
         """Begin a request that has arrived whole. False: nothing was done, call the application."""
+
+
+class Handler(FastPathApp, Protocol):
+    """Serves a request, and later ones on the same connection whose heads are equal but for their length."""
+
+    def holds(self) -> bool:
+        """Whether it may serve such a later request; else that is routed anew."""
 
 
 def channel_of(scope: Scope) -> ResponseChannel | None:

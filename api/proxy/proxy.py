@@ -13,10 +13,16 @@ from api.http.asgi import Receive, Scope, Send
 from api.http.client_errors import CLIENT_GONE, ClientGone, WrongBody
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
-from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, read_request_headers
 from api.http.respond import send_error
-from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
+from api.http.response_channel import (
+    Handler,
+    ResponseChannel,
+    ResumeAsTask,
+    channel_of,
+    client_of,
+    without_channel,
+)
+from api.http.route import AsgiHandler, RoutedApp
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
 from api.proxy.exchange import Exchange, ResponseCut
@@ -26,7 +32,7 @@ from api.proxy.peer_routes import PeerRoutes
 from api.proxy.sleep_routes import SleepCall, SleepNotices, SleepTarget, is_sleep_route
 from api.proxy.target import InstanceTarget, Leases, Target, UpstreamLease, acquire_while_connected
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
-from api.proxy.upstream_request import UpstreamRequest
+from api.proxy.upstream_request import HeadersOfHead, UpstreamRequest
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
@@ -34,7 +40,7 @@ from instance_manager.metrics.proxy import ProxyMetrics
 _UNAVAILABLE = 503  # status of a sleeping engine
 
 
-class DataPlane:
+class DataPlane(RoutedApp):
     """An ASGI application for http and websocket scopes whose path begins with /proxy/."""
 
     def __init__(
@@ -55,19 +61,23 @@ class DataPlane:
         self._slow_timer = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def route(self, scope: Scope) -> Handler:
         instance_id, path = split_proxy_path(raw_path(scope), scope["query_string"])
+        handler = InstanceHandler(self, InstanceTarget(self._leases, instance_id, path))
+        return AsgiHandler(handler) if is_sleep_route(path) else handler
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, target: InstanceTarget) -> None:
+        """Forward to an instance of this node, or of another one if that has it."""
+        instance_id, path = target.name, target.path
         peer = None if self._peer_routes is None else self._peer_routes.to_instance(scope, instance_id)
         if scope["type"] == "websocket":
-            target = peer or InstanceTarget(self._leases, instance_id, path)
-            await forward_websocket(target, self._metrics, scope, receive, send, self._pace.stall_s)
-        elif peer is not None:
-            await self.forward(scope, receive, send, peer)
-        elif self._sleep is not None and (is_sleep_route(path) or scope["method"] in SAFE_METHODS):
+            to = peer or target
+            await forward_websocket(to, self._metrics, scope, receive, send, self._pace.stall_s)
+        elif self._sleep is not None and peer is None and _wakes_none(scope, path):
             asleep = SleepTarget(self._sleep, self._leases, instance_id, path, scope["method"])
             await self._forward_to_sleeping(self._sleep, scope, receive, send, asleep)
         else:
-            await self.forward(scope, receive, send, InstanceTarget(self._leases, instance_id, path))
+            await self.forward(scope, receive, send, peer or target)
 
     async def _forward_to_sleeping(
         self, notices: SleepNotices, scope: Scope, receive: Receive, send: Send, target: SleepTarget
@@ -96,22 +106,25 @@ class DataPlane:
 
     async def forward(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         """Forward one HTTP request to its target."""
-        call = self._call(scope, target)
+        call = self._call(scope, target, HeadersOfHead())
         if target.headers:
             call.request.headers = call.request.headers.with_more(target.headers)
         await self._serve(call, receive, send, channel_of(scope))
 
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    def begin_at(
+        self,
+        scope: Scope,
+        body: bytes,
+        channel: ResponseChannel,
+        resume_as_task: ResumeAsTask,
+        target: InstanceTarget,
+        headers: HeadersOfHead,
     ) -> bool:
         """Send a request that has arrived whole without a task, if nothing has to be awaited.
 
         False: nothing was done, call the application. True: the response goes out by `channel`, or
         `resume_as_task` is called with an application that continues the request.
         """
-        target = self._fast_target(scope)
-        if target is None:
-            return False
         try:
             if (
                 self._sleep is not None
@@ -122,7 +135,9 @@ class DataPlane:
             lease = target.try_acquire()
         except ManagerError:
             return False
-        return lease is not None and self.begin_leased(scope, body, channel, resume_as_task, target, lease)
+        return lease is not None and self.begin_leased(
+            scope, body, channel, resume_as_task, target, headers, lease
+        )
 
     def begin_leased(
         self,
@@ -131,15 +146,16 @@ class DataPlane:
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
         target: Target,
+        headers: HeadersOfHead,
         lease: UpstreamLease,
     ) -> bool:
-        """As `begin`, with a lease of the target, which adds no headers; False: the lease is released."""
+        """As `begin_at`, with a lease of the target, which adds no headers; False: the lease is released."""
         pool = self.pools.current(lease.instance_id, lease.endpoint)
         connection = pool.take_idle() if pool is not None else None
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, target, len(body))
+        call = self._call(scope, target, headers, len(body))
         call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
         def resume(sent: FastExchange) -> None:
@@ -160,33 +176,11 @@ class DataPlane:
         )
         return True
 
-    def _fast_target(self, scope: Scope) -> InstanceTarget | None:
-        """The instance; None for a sleep route. Depends on the head alone."""
-        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and "proxied" in route_cache:
-            cached: InstanceTarget | None = route_cache["proxied"]
-            return cached
-        instance_id, path = split_proxy_path(raw_path(scope), scope["query_string"])
-        target = None if is_sleep_route(path) else InstanceTarget(self._leases, instance_id, path)
-        if route_cache is not None:
-            route_cache["proxied"] = target
-        return target
-
-    def _call(self, scope: Scope, target: Target, length: int = 0) -> Call:
+    def _call(self, scope: Scope, target: Target, headers: HeadersOfHead, length: int = 0) -> Call:
         """`length` of the body, if it has arrived."""
         started = time.perf_counter()
-        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and (cached := route_cache.get("headers")) is not None:
-            headers = cached.for_next(length)
-        else:
-            client = scope.get("client")
-            client_host = client[0].encode() if client else b"unknown"
-            headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
-            if route_cache is not None and not find_header(scope["headers"], b"x-request-id"):
-                route_cache["headers"] = headers
-        request = UpstreamRequest(
-            scope["method"], target.path, headers, started, caller_of(scope).tenant_line
-        )
+        read, tenant_line = headers.of(scope, length), caller_of(scope).tenant_line
+        request = UpstreamRequest(scope["method"], target.path, read, started, tenant_line)
         return Call(scope, request, target, self._metrics.unserved)
 
     async def _serve(
@@ -261,3 +255,30 @@ class DataPlane:
             call.metrics.queue_wait_s.observe(queued_s)
         pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
         return pool, lease, await call.target.prepare(lease, call.request, receive)
+
+
+class InstanceHandler:
+    """Requests to one instance with one head."""
+
+    __slots__ = ("_data_plane", "_headers", "_target")
+
+    def __init__(self, data_plane: DataPlane, target: InstanceTarget) -> None:
+        self._data_plane = data_plane
+        self._target = target
+        self._headers = HeadersOfHead()
+
+    def holds(self) -> bool:
+        return True
+
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        return self._data_plane.begin_at(scope, body, channel, resume_as_task, self._target, self._headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._data_plane.serve(scope, receive, send, self._target)
+
+
+def _wakes_none(scope: Scope, path: bytes) -> bool:
+    """Whether a request does not wake a sleeping engine."""
+    return is_sleep_route(path) or scope["method"] in SAFE_METHODS

@@ -15,10 +15,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.dispatch import raw_path
-from api.http.head_cache import ROUTE_CACHE
 from api.http.headers import find_header
 from api.http.log_paths import loggable
-from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
+from api.http.response_channel import EXTENSION, Handler, ResponseChannel, ResumeAsTask
+from api.http.route import RoutedApp, Router
 from api.telemetry.token_usage import TokenUsage
 
 SPAN = "berth.span"  # a scope's key for its RequestSpan
@@ -144,28 +144,45 @@ def trace_id_of(scope: Scope) -> str | None:
     return None if span is None else span.trace_id
 
 
-class Tracing:
-    """Wraps a FastPathApp, and is one itself."""
+class Tracing(RoutedApp):
+    """Begins a span for each request to `app`."""
 
-    def __init__(self, app: FastPathApp, tracer: Tracer) -> None:
+    def __init__(self, app: Router, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def route(self, scope: Scope) -> Handler:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
+            return self._app.route(scope)
         span = self._ensure_span(scope)
-        extensions = scope.get("extensions")
-        if extensions and EXTENSION in extensions:
-            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span)
-        await _run(self._app, span, scope, receive, send)
+        return _Traced(self._app.route(scope), span)
+
+    def _ensure_span(self, scope: Scope) -> RequestSpan:
+        """The request's span, created if missing; then the scope's `traceparent` becomes ours."""
+        if (span := span_of(scope)) is None:
+            span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
+            scope["headers"] = span.headers_with_parent(scope["headers"])
+            scope[SPAN] = span
+        return span
+
+
+class _Traced:
+    """One request: each has a span, and so a head, of its own."""
+
+    __slots__ = ("_handler", "_span")
+
+    def __init__(self, handler: Handler, span: RequestSpan) -> None:
+        self._handler = handler
+        self._span = span
+
+    def holds(self) -> bool:
+        return False
 
     def begin(
         self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
     ) -> bool:
-        """The fast path. If it is not taken, `__call__` continues with the span begun here."""
-        span = self._ensure_span(scope)
+        """If the fast path is not taken, ASGI continues with the same span."""
+        span = self._span
         watched = _WatchedChannel(channel, span, scope)
 
         def resume(app: App) -> None:
@@ -176,16 +193,13 @@ class Tracing:
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, watched, resume)
+        return self._handler.begin(scope, body, watched, resume)
 
-    def _ensure_span(self, scope: Scope) -> RequestSpan:
-        """The request's span, created if missing; then the scope's `traceparent` becomes ours."""
-        if (span := span_of(scope)) is None:
-            scope.pop(ROUTE_CACHE, None)  # the head changes, so results derived from it are void
-            span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
-            scope["headers"] = span.headers_with_parent(scope["headers"])
-            scope[SPAN] = span
-        return span
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        extensions = scope.get("extensions")
+        if extensions and EXTENSION in extensions:
+            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], self._span)
+        await _run(self._handler, self._span, scope, receive, send)
 
 
 async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send: Send) -> None:

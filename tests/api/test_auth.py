@@ -33,6 +33,12 @@ class Yes:
     def begin(self, *_: object) -> bool:
         return True
 
+    def holds(self) -> bool:
+        return True
+
+    def route(self, _scope: Scope) -> Yes:
+        return self
+
 
 async def ask(
     keys: Keys,

@@ -15,6 +15,7 @@ import uvicorn
 from api.http.asgi import Receive, Scope, Send
 from api.http.dispatch import Dispatcher
 from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.proxy.pace import PaceRules
 from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
@@ -259,7 +260,7 @@ async def berth(
     options: UpstreamOptions | None = None,
     *,
     keep_alive_s: int = 5,
-    behind: Callable[[FastPathApp], FastPathApp] = lambda app: app,
+    behind: Callable[[RoutedApp], FastPathApp] = lambda app: app,
     pace: PaceRules | None = None,
     peers: Peers | None = None,
 ) -> AsyncIterator[Front]:
