@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
 from api.access.engine_routes import RequestRoutes
@@ -32,7 +32,7 @@ from api.http.errors import ApiError, api_error
 from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols
 from api.http.respond import refuse_handshake, request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
-from api.http.route import AsgiHandler, RoutedApp, Router
+from api.http.route import RoutedApp, Router
 from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()
@@ -74,8 +74,18 @@ class AccessControl(RoutedApp):
     def route(self, scope: Scope) -> Handler:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
         if error is not None:
-            return _Refused(error, self._on_refused)
+            return Handler(partial(self._refuse, error), lasts=False)
         return _Permitted(self._key_store, caller_of(scope), self._app.route(scope))
+
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
+        request_id = request_id_of(scope)
+        log_answered(scope, error.status, time.perf_counter(), request_id, "access denied")
+        if scope["type"] == "websocket":
+            await receive()
+            await refuse_handshake(scope, send, error, request_id, _POLICY_VIOLATION)
+            return
+        await send_error(send, error, raw_path(scope), request_id)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         required = required_access(
@@ -165,12 +175,13 @@ class AccessControl(RoutedApp):
         return error
 
 
-class _Permitted:
+class _Permitted(Handler):
     """A caller's requests with one head, as long as the keys are the same and it has no limits."""
 
     __slots__ = ("_caller", "_handler", "_keys", "_ring")
 
     def __init__(self, keys: KeyStore, caller: Caller, handler: Handler) -> None:
+        super().__init__(handler)
         self._keys = keys
         self._ring = keys.ring
         self._caller = caller
@@ -186,34 +197,6 @@ class _Permitted:
     ) -> bool:
         set_caller(scope, self._caller)
         return self._handler.begin(scope, body, channel, resume_as_task)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._handler(scope, receive, send)
-
-
-class _Refused(AsgiHandler):
-    """The request is answered here."""
-
-    __slots__ = ("_error", "_on_refused")
-
-    def __init__(self, error: ApiError, on_refused: Callable[[str, int], None]) -> None:
-        super().__init__(self._refuse)
-        self._error = error
-        self._on_refused = on_refused
-
-    def holds(self) -> bool:
-        return False
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._error
-        self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
-        request_id = request_id_of(scope)
-        log_answered(scope, error.status, time.perf_counter(), request_id, "access denied")
-        if scope["type"] == "websocket":
-            await receive()
-            await refuse_handshake(scope, send, error, request_id, _POLICY_VIOLATION)
-            return
-        await send_error(send, error, raw_path(scope), request_id)
 
 
 def required_access(

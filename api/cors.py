@@ -15,7 +15,7 @@ from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.headers import find_header
 from api.http.respond import request_id_of, send_response
 from api.http.response_channel import EXTENSION, Handler, ResponseChannel, ResumeAsTask
-from api.http.route import AsgiHandler, RoutedApp, Router
+from api.http.route import RoutedApp, Router
 from api.telemetry.access_log import log_answered
 
 _ANY = "*"
@@ -88,7 +88,7 @@ class Cors(RoutedApp):
         if not origin:
             return self._app.route(scope)
         if _is_preflight(scope) and self._origins.allow(origin):
-            return AsgiHandler(partial(self._answer_preflight, origin))
+            return Handler(partial(self._answer_preflight, origin))
         return _ForPage(self._app.route(scope), self._origins, origin)
 
     async def _answer_preflight(self, origin: bytes, scope: Scope, _: Receive, send: Send) -> None:
@@ -99,12 +99,13 @@ class Cors(RoutedApp):
         await send_response(send, 204, headers, b"")
 
 
-class _ForPage:
+class _ForPage(Handler):
     """A page's requests with one head."""
 
     __slots__ = ("_handler", "_origin", "_origins")
 
     def __init__(self, handler: Handler, origins: Origins, origin: bytes) -> None:
+        super().__init__(handler)
         self._handler = handler
         self._origins = origins
         self._origin = origin

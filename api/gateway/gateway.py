@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from pydantic_core import from_json
 
@@ -27,7 +28,6 @@ from api.http.errors import ApiError, api_error, error_for
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
-from api.http.route import AsgiHandler
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
 from api.proxy.proxy import DataPlane
 from api.proxy.target import Target
@@ -118,19 +118,21 @@ class Gateway:
             is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
         except UnclearModel:
             is_short = False
-        return ModelHandler(self, app, _engine_path(scope), _need(scope)) if is_short else AsgiHandler(app)
+        if not is_short:
+            return Handler(app)
+        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), HeadersOfHead()))
 
-    def begin_at(
+    def _begin(
         self,
+        path: bytes,
+        need: RunnerKind | None,
+        headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        path: bytes,
-        need: RunnerKind | None,
-        headers: HeadersOfHead,
     ) -> bool:
-        """As `DataPlane.begin_at`, for short bodies that are forwarded unchanged; no streams."""
+        """The fast path, for short bodies that are forwarded unchanged; no streams."""
         if len(body) > _MAX_FAST_BODY:
             return False
         try:
@@ -156,7 +158,7 @@ class Gateway:
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine serves the model under another name
             return False
-        return self._data_plane.begin_leased(scope, body, channel, resume_as_task, target, headers, lease)
+        return self._data_plane.begin_leased(target, lease, headers, scope, body, channel, resume_as_task)
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Respond here; the request goes no further, so it is counted and logged here too."""
@@ -241,32 +243,6 @@ class Gateway:
         if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
         raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
-
-
-class ModelHandler:
-    """Requests with one head that name a model in their body."""
-
-    __slots__ = ("_app", "_gateway", "_headers", "_need", "_path")
-
-    def __init__(self, gateway: Gateway, app: App, path: bytes, need: RunnerKind | None) -> None:
-        self._gateway = gateway
-        self._app = app
-        self._path = path
-        self._need = need
-        self._headers = HeadersOfHead()
-
-    def holds(self) -> bool:
-        return True
-
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
-    ) -> bool:
-        return self._gateway.begin_at(
-            scope, body, channel, resume_as_task, self._path, self._need, self._headers
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
 
 
 def _engine_path(scope: Scope) -> bytes:

@@ -6,7 +6,6 @@ from api.gateway.gateway import Gateway
 from api.http.asgi import App, Scope
 from api.http.dispatch import raw_path
 from api.http.response_channel import Handler
-from api.http.route import AsgiHandler
 
 
 class ModelRoutes:
@@ -26,5 +25,5 @@ class ModelRoutes:
 
     def route(self, scope: Scope) -> Handler:
         if not self._has_fast_path or raw_path(scope) in self._translated:
-            return AsgiHandler(self._app)
+            return Handler(self._app)
         return self._gateway.handler(scope, self._app)

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from api.http.asgi import App, Scope
 from api.http.response_channel import Handler
-from api.http.route import AsgiHandler, RoutedApp, Router
+from api.http.route import RoutedApp, Router
 
 _PREFIX = b"/proxy/"
 
@@ -22,7 +22,7 @@ class Dispatcher(RoutedApp):
     """`data_plane` gets http and websocket under /proxy/, `models` what it is for, `control` the rest."""
 
     def __init__(self, control: App, data_plane: Router, models: ModelRouter | None = None) -> None:
-        self._control = AsgiHandler(control)
+        self._control = Handler(control)
         self._data_plane = data_plane
         self._models = models
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from api.http.asgi import App, Receive, Scope, Send
+from api.http.asgi import Receive, Scope, Send
 from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
 
@@ -41,23 +41,3 @@ class RoutedApp(ABC):
             if cache is not None:
                 cache.handler = handler
         return handler.begin(scope, body, channel, resume_as_task)
-
-
-class AsgiHandler:
-    """A handler without a fast path."""
-
-    __slots__ = ("_app",)
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-
-    def holds(self) -> bool:
-        return True
-
-    def begin(
-        self, _scope: Scope, _body: bytes, _channel: ResponseChannel, _resume_as_task: ResumeAsTask
-    ) -> bool:
-        return False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)

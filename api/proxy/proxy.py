@@ -6,6 +6,7 @@ Acquires a lease, or waits for one in the manager's queue, and forwards. Knows n
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import caller_of, is_admin
@@ -22,7 +23,7 @@ from api.http.response_channel import (
     client_of,
     without_channel,
 )
-from api.http.route import AsgiHandler, RoutedApp
+from api.http.route import RoutedApp
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
 from api.proxy.exchange import Exchange, ResponseCut
@@ -63,10 +64,13 @@ class DataPlane(RoutedApp):
 
     def route(self, scope: Scope) -> Handler:
         instance_id, path = split_proxy_path(raw_path(scope), scope["query_string"])
-        handler = InstanceHandler(self, InstanceTarget(self._leases, instance_id, path))
-        return AsgiHandler(handler) if is_sleep_route(path) else handler
+        target = InstanceTarget(self._leases, instance_id, path)
+        begin = None if is_sleep_route(path) else partial(self._begin, target, HeadersOfHead())
+        return Handler(partial(self._serve_instance, target), begin)
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send, target: InstanceTarget) -> None:
+    async def _serve_instance(
+        self, target: InstanceTarget, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Forward to an instance of this node, or of another one if that has it."""
         instance_id, path = target.name, target.path
         peer = None if self._peer_routes is None else self._peer_routes.to_instance(scope, instance_id)
@@ -111,14 +115,14 @@ class DataPlane(RoutedApp):
             call.request.headers = call.request.headers.with_more(target.headers)
         await self._serve(call, receive, send, channel_of(scope))
 
-    def begin_at(
+    def _begin(
         self,
+        target: InstanceTarget,
+        headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        target: InstanceTarget,
-        headers: HeadersOfHead,
     ) -> bool:
         """Send a request that has arrived whole without a task, if nothing has to be awaited.
 
@@ -136,20 +140,20 @@ class DataPlane(RoutedApp):
         except ManagerError:
             return False
         return lease is not None and self.begin_leased(
-            scope, body, channel, resume_as_task, target, headers, lease
+            target, lease, headers, scope, body, channel, resume_as_task
         )
 
     def begin_leased(
         self,
+        target: Target,
+        lease: UpstreamLease,
+        headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        target: Target,
-        headers: HeadersOfHead,
-        lease: UpstreamLease,
     ) -> bool:
-        """As `begin_at`, with a lease of the target, which adds no headers; False: the lease is released."""
+        """As `begin`, with a lease of the target, which adds no headers; False: the lease is released."""
         pool = self.pools.current(lease.instance_id, lease.endpoint)
         connection = pool.take_idle() if pool is not None else None
         if pool is None or connection is None:
@@ -255,28 +259,6 @@ class DataPlane(RoutedApp):
             call.metrics.queue_wait_s.observe(queued_s)
         pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
         return pool, lease, await call.target.prepare(lease, call.request, receive)
-
-
-class InstanceHandler:
-    """Requests to one instance with one head."""
-
-    __slots__ = ("_data_plane", "_headers", "_target")
-
-    def __init__(self, data_plane: DataPlane, target: InstanceTarget) -> None:
-        self._data_plane = data_plane
-        self._target = target
-        self._headers = HeadersOfHead()
-
-    def holds(self) -> bool:
-        return True
-
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
-    ) -> bool:
-        return self._data_plane.begin_at(scope, body, channel, resume_as_task, self._target, self._headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._data_plane.serve(scope, receive, send, self._target)
 
 
 def _wakes_none(scope: Scope, path: bytes) -> bool:

@@ -166,17 +166,15 @@ class Tracing(RoutedApp):
         return span
 
 
-class _Traced:
+class _Traced(Handler):
     """One request: each has a span, and so a head, of its own."""
 
     __slots__ = ("_handler", "_span")
 
     def __init__(self, handler: Handler, span: RequestSpan) -> None:
+        super().__init__(handler, lasts=False)
         self._handler = handler
         self._span = span
-
-    def holds(self) -> bool:
-        return False
 
     def begin(
         self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
