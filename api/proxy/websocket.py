@@ -27,7 +27,7 @@ from api.http.upstream_errors import UpstreamError, UpstreamInvalidResponse, Ups
 from api.proxy.target import Target, UpstreamLease, acquire_while_connected
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
-from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.metrics.proxy import InstanceMetrics, ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
 
@@ -86,11 +86,15 @@ async def forward_websocket(
         if lease is not None:
             lease.release()
             counted.in_flight -= 1
-        counted.count("WEBSOCKET", status)
-        counted.request_s.observe(time.perf_counter() - started)
-        if access_logger.isEnabledFor(logging.INFO):
-            instance, model = counted.instance_id, counted.model
-            write_line(scope, status, started, request_id, instance=instance, model=model)
+        _account(scope, counted, status, started, request_id)
+
+
+def _account(scope: Scope, counted: InstanceMetrics, status: int, started: float, request_id: bytes) -> None:
+    counted.count("WEBSOCKET", status)
+    counted.request_s.observe(time.perf_counter() - started)
+    if access_logger.isEnabledFor(logging.INFO):
+        instance, model = counted.instance_id, counted.model
+        write_line(scope, status, started, request_id, instance=instance, model=model)
 
 
 async def _open(scope: Scope, lease: UpstreamLease, target: Target, request_id: bytes) -> ClientConnection:
