@@ -11,7 +11,7 @@ from typing import cast
 
 import uvicorn
 
-from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.server import garbage
 from api.server.connection_limits import ConnectionLimits
 from api.server.descriptors import connections_within, raise_descriptor_limit
@@ -78,7 +78,7 @@ def create_server(
 ) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
     parts = compose(settings, env_file)
-    app: FastPathApp = parts.app
+    app: RoutedApp = parts.app
     if traces is not None:
         app = Tracing(app, traces.tracer)
         parts.manager.events.add_listener(InstanceSpans(traces.tracer).on_event)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
+from api.http.client_errors import ClientGone
 from api.http.errors import ApiError, api_error
-from api.http.leases import ClientGone
 from api.http.respond import send_response
 from api.server.content_coding import BodyRefused, decoded
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from api.http.asgi import RawHeaders
-from api.http.leases import WrongBody
+from api.http.client_errors import WrongBody
 from api.http.upstream_errors import (
     UpstreamBroken,
     UpstreamError,

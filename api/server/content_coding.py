@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body, replaying
+from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error
 from api.http.headers import find_header
-from api.http.leases import ClientGone
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.respond import request_id_of, send_error
 from api.telemetry.access_log import log_answered

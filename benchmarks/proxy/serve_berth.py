@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from api.access.key_store import Keys
 from api.auth import AccessControl
 from api.gateway.gateway import Gateway
+from api.gateway.model_routes import ModelRoutes
 from api.http.dispatch import Dispatcher
 from api.proxy.proxy import DataPlane
 from api.server import garbage
@@ -77,7 +78,9 @@ def application(upstream_port: int) -> AccessControl:
     fleet.adopt(instance)
     data_plane = DataPlane(Instances(instance), ProxyMetrics())
     gateway = Gateway(fleet, data_plane)
-    dispatcher = Dispatcher(FastAPI(), data_plane, gateway, Gateway.is_for, gateway.begin)
+    dispatcher = Dispatcher(
+        FastAPI(), data_plane, ModelRoutes(gateway, gateway, frozenset(), has_fast_path=True)
+    )
     return AccessControl(dispatcher, Keys())
 
 

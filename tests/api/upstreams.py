@@ -15,13 +15,16 @@ import uvicorn
 from api.http.asgi import Receive, Scope, Send
 from api.http.dispatch import Dispatcher
 from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.proxy.pace import PaceRules
+from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
 from api.proxy.upstream_pool import UpstreamOptions
 from api.server.connection_limits import ConnectionLimits
 from api.server.guarded_http import GuardedHttpProtocol
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.state.peers import Peers
 from instance_manager.types import Endpoint
 
 # Berth's own server; and any ASGI server, without our extension and without uvloop.
@@ -257,8 +260,9 @@ async def berth(
     options: UpstreamOptions | None = None,
     *,
     keep_alive_s: int = 5,
-    behind: Callable[[FastPathApp], FastPathApp] = lambda app: app,
+    behind: Callable[[RoutedApp], FastPathApp] = lambda app: app,
     pace: PaceRules | None = None,
+    peers: Peers | None = None,
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". Checks that no request leaks.
 
@@ -266,7 +270,8 @@ async def berth(
     """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
-    plane = DataPlane(leases, metrics, options, pace=pace)
+    routes = PeerRoutes(peers, metrics, lambda: "here") if peers is not None else None
+    plane = DataPlane(leases, metrics, options, pace=pace, peer_routes=routes)
     config = uvicorn.Config(
         behind(Dispatcher(control_app, plane)),
         http=server_protocol(),
