@@ -9,16 +9,15 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import pytest
 import uvicorn
 
 from api.http.asgi import Receive, Scope, Send
-from api.server.connection_limits import ConnectionLimits
 from api.server.descriptors import connections_within
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import HttpProtocol, http_protocol
 
 LIMITS = ConnectionLimits(
     max_connections=4,
@@ -81,12 +80,12 @@ class Served:
     async def connect(self) -> Client:
         return Client(*await asyncio.open_connection("127.0.0.1", self.port))
 
-    async def connected(self) -> list[GuardedHttpProtocol]:
+    async def connected(self) -> list[HttpProtocol]:
         """The server's side of all connections, once there are any."""
         async with asyncio.timeout(TIMEOUT_S):
             while not self.server.server_state.connections:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
-        return cast(list[GuardedHttpProtocol], list(self.server.server_state.connections))
+        return cast(list[HttpProtocol], list(self.server.server_state.connections))
 
 
 @dataclass
@@ -124,8 +123,9 @@ class Client:
 @contextlib.asynccontextmanager
 async def serving(limits: ConnectionLimits) -> AsyncIterator[Served]:
     app = Echo()
-    protocol = cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits))
-    config = uvicorn.Config(cast(Any, app), http=protocol, lifespan="off", log_config=None, loop="asyncio")
+    config = uvicorn.Config(
+        cast(Any, app), http=http_protocol(limits), lifespan="off", log_config=None, loop="asyncio"
+    )
     server = uvicorn.Server(config)
     server.config.load()
     with socket.create_server(("127.0.0.1", 0)) as listening:

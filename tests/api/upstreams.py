@@ -7,7 +7,6 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,8 +17,8 @@ from api.http.response_channel import FastPathApp
 from api.proxy.pace import PaceRules
 from api.proxy.proxy import DataPlane
 from api.proxy.upstream_pool import UpstreamOptions
-from api.server.connection_limits import ConnectionLimits
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import http_protocol
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
@@ -32,7 +31,7 @@ def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     limits = ConnectionLimits(max_body_bytes=2**31)  # these tests send more than the default limit
-    return partial(GuardedHttpProtocol, limits=limits) if is_uvloop else "httptools"
+    return http_protocol(limits) if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]

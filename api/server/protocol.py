@@ -1,0 +1,365 @@
+"""The HTTP/1.1 server: one HttpProtocol per connection, with limits and an optional fast path.
+
+A request that exceeds a limit gets an error in the usual envelope, and its connection is closed: before the
+application sees the request, or else the application sees a disconnect. uvicorn starts and stops the server;
+of uvicorn only what it passes to the constructor is used, and its WebSocket protocol (guarded_ws.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from api.cors import Origins
+from api.http.asgi import App, Scope
+from api.http.errors import ApiError
+from api.http.headers import find_header
+from api.http.response_channel import EXTENSION
+from api.server.connection_table import ConnectionTable
+from api.server.fast_path import FastPath
+from api.server.guarded_ws import hand_over
+from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake
+from api.server.refusals import encode_refusal
+from api.server.request_cycle import RequestCycle
+from api.server.request_parser import RequestParser
+
+_LINGER_S = 2.0
+_MAX_WAITING = 16  # pipelined requests behind the current one; those of the last read come on top
+_MAX_UNREAD_BYTES = 64 * 1024  # of a body that the application has not received yet
+_EARLY_S = 0.002  # a timer may fire this much before its time
+
+
+def http_protocol(
+    limits: ConnectionLimits, origins: Origins | None = None, *, has_fast_path: bool = True
+) -> type[asyncio.Protocol]:
+    """For `uvicorn.Config(http=…)`; one per server. `origins`: pages of these can read the errors sent here.
+
+    Without the fast path the same application runs by ASGI alone, only slower.
+    """
+    made = partial(
+        HttpProtocol, limits=limits, table=ConnectionTable(), origins=origins, has_fast_path=has_fast_path
+    )
+    return cast(type[asyncio.Protocol], made)
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection. Adds no headers (`Date`, `Server`) and logs nothing: the application does."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+        table: ConnectionTable,
+        origins: Origins | None = None,
+        has_fast_path: bool = True,
+    ) -> None:
+        self._app = app = cast(Any, config.loaded_app)
+        self._config, self._server_state, self._app_state = config, server_state, app_state
+        self._limits, self._table, self._origins = limits, table, origins
+        self._loop = _loop or asyncio.get_running_loop()
+        self.answered_at = self._loop.time()  # time of the last response, or of the connection's start
+        can_begin = has_fast_path and hasattr(app, "begin")
+        self._fast_path = FastPath(app, limits.max_body_bytes) if can_begin else None
+        self._parser = RequestParser(limits, self, config.timeout_keep_alive, self.answered_at)
+        self.pipeline = deque[RequestCycle]()  # unanswered requests, in order; the first is being served
+        self._last_cycle: RequestCycle | None = None  # the one whose body arrives
+        self._arrived: RequestCycle | None = None  # to begin once all data is parsed
+        self.is_read_paused = self.is_write_paused = self._is_refused = False
+        self._writable = asyncio.Event()
+        self._is_listed_idle = False  # in the table; requests with a cached head don't change that
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every request has been answered."""
+        return self._is_refused or not (self._parser.has_head or self.pipeline)
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        self._server_state.connections.add(cast(Any, self))
+        self._base_scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+            "root_path": "",
+        }
+        if len(self._server_state.connections) > self._limits.max_connections and not self._evict_one():
+            self._refuse(self._limits.too_many_connections())
+            return
+        self._list_idle()
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._disconnect()
+        self._parser.close()
+        self._last_cycle = None
+        self.resume_writing()
+        self.transport.close()
+
+    def _leave(self) -> None:
+        self._server_state.connections.discard(cast(Any, self))
+        self._table.remove(self)
+        self._stop_timer()
+
+    def _disconnect(self) -> None:
+        """Nothing more is sent to the requests in the pipeline."""
+        while self.pipeline:
+            self.pipeline.popleft().disconnect()
+
+    def shutdown(self) -> None:
+        """Called by uvicorn: no further requests."""
+        if self.pipeline:
+            self.pipeline[-1].keep_alive = False
+        else:
+            self.transport.close()
+
+    def _evict_one(self) -> bool:
+        """Close the longest idle or stalled connection; returns whether there was one."""
+        connection = self._table.pop_longest_idle() or self._table.pop_longest_stalled(self._loop.time())
+        if connection is None:
+            return False
+        cast(HttpProtocol, connection).evict()
+        return True
+
+    def evict(self) -> None:
+        """Close at once: waiting until the client has read unsent data could take for ever."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _list_idle(self) -> None:
+        self._is_listed_idle = True
+        self._table.mark_idle(self)
+
+    def _list_busy(self) -> None:
+        self._is_listed_idle = False
+        self._table.mark_busy(self)
+
+    # Back-pressure.
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        self._writable.clear()
+        self._table.mark_stalled(self, self._loop.time())
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        self._writable.set()
+        self._table.mark_moving(self)
+
+    async def drain(self) -> None:
+        await self._writable.wait()
+
+    def _pause_reading(self) -> None:
+        if not self.is_read_paused:
+            self.is_read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused and len(self.pipeline) <= 1 + _MAX_WAITING:
+            self.is_read_paused = False
+            self.transport.resume_reading()
+
+    # Requests.
+
+    def data_received(self, data: bytes) -> None:
+        if not (self._is_refused or self.transport.is_closing() or self._begin_cached(data)):
+            self._parse(data)
+
+    def _begin_cached(self, data: bytes) -> bool:
+        """Begin a request whose head equals the previous one; returns whether `data` is one."""
+        if self._fast_path is None or self.pipeline or self._parser.is_receiving:
+            return False
+        recognised = self._fast_path.recognise(data)
+        if recognised is None:
+            return False
+        cycle = RequestCycle(self, *recognised)
+        self.pipeline.append(cycle)
+        self._begin(cycle)
+        return True
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        is_first = not parser.is_receiving
+        try:
+            if parser.feed(data, self._loop.time()):
+                self._hand_over()
+        except LimitExceeded as exceeded:
+            self._refuse(exceeded.error)
+        cycle, self._arrived = self._arrived, None
+        if cycle is not None:
+            if self._fast_path is not None and is_first and not parser.is_receiving:
+                self._fast_path.learn(data, cycle)
+            self._begin(cycle)
+        if parser.is_receiving and not self._is_refused:
+            if parser.has_head:
+                self._table.mark_stalled(self, parser.received_at)
+            self._start_timer()
+
+    def _begin(self, cycle: RequestCycle) -> None:
+        is_whole = not (cycle.has_more_body or self.transport.is_closing())
+        if self._fast_path is None or not is_whole or not self._fast_path.begin(cycle):
+            self._run(cycle)
+
+    def _run(self, cycle: RequestCycle) -> None:
+        """Run the whole application."""
+        cycle.scope["extensions"] = {EXTENSION: cycle}
+        cycle.resume_as_task(self._app)
+
+    def start_task(self, cycle: RequestCycle, app: App) -> None:
+        if self._is_listed_idle:
+            self._list_busy()
+        tasks = self._server_state.tasks
+        task = self._loop.create_task(cycle.run(app))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def on_response_complete(self) -> None:
+        self.pipeline.popleft()
+        self._server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._run(self.pipeline[0])
+        else:
+            self._on_idle()
+        self.resume_reading()
+
+    def _on_idle(self) -> None:
+        """Every request has been answered, although the body of the last one may still arrive."""
+        self.answered_at = self._loop.time()
+        if self._is_listed_idle and self._timer is not None and not self._parser.is_receiving:
+            return  # as after each request with a cached head
+        if not self._parser.has_head:
+            self._list_idle()
+        self._start_timer()
+
+    # The parser's calls.
+
+    def on_head(self, scope: Scope, *, keep_alive: bool) -> None:
+        scope.update(self._base_scope)
+        scope["state"] = self._app_state.copy()
+        cycle = self._last_cycle = RequestCycle(self, scope, bytearray())
+        cycle.has_more_body = True
+        cycle.keep_alive = keep_alive
+        expects = find_header(scope["headers"], b"expect").lower()
+        cycle.awaits_continue = expects == b"100-continue" and scope["http_version"] == "1.1"
+        if self.pipeline:
+            self._pause_reading()
+        else:
+            self._arrived = cycle
+        self.pipeline.append(cycle)
+        self._list_busy()
+
+    def on_body(self, piece: bytes) -> None:
+        cycle = cast(RequestCycle, self._last_cycle)
+        if not cycle.is_complete:
+            cycle.on_body(piece)
+            if len(cycle.body) > _MAX_UNREAD_BYTES:
+                self._pause_reading()
+
+    def on_end(self) -> None:
+        self._table.mark_moving(self)
+        cast(RequestCycle, self._last_cycle).on_end()
+        if not self.pipeline:
+            self._on_idle()
+
+    def _hand_over(self) -> None:
+        """Give the connection to the WebSocket protocol."""
+        parser = self._parser
+        if self.pipeline:  # its response would be taken for an earlier request's, or vice versa
+            self._refuse(malformed_handshake("an earlier request on this connection is still unanswered"))
+            return
+        if b"#" in parser.url:
+            self._refuse(malformed_handshake("its path contains '#'; write it as %23"))
+            return
+        lines = [b"%b %b HTTP/1.1" % (parser.method, parser.url), *map(b"%b: %b".__mod__, parser.headers)]
+        head = b"\r\n".join((*lines, b"", b""))
+        self._leave()
+        if hand_over(self.transport, head, self._config, self._server_state, self._app_state):
+            parser.close()
+            return
+        self._server_state.connections.add(cast(Any, self))
+        why = "it has a body, a line of more than 8 KiB, or characters that HTTP does not allow"
+        self._refuse(malformed_handshake(why))
+
+    # Time.
+
+    def _start_timer(self) -> None:
+        """One timer for all limits; it may fire too early, and is then started again."""
+        deadline = self._deadline()
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return
+        self._stop_timer()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _deadline(self) -> float | None:
+        return self._parser.deadline(None if self.pipeline else self.answered_at)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if self.is_read_paused:
+            self._parser.received_at = now  # the client is not late
+        deadline = self._deadline()
+        if deadline is not None and deadline <= now + _EARLY_S:
+            error = self._parser.timed_out()
+            if error is None:
+                self.transport.close()
+            else:
+                self._refuse(error)
+        else:
+            self._start_timer()
+
+    # Refusals.
+
+    def _refuse(self, error: ApiError) -> None:
+        """Send the error and close; only close if the error could be taken for another request's response."""
+        self._stop_timer()
+        self._is_refused = True
+        pending, parser = list(self.pipeline), self._parser
+        is_own = parser.has_head  # the application is serving the refused request
+        self._disconnect()
+        if not pending or (is_own and len(pending) == 1 and not pending[0].is_started):
+            self.transport.write(encode_refusal(error, parser.url, parser.headers, self._origins))
+            self._linger()
+            self._list_idle()  # may be evicted until it is closed
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Close after the client has read the response: closing with unread input resets a connection."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.resume_reading()  # incoming data is dropped
+            self._loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+
+def _address(found: Any) -> tuple[str, int] | None:
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None

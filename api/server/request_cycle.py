@@ -1,0 +1,202 @@
+"""One request and its response: ASGI's `receive` and `send`, and the ResponseChannel that is faster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from api.http.asgi import App, Message, RawHeaders, Scope
+from api.http.head_cache import ROUTE_CACHE
+from api.server.descriptors import unsent_in_kernel
+from api.server.responses import StreamedResponse, encode_whole
+
+log = logging.getLogger("berth.server")
+
+_KEEP_ALIVE = (b"connection", b"keep-alive")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(Protocol):
+    """What a request needs of its connection."""
+
+    transport: asyncio.Transport
+    is_write_paused: bool
+
+    async def drain(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def start_task(self, cycle: RequestCycle, app: App) -> None: ...
+    def on_response_complete(self) -> None: ...
+
+
+class RequestCycle:
+    """One request. Implements ResponseChannel. By default it is whole, and its connection is kept."""
+
+    __slots__ = (
+        "_connection",
+        "_is_end_read",
+        "_news",
+        "_response",
+        "awaits_continue",
+        "body",
+        "has_more_body",
+        "is_complete",
+        "is_disconnected",
+        "is_started",
+        "keep_alive",
+        "scope",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, scope: Scope, body: bytes | bytearray) -> None:
+        self.scope = scope
+        self.body = body  # what the application has not received yet
+        self.has_more_body = False
+        self.awaits_continue = False  # the client sends the body only after an interim response
+        self.keep_alive = True
+        self.is_disconnected = False
+        self.is_started = False  # the response's head has been sent
+        self.is_complete = False  # the response has been sent
+        self._connection = connection
+        self._is_end_read = False
+        self._news: asyncio.Event | None = None
+        self._response: StreamedResponse | None = None
+
+    # For the connection.
+
+    async def run(self, app: App) -> None:
+        """Run an application, and end what it leaves unfinished."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            log.error("exception in the application", exc_info=error)
+            self._end(has_failed=True)
+        else:
+            self._end(has_failed=False)
+
+    def _end(self, *, has_failed: bool) -> None:
+        if self.is_disconnected or (self.is_complete and not has_failed):
+            return
+        if not has_failed:
+            log.error("the application has returned without a complete response")
+        if self.is_started:
+            self._connection.transport.close()
+            return
+        self.keep_alive = False
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        self.send_whole(500, headers, b"Internal Server Error")
+
+    def on_body(self, piece: bytes) -> None:
+        self.body += piece
+        self.wake()
+
+    def on_end(self) -> None:
+        self.has_more_body = False
+        self.wake()
+
+    def disconnect(self) -> None:
+        """The client has left, or is to leave: nothing more is sent."""
+        self.is_disconnected = True
+        self.wake()
+
+    def wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    # ASGI.
+
+    async def receive(self) -> Message:
+        connection = self._connection
+        if self.awaits_continue and not self.is_started and not connection.transport.is_closing():
+            connection.transport.write(_CONTINUE)
+            self.awaits_continue = False
+        while not (self.is_disconnected or self.is_complete):
+            connection.resume_reading()
+            if self.body or not (self.has_more_body or self._is_end_read):
+                body, self.body = bytes(self.body), bytearray()
+                self._is_end_read = not self.has_more_body
+                return {"type": "http.request", "body": body, "more_body": self.has_more_body}
+            if self._news is None:
+                self._news = asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self._connection.is_write_paused and not self.is_disconnected:
+            await self._connection.drain()
+        if self.is_disconnected:
+            return
+        if self.is_complete or message["type"] != f"http.response.{'body' if self.is_started else 'start'}":
+            raise RuntimeError(f"unexpected ASGI message {message['type']!r}")
+        if self._response is None:
+            self._send_head(message["status"], message.get("headers", ()))
+            return
+        is_last = not message.get("more_body", False)
+        if piece := self._response.encode(message.get("body", b""), is_last=is_last):
+            self._connection.transport.write(piece)
+        if is_last:
+            self._complete()
+
+    def _send_head(self, status: int, headers: RawHeaders) -> None:
+        self._response = response = StreamedResponse(
+            status,
+            headers,
+            self.scope["http_version"],
+            self.scope["method"] == "HEAD",
+            keep_alive=self.keep_alive,
+        )
+        self.keep_alive = response.keep_alive
+        self.is_started = True
+        self._connection.transport.write(response.head)
+
+    def _complete(self) -> None:
+        self.is_complete = True
+        self.wake()
+        if not self.keep_alive:
+            self._connection.transport.close()
+        self._connection.on_response_complete()
+
+    # ResponseChannel, and ResumeAsTask.
+
+    def resume_as_task(self, app: App) -> None:
+        scope = self.scope
+        if scope.pop(ROUTE_CACHE, None) is not None:  # the next request has the same dictionaries
+            scope["headers"], scope["state"] = scope["headers"].copy(), scope["state"].copy()
+        self._connection.start_task(self, app)
+
+    def is_ready(self) -> bool:
+        return not self._connection.is_write_paused and not self.is_started
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        if self.is_disconnected:
+            return
+        connection, scope = self._connection, self.scope
+        if scope["http_version"] == "1.0" and self.keep_alive:
+            headers = [*headers, _KEEP_ALIVE]
+        self.is_started = True
+        response = encode_whole(status, headers, body, scope["method"] == "HEAD", keep_alive=self.keep_alive)
+        connection.transport.write(response)
+        self._complete()
+
+    def send_piece(self, body: bytes) -> bool:
+        response = self._response
+        if self.is_complete or self.is_disconnected or self._connection.is_write_paused:
+            return False
+        if response is None or not response.is_chunked:
+            return False
+        self._connection.transport.write(response.encode(body, is_last=False))
+        return True
+
+    def abort(self) -> None:
+        self.is_disconnected = True
+        self._connection.transport.close()
+
+    def num_unsent(self) -> int:
+        connection = self._connection
+        if not connection.is_write_paused:
+            return 0
+        return connection.transport.get_write_buffer_size() + unsent_in_kernel(connection.transport)
+
+    def cut(self) -> None:
+        self.is_disconnected = True
+        self._connection.transport.abort()

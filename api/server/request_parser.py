@@ -1,0 +1,188 @@
+"""Reads one connection's requests on httptools' parser, within the limits. Knows no socket and no event loop.
+
+A declined upgrade (`Upgrade: h2c` …) leaves a plain HTTP/1.1 request (RFC 9110, section 7.8). But the parser
+assumes that every upgrade is accepted: it stops after the head and ignores the body. So a new parser
+continues, fed first with a head of only the headers that frame the body.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import httptools
+
+from api.http.asgi import RawHeaders, Scope
+from api.http.errors import ApiError
+from api.server.limits import ConnectionLimits, LimitExceeded, malformed_http
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+class Listener(Protocol):
+    """Is called for each request, in this order."""
+
+    def on_head(self, scope: Scope, *, keep_alive: bool) -> None: ...
+    def on_body(self, piece: bytes) -> None: ...
+    def on_end(self) -> None: ...
+
+
+class RequestParser:
+    """One connection's. Times are the event loop's."""
+
+    def __init__(self, limits: ConnectionLimits, listener: Listener, keep_alive_s: float, now: float) -> None:
+        self.is_receiving = False  # part of a request has arrived, but not all of it
+        self.has_head = False  # the head of that request is complete
+        self.received_at = now
+        self.url, self.method = b"", b""  # of the last request
+        self.headers: RawHeaders = []
+        self._limits = limits
+        self._listener = listener
+        self._keep_alive_s = keep_alive_s
+        self._idle_s = limits.head_timeout_s  # how long the client may send nothing
+        self._head_begun_at = now  # the first one begins with the connection
+        self._unreported_bytes = 0  # of a head; after it, of chunk extensions and trailers
+        self._body_bytes = 0
+        self._is_handshake = self._is_declined = False  # what the last head offers
+        self._parser = self._new_parser()
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(
+            lenient_data_after_close=True
+        )  # else the error comes before the response
+        return parser
+
+    def close(self) -> None:
+        """Drop the parser, which refers to this object."""
+        self._parser = None
+
+    def feed(self, data: bytes, now: float) -> bool:
+        """Read data; returns whether it ends with the head of a WebSocket handshake. Raises LimitExceeded."""
+        self.received_at = now
+        self._unreported_bytes += len(data)
+        unread: list[Any] = [data]
+        try:
+            while unread:
+                data = unread.pop(0)
+                try:
+                    self._parser.feed_data(data)
+                except httptools.HttpParserUpgrade as stopped:
+                    if self._is_handshake:
+                        return True
+                    self._is_declined = False
+                    self._parser = self._new_parser()
+                    unread = [self._framing_head(), memoryview(data)[stopped.args[0] :]]
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            raise cause if isinstance(cause, LimitExceeded) else LimitExceeded(malformed_http()) from None
+        if self.is_receiving and self._unreported_bytes > self._limits.max_head_bytes:
+            raise LimitExceeded(self._limits.head_too_large())
+        return False
+
+    def _framing_head(self) -> bytes:
+        lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
+        return b"".join((b"POST / HTTP/1.1\r\n", *lines, b"\r\n"))
+
+    # Time.
+
+    def deadline(self, answered_at: float | None) -> float | None:
+        """When the client is late, if ever. `answered_at`: the last response's time; None if one is due."""
+        if self.has_head:
+            return self.received_at + self._limits.body_timeout_s
+        if answered_at is None:
+            return None
+        if self.is_receiving:
+            return max(self._head_begun_at, answered_at) + self._limits.head_timeout_s
+        return answered_at + self._idle_s
+
+    def timed_out(self) -> ApiError | None:
+        """The error after the deadline; None if the connection is idle, and just closes."""
+        if self.has_head:
+            return self._limits.body_timed_out()
+        return self._limits.head_timed_out() if self.is_receiving else None
+
+    # The parser's callbacks. Those for a head are ignored once there is one: they are about a trailer, which
+    # taken for a header would bypass all checks, or about the head that frames the body after an upgrade.
+
+    def on_message_begin(self) -> None:
+        if self.has_head:
+            return
+        self.is_receiving = True
+        self.url, self.headers = b"", []
+        if self._idle_s is self._keep_alive_s:
+            self._head_begun_at = self.received_at
+
+    def on_url(self, url: bytes) -> None:
+        if not self.has_head:
+            self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.has_head:
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self.has_head:
+            return
+        self._check_head()
+        self.has_head = True
+        self.method = self._parser.get_method()
+        self._idle_s = self._keep_alive_s
+        self._unreported_bytes = self._body_bytes = 0
+        is_upgrade = self._parser.should_upgrade()
+        self._is_handshake = is_upgrade and self._options(b"upgrade") == {b"websocket"}
+        self._is_declined = is_upgrade and not self._is_handshake
+        if not self._is_handshake:
+            scope = self._scope()
+            self._listener.on_head(scope, keep_alive=self._keeps_connection(scope["http_version"]))
+
+    def on_body(self, piece: bytes) -> None:
+        self._unreported_bytes = 0
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._limits.max_body_bytes:
+            raise LimitExceeded(self._limits.body_too_large())
+        self._listener.on_body(piece)
+
+    def on_message_complete(self) -> None:
+        if self._is_declined:
+            return  # the parser takes the body for the other protocol's
+        self.is_receiving = self.has_head = False
+        self._unreported_bytes = 0
+        if not self._is_handshake:
+            self._listener.on_end()
+
+    # Heads.
+
+    def _check_head(self) -> None:
+        limits = self._limits
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise LimitExceeded(malformed_http())
+        num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if num_bytes > limits.max_head_bytes or len(self.headers) > limits.max_headers:
+            raise LimitExceeded(limits.head_too_large())
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > limits.max_body_bytes:
+                raise LimitExceeded(limits.body_too_large())
+
+    def _keeps_connection(self, version: str) -> bool:
+        if version == "1.1":
+            return bool(self._parser.should_keep_alive())
+        options = self._options(b"connection")  # both sides have to agree (RFC 9112, section 9.3)
+        return b"keep-alive" in options and b"close" not in options
+
+    def _options(self, header: bytes) -> set[bytes]:
+        given = b",".join(value for name, value in self.headers if name == header)
+        return {option.strip() for option in given.lower().split(b",")}
+
+    def _scope(self) -> Scope:
+        """What ASGI's scope says of the request; the connection adds what it knows."""
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        return {
+            "http_version": self._parser.get_http_version(),
+            "method": self.method.decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": target.path,
+            "query_string": target.query or b"",
+            "headers": self.headers,
+        }
