@@ -27,6 +27,9 @@ class TrackedConnection(Protocol):
     def is_read_paused(self) -> bool:
         """Whether we have paused reading from it."""
 
+    def evict(self) -> None:
+        """Close it at once."""
+
 
 class ConnectionTable:
     """The connections of one server, by how little they do."""
@@ -55,6 +58,13 @@ class ConnectionTable:
     def remove(self, connection: TrackedConnection) -> None:
         self._idle.pop(connection, None)
         self._stalled.pop(connection, None)
+
+    def evict_one(self, now: float) -> bool:
+        """Close the connection that has been idle or stalled longest; returns whether there was one."""
+        connection = self.pop_longest_idle() or self.pop_longest_stalled(now)
+        if connection is not None:
+            connection.evict()
+        return connection is not None
 
     def pop_longest_idle(self) -> TrackedConnection | None:
         """Remove and return the connection that has been idle longest.

@@ -9,6 +9,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
+from api.server.limits import LimitExceeded, malformed_handshake
+
 _LINGER_S = 10.0
 
 
@@ -22,16 +24,16 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
 def hand_over(
     transport: asyncio.Transport, head: bytes, config: Config, state: ServerState, app_state: dict[str, Any]
-) -> bool:
-    """Give the connection to the WebSocket protocol, which gets the handshake's head.
-
-    False: it has rejected the head without answering or closing, and has not taken the connection.
-    """
+) -> None:
+    """Give a connection to the WebSocket protocol, with a handshake's head. Raises LimitExceeded."""
     protocol = cast(Any, config.ws_protocol_class)(config=config, server_state=state, app_state=app_state)
     protocol.connection_made(transport)
     protocol.data_received(head)
-    if protocol.handshake_initiated or transport.is_closing():
-        transport.set_protocol(protocol)
-        return True
-    state.connections.discard(protocol)
-    return False
+    if not protocol.handshake_initiated and not transport.is_closing():
+        state.connections.discard(protocol)  # it has rejected the head without answering or closing
+        raise LimitExceeded(
+            malformed_handshake(
+                "it has a body, a line of more than 8 KiB, or characters that HTTP does not allow"
+            )
+        )
+    transport.set_protocol(protocol)

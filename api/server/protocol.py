@@ -77,7 +77,7 @@ class HttpProtocol(asyncio.Protocol):
         self._arrived: RequestCycle | None = None  # to begin once all data is parsed
         self.is_read_paused = self.is_write_paused = self._is_refused = False
         self._writable = asyncio.Event()
-        self._is_listed_idle = False  # in the table; requests with a cached head don't change that
+        self._is_listed_idle = False  # in the table, and with a timer; short requests don't change that
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -99,7 +99,8 @@ class HttpProtocol(asyncio.Protocol):
             "client": _address(transport.get_extra_info("peername")),
             "root_path": "",
         }
-        if len(self._server_state.connections) > self._limits.max_connections and not self._evict_one():
+        is_full = len(self._server_state.connections) > self._limits.max_connections
+        if is_full and not self._table.evict_one(self._loop.time()):
             self._refuse(self._limits.too_many_connections())
             return
         self._list_idle()
@@ -108,8 +109,6 @@ class HttpProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         self._disconnect()
-        self._parser.close()
-        self._last_cycle = None
         self.resume_writing()
         self.transport.close()
 
@@ -117,6 +116,8 @@ class HttpProtocol(asyncio.Protocol):
         self._server_state.connections.discard(cast(Any, self))
         self._table.remove(self)
         self._stop_timer()
+        self._parser.close()
+        self._last_cycle = None  # it refers to this object
 
     def _disconnect(self) -> None:
         """Nothing more is sent to the requests in the pipeline."""
@@ -129,14 +130,6 @@ class HttpProtocol(asyncio.Protocol):
             self.pipeline[-1].keep_alive = False
         else:
             self.transport.close()
-
-    def _evict_one(self) -> bool:
-        """Close the longest idle or stalled connection; returns whether there was one."""
-        connection = self._table.pop_longest_idle() or self._table.pop_longest_stalled(self._loop.time())
-        if connection is None:
-            return False
-        cast(HttpProtocol, connection).evict()
-        return True
 
     def evict(self) -> None:
         """Close at once: waiting until the client has read unsent data could take for ever."""
@@ -191,14 +184,18 @@ class HttpProtocol(asyncio.Protocol):
         recognised = self._fast_path.recognise(data)
         if recognised is None:
             return False
-        cycle = RequestCycle(self, *recognised)
+        scope, body = recognised
+        cycle = RequestCycle(self, scope, body)
         self.pipeline.append(cycle)
-        self._begin(cycle)
+        if not self._fast_path.begin(scope, body, cycle, cycle.resume_as_task):
+            self._run(cycle)
         return True
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
         is_first = not parser.is_receiving
+        if self.pipeline and self._is_listed_idle:
+            self._list_busy()
         try:
             if parser.feed(data, self._loop.time()):
                 self._hand_over()
@@ -208,15 +205,20 @@ class HttpProtocol(asyncio.Protocol):
         if cycle is not None:
             if self._fast_path is not None and is_first and not parser.is_receiving:
                 self._fast_path.learn(data, cycle)
-            self._begin(cycle)
+            self._begin_parsed(cycle)
         if parser.is_receiving and not self._is_refused:
             if parser.has_head:
                 self._table.mark_stalled(self, parser.received_at)
             self._start_timer()
 
-    def _begin(self, cycle: RequestCycle) -> None:
+    def _begin_parsed(self, cycle: RequestCycle) -> None:
+        """Try the fast path if there is one, else run the whole application."""
         is_whole = not (cycle.has_more_body or self.transport.is_closing())
-        if self._fast_path is None or not is_whole or not self._fast_path.begin(cycle):
+        if not (
+            is_whole
+            and self._fast_path is not None
+            and self._fast_path.begin(cycle.scope, bytes(cycle.body), cycle, cycle.resume_as_task)
+        ):
             self._run(cycle)
 
     def _run(self, cycle: RequestCycle) -> None:
@@ -235,19 +237,18 @@ class HttpProtocol(asyncio.Protocol):
     def on_response_complete(self) -> None:
         self.pipeline.popleft()
         self._server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        if self.pipeline:
-            self._run(self.pipeline[0])
-        else:
-            self._on_idle()
-        self.resume_reading()
+        if self._is_listed_idle:
+            self.answered_at = self._loop.time()
+        elif not self.transport.is_closing():
+            if self.pipeline:
+                self._run(self.pipeline[0])
+            else:
+                self._on_idle()
+            self.resume_reading()
 
     def _on_idle(self) -> None:
         """Every request has been answered, although the body of the last one may still arrive."""
         self.answered_at = self._loop.time()
-        if self._is_listed_idle and self._timer is not None and not self._parser.is_receiving:
-            return  # as after each request with a cached head
         if not self._parser.has_head:
             self._list_idle()
         self._start_timer()
@@ -283,23 +284,14 @@ class HttpProtocol(asyncio.Protocol):
             self._on_idle()
 
     def _hand_over(self) -> None:
-        """Give the connection to the WebSocket protocol."""
-        parser = self._parser
+        """Give the connection to the WebSocket protocol. Raises LimitExceeded."""
         if self.pipeline:  # its response would be taken for an earlier request's, or vice versa
-            self._refuse(malformed_handshake("an earlier request on this connection is still unanswered"))
-            return
-        if b"#" in parser.url:
-            self._refuse(malformed_handshake("its path contains '#'; write it as %23"))
-            return
-        lines = [b"%b %b HTTP/1.1" % (parser.method, parser.url), *map(b"%b: %b".__mod__, parser.headers)]
-        head = b"\r\n".join((*lines, b"", b""))
+            raise LimitExceeded(
+                malformed_handshake("an earlier request on this connection is still unanswered")
+            )
+        head = self._parser.handshake()
+        hand_over(self.transport, head, self._config, self._server_state, self._app_state)
         self._leave()
-        if hand_over(self.transport, head, self._config, self._server_state, self._app_state):
-            parser.close()
-            return
-        self._server_state.connections.add(cast(Any, self))
-        why = "it has a body, a line of more than 8 KiB, or characters that HTTP does not allow"
-        self._refuse(malformed_handshake(why))
 
     # Time.
 
@@ -326,14 +318,14 @@ class HttpProtocol(asyncio.Protocol):
         if self.is_read_paused:
             self._parser.received_at = now  # the client is not late
         deadline = self._deadline()
-        if deadline is not None and deadline <= now + _EARLY_S:
-            error = self._parser.timed_out()
-            if error is None:
-                self.transport.close()
-            else:
-                self._refuse(error)
-        else:
+        if deadline is None:
+            self._list_busy()  # so that the response starts it again
+        elif deadline > now + _EARLY_S:
             self._start_timer()
+        elif (error := self._parser.timed_out()) is not None:
+            self._refuse(error)
+        else:
+            self.transport.close()
 
     # Refusals.
 

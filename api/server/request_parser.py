@@ -14,7 +14,7 @@ import httptools
 
 from api.http.asgi import RawHeaders, Scope
 from api.http.errors import ApiError
-from api.server.limits import ConnectionLimits, LimitExceeded, malformed_http
+from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake, malformed_http
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -83,6 +83,13 @@ class RequestParser:
     def _framing_head(self) -> bytes:
         lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
         return b"".join((b"POST / HTTP/1.1\r\n", *lines, b"\r\n"))
+
+    def handshake(self) -> bytes:
+        """The head of a WebSocket handshake. Raises LimitExceeded."""
+        if b"#" in self.url:
+            raise LimitExceeded(malformed_handshake("its path contains '#'; write it as %23"))
+        lines = [b"%b: %b\r\n" % pair for pair in self.headers]
+        return b"".join((b"%b %b HTTP/1.1\r\n" % (self.method, self.url), *lines, b"\r\n"))
 
     # Time.
 
