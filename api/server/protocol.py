@@ -30,8 +30,6 @@ from api.server.request_parser import RequestParser
 
 _LINGER_S = 2.0
 _MAX_WAITING = 16  # pipelined requests behind the current one; those of the last read come on top
-_MAX_UNREAD_BYTES = 64 * 1024  # of a body that the application has not received yet
-_EARLY_S = 0.002  # a timer may fire this much before its time
 
 
 def http_protocol(
@@ -71,15 +69,13 @@ class HttpProtocol(asyncio.Protocol):
         self.answered_at = self._loop.time()  # time of the last response, or of the connection's start
         can_begin = has_fast_path and hasattr(app, "begin")
         self._fast_path = FastPath(app, limits.max_body_bytes) if can_begin else None
-        self._parser = RequestParser(limits, self, config.timeout_keep_alive, self.answered_at)
+        self._parser = RequestParser(limits, self._on_head, config.timeout_keep_alive, self.answered_at)
         self.pipeline = deque[RequestCycle]()  # unanswered requests, in order; the first is being served
-        self._last_cycle: RequestCycle | None = None  # the one whose body arrives
         self._arrived: RequestCycle | None = None  # to begin once all data is parsed
         self.is_read_paused = self.is_write_paused = self._is_refused = False
         self._writable = asyncio.Event()
         self._is_listed_idle = False  # in the table, and with a timer; short requests don't change that
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -117,7 +113,6 @@ class HttpProtocol(asyncio.Protocol):
         self._table.remove(self)
         self._stop_timer()
         self._parser.close()
-        self._last_cycle = None  # it refers to this object
 
     def _disconnect(self) -> None:
         """Nothing more is sent to the requests in the pipeline."""
@@ -161,7 +156,7 @@ class HttpProtocol(asyncio.Protocol):
     async def drain(self) -> None:
         await self._writable.wait()
 
-    def _pause_reading(self) -> None:
+    def pause_reading(self) -> None:
         if not self.is_read_paused:
             self.is_read_paused = True
             self.transport.pause_reading()
@@ -201,25 +196,19 @@ class HttpProtocol(asyncio.Protocol):
                 self._hand_over()
         except LimitExceeded as exceeded:
             self._refuse(exceeded.error)
-        cycle, self._arrived = self._arrived, None
-        if cycle is not None:
-            if self._fast_path is not None and is_first and not parser.is_receiving:
-                self._fast_path.learn(data, cycle)
-            self._begin_parsed(cycle)
+        if (cycle := self._arrived) is not None:
+            self._arrived = None
+            fast_path = None if cycle.has_more_body or self.transport.is_closing() else self._fast_path
+            if fast_path is not None and is_first and not parser.is_receiving:
+                fast_path.learn(data, cycle)
+            if fast_path is None or not fast_path.begin(
+                cycle.scope, bytes(cycle.body), cycle, cycle.resume_as_task
+            ):
+                self._run(cycle)
         if parser.is_receiving and not self._is_refused:
             if parser.has_head:
                 self._table.mark_stalled(self, parser.received_at)
             self._start_timer()
-
-    def _begin_parsed(self, cycle: RequestCycle) -> None:
-        """Try the fast path if there is one, else run the whole application."""
-        is_whole = not (cycle.has_more_body or self.transport.is_closing())
-        if not (
-            is_whole
-            and self._fast_path is not None
-            and self._fast_path.begin(cycle.scope, bytes(cycle.body), cycle, cycle.resume_as_task)
-        ):
-            self._run(cycle)
 
     def _run(self, cycle: RequestCycle) -> None:
         """Run the whole application."""
@@ -234,7 +223,7 @@ class HttpProtocol(asyncio.Protocol):
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def on_response_complete(self) -> None:
+    def on_response_end(self) -> None:
         self.pipeline.popleft()
         self._server_state.total_requests += 1
         if self._is_listed_idle:
@@ -253,33 +242,23 @@ class HttpProtocol(asyncio.Protocol):
             self._list_idle()
         self._start_timer()
 
-    # The parser's calls.
-
-    def on_head(self, scope: Scope, *, keep_alive: bool) -> None:
-        scope.update(self._base_scope)
-        scope["state"] = self._app_state.copy()
-        cycle = self._last_cycle = RequestCycle(self, scope, bytearray())
+    def _on_head(self, scope: Scope, keep_alive: bool) -> RequestCycle:
+        scope.update(self._base_scope, state=self._app_state.copy())
+        cycle = RequestCycle(self, scope, bytearray())
         cycle.has_more_body = True
         cycle.keep_alive = keep_alive
         expects = find_header(scope["headers"], b"expect").lower()
         cycle.awaits_continue = expects == b"100-continue" and scope["http_version"] == "1.1"
         if self.pipeline:
-            self._pause_reading()
+            self.pause_reading()
         else:
             self._arrived = cycle
         self.pipeline.append(cycle)
         self._list_busy()
+        return cycle
 
-    def on_body(self, piece: bytes) -> None:
-        cycle = cast(RequestCycle, self._last_cycle)
-        if not cycle.is_complete:
-            cycle.on_body(piece)
-            if len(cycle.body) > _MAX_UNREAD_BYTES:
-                self._pause_reading()
-
-    def on_end(self) -> None:
+    def on_request_end(self) -> None:
         self._table.mark_moving(self)
-        cast(RequestCycle, self._last_cycle).on_end()
         if not self.pipeline:
             self._on_idle()
 
@@ -296,31 +275,22 @@ class HttpProtocol(asyncio.Protocol):
     # Time.
 
     def _start_timer(self) -> None:
-        """One timer for all limits; it may fire too early, and is then started again."""
-        deadline = self._deadline()
-        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
-            return
+        """One timer for all limits. Short requests don't reset it: when it fires it may be too early."""
         self._stop_timer()
-        self._timer_at = deadline
-        self._timer = self._loop.call_at(deadline, self._on_timer)
+        deadline = self._parser.deadline(None if self.pipeline else self.answered_at)
+        if deadline is None:
+            self._list_busy()  # so that the response starts it again
+        else:
+            self._timer = self._loop.call_at(deadline, self._on_timer, deadline)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
-    def _deadline(self) -> float | None:
-        return self._parser.deadline(None if self.pipeline else self.answered_at)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self._loop.time()
+    def _on_timer(self, started_for: float) -> None:
         if self.is_read_paused:
-            self._parser.received_at = now  # the client is not late
-        deadline = self._deadline()
-        if deadline is None:
-            self._list_busy()  # so that the response starts it again
-        elif deadline > now + _EARLY_S:
+            self._parser.received_at = self._loop.time()  # the client is not late
+        if started_for != self._parser.deadline(None if self.pipeline else self.answered_at):
             self._start_timer()
         elif (error := self._parser.timed_out()) is not None:
             self._refuse(error)

@@ -14,6 +14,7 @@ from api.server.responses import StreamedResponse, encode_whole
 log = logging.getLogger("berth.server")
 
 _KEEP_ALIVE = (b"connection", b"keep-alive")
+_MAX_UNREAD_BYTES = 64 * 1024  # of a body that the application has not received yet
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -24,27 +25,19 @@ class Connection(Protocol):
     is_write_paused: bool
 
     async def drain(self) -> None: ...
+    def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def start_task(self, cycle: RequestCycle, app: App) -> None: ...
-    def on_response_complete(self) -> None: ...
+    def on_request_end(self) -> None: ...
+    def on_response_end(self) -> None: ...
 
 
 class RequestCycle:
-    """One request. Implements ResponseChannel. By default it is whole, and its connection is kept."""
+    """One request. By default it has arrived whole, and its connection is kept."""
 
     __slots__ = (
-        "_connection",
-        "_is_end_read",
-        "_news",
-        "_response",
-        "awaits_continue",
-        "body",
-        "has_more_body",
-        "is_complete",
-        "is_disconnected",
-        "is_started",
-        "keep_alive",
-        "scope",
+        "_connection", "_is_end_read", "_news", "_response", "awaits_continue", "body", "has_more_body",
+        "is_complete", "is_disconnected", "is_started", "keep_alive", "scope",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, scope: Scope, body: bytes | bytearray) -> None:
@@ -53,7 +46,7 @@ class RequestCycle:
         self.has_more_body = False
         self.awaits_continue = False  # the client sends the body only after an interim response
         self.keep_alive = True
-        self.is_disconnected = False
+        self.is_disconnected = False  # nothing more is sent
         self.is_started = False  # the response's head has been sent
         self.is_complete = False  # the response has been sent
         self._connection = connection
@@ -61,46 +54,42 @@ class RequestCycle:
         self._news: asyncio.Event | None = None
         self._response: StreamedResponse | None = None
 
-    # For the connection.
-
     async def run(self, app: App) -> None:
         """Run an application, and end what it leaves unfinished."""
         try:
             await app(self.scope, self.receive, self.send)
+            if self.is_complete or self.is_disconnected:
+                return
+            log.error("the application has returned without a complete response")
         except BaseException as error:
             log.error("exception in the application", exc_info=error)
-            self._end(has_failed=True)
-        else:
-            self._end(has_failed=False)
-
-    def _end(self, *, has_failed: bool) -> None:
-        if self.is_disconnected or (self.is_complete and not has_failed):
-            return
-        if not has_failed:
-            log.error("the application has returned without a complete response")
         if self.is_started:
             self._connection.transport.close()
-            return
-        self.keep_alive = False
-        headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        self.send_whole(500, headers, b"Internal Server Error")
+        else:
+            self.keep_alive = False
+            self.send_whole(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error")
+
+    def disconnect(self) -> None:
+        self.is_disconnected = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    # The parser's calls.
 
     def on_body(self, piece: bytes) -> None:
-        self.body += piece
-        self.wake()
+        if not self.is_complete:
+            self.body += piece
+            if len(self.body) > _MAX_UNREAD_BYTES:
+                self._connection.pause_reading()
+            self._wake()
 
     def on_end(self) -> None:
         self.has_more_body = False
-        self.wake()
-
-    def disconnect(self) -> None:
-        """The client has left, or is to leave: nothing more is sent."""
-        self.is_disconnected = True
-        self.wake()
-
-    def wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
+        self._wake()
+        self._connection.on_request_end()
 
     # ASGI.
 
@@ -155,7 +144,7 @@ class RequestCycle:
             self._news.set()
         if not self.keep_alive:
             self._connection.transport.close()
-        self._connection.on_response_complete()
+        self._connection.on_response_end()
 
     # ResponseChannel, and ResumeAsTask.
 

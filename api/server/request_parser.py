@@ -7,6 +7,7 @@ continues, fed first with a head of only the headers that frame the body.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -19,25 +20,28 @@ from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handsha
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
-class Listener(Protocol):
-    """Is called for each request, in this order."""
+class Body(Protocol):
+    """Takes a request's body."""
 
-    def on_head(self, scope: Scope, *, keep_alive: bool) -> None: ...
     def on_body(self, piece: bytes) -> None: ...
     def on_end(self) -> None: ...
+
+
+OnHead = Callable[[Scope, bool], Body]  # with what ASGI's scope says of a request, and whether to keep alive
 
 
 class RequestParser:
     """One connection's. Times are the event loop's."""
 
-    def __init__(self, limits: ConnectionLimits, listener: Listener, keep_alive_s: float, now: float) -> None:
+    def __init__(self, limits: ConnectionLimits, on_head: OnHead, keep_alive_s: float, now: float) -> None:
         self.is_receiving = False  # part of a request has arrived, but not all of it
         self.has_head = False  # the head of that request is complete
         self.received_at = now
         self.url, self.method = b"", b""  # of the last request
         self.headers: RawHeaders = []
         self._limits = limits
-        self._listener = listener
+        self._on_head = on_head
+        self._body: Any = None  # a Body, once there is a head
         self._keep_alive_s = keep_alive_s
         self._idle_s = limits.head_timeout_s  # how long the client may send nothing
         self._head_begun_at = now  # the first one begins with the connection
@@ -54,8 +58,8 @@ class RequestParser:
         return parser
 
     def close(self) -> None:
-        """Drop the parser, which refers to this object."""
-        self._parser = None
+        """Drop what refers to this object."""
+        self._parser = self._on_head = self._body = None  # type: ignore[assignment]
 
     def feed(self, data: bytes, now: float) -> bool:
         """Read data; returns whether it ends with the head of a WebSocket handshake. Raises LimitExceeded."""
@@ -140,15 +144,14 @@ class RequestParser:
         self._is_handshake = is_upgrade and self._options(b"upgrade") == {b"websocket"}
         self._is_declined = is_upgrade and not self._is_handshake
         if not self._is_handshake:
-            scope = self._scope()
-            self._listener.on_head(scope, keep_alive=self._keeps_connection(scope["http_version"]))
+            self._body = self._on_head(self._scope(), self._keeps_connection())
 
     def on_body(self, piece: bytes) -> None:
         self._unreported_bytes = 0
         self._body_bytes += len(piece)
         if self._body_bytes > self._limits.max_body_bytes:
             raise LimitExceeded(self._limits.body_too_large())
-        self._listener.on_body(piece)
+        self._body.on_body(piece)
 
     def on_message_complete(self) -> None:
         if self._is_declined:
@@ -156,7 +159,7 @@ class RequestParser:
         self.is_receiving = self.has_head = False
         self._unreported_bytes = 0
         if not self._is_handshake:
-            self._listener.on_end()
+            self._body.on_end()
 
     # Heads.
 
@@ -171,8 +174,8 @@ class RequestParser:
             if name == b"content-length" and int(value) > limits.max_body_bytes:
                 raise LimitExceeded(limits.body_too_large())
 
-    def _keeps_connection(self, version: str) -> bool:
-        if version == "1.1":
+    def _keeps_connection(self) -> bool:
+        if self._parser.get_http_version() == "1.1":
             return bool(self._parser.should_keep_alive())
         options = self._options(b"connection")  # both sides have to agree (RFC 9112, section 9.3)
         return b"keep-alive" in options and b"close" not in options
@@ -182,7 +185,6 @@ class RequestParser:
         return {option.strip() for option in given.lower().split(b",")}
 
     def _scope(self) -> Scope:
-        """What ASGI's scope says of the request; the connection adds what it knows."""
         target = httptools.parse_url(self.url)
         path = target.path.decode("ascii")
         return {
