@@ -16,7 +16,7 @@ from api.server.descriptors import connections_within, raise_descriptor_limit
 from api.server.guarded_ws import GuardedWebSocket
 from api.server.limits import ConnectionLimits
 from api.server.listening import bind
-from api.server.protocol import http_protocol
+from api.server.protocol import HttpServer
 from api.telemetry.trace_export import InstanceSpans, TraceExport
 from api.telemetry.tracing import Tracing
 from composition.application import compose
@@ -90,7 +90,7 @@ def create_server(
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http=http_protocol(limits, origins_of(settings)),
+        http=HttpServer(limits, origins_of(settings)).protocol(),
         ws=GuardedWebSocket,
         access_log=False,
         proxy_headers=False,  # only the peer's address identifies a proxy in front of us

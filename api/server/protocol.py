@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -24,25 +25,26 @@ from api.server.connection_table import ConnectionTable
 from api.server.fast_path import FastPath
 from api.server.guarded_ws import hand_over
 from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake
-from api.server.refusals import encode_refusal
 from api.server.request_cycle import RequestCycle
-from api.server.request_parser import RequestParser
+from api.server.request_parser import OnLate, RequestParser
+from api.server.responses import encode_refusal
 
 _LINGER_S = 2.0
 _MAX_WAITING = 16  # pipelined requests behind the current one; those of the last read come on top
 
 
-def http_protocol(
-    limits: ConnectionLimits, origins: Origins | None = None, *, has_fast_path: bool = True
-) -> type[asyncio.Protocol]:
-    """For `uvicorn.Config(http=…)`; one per server. `origins`: pages of these can read the errors sent here.
+@dataclass(frozen=True, slots=True)
+class HttpServer:
+    """What the connections of one server share."""
 
-    Without the fast path the same application runs by ASGI alone, only slower.
-    """
-    made = partial(
-        HttpProtocol, limits=limits, table=ConnectionTable(), origins=origins, has_fast_path=has_fast_path
-    )
-    return cast(type[asyncio.Protocol], made)
+    limits: ConnectionLimits
+    origins: Origins | None = None  # pages of these origins can read the errors sent here
+    has_fast_path: bool = True  # without it the same application runs by ASGI alone, only slower
+    table: ConnectionTable = field(default_factory=ConnectionTable)
+
+    def protocol(self) -> Any:
+        """For `uvicorn.Config(http=…)`."""
+        return partial(HttpProtocol, self)
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -51,30 +53,23 @@ class HttpProtocol(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        limits: ConnectionLimits,
-        table: ConnectionTable,
-        origins: Origins | None = None,
-        has_fast_path: bool = True,
+        self, server: HttpServer, config: Config, server_state: ServerState, app_state: Any, _loop: Any = None
     ) -> None:
-        self._app = app = cast(Any, config.loaded_app)
-        self._config, self._server_state, self._app_state = config, server_state, app_state
-        self._limits, self._table, self._origins = limits, table, origins
-        self._loop = _loop or asyncio.get_running_loop()
+        app: Any = config.loaded_app
+        self._app, self._config, self._server_state, self._app_state = app, config, server_state, app_state
+        self._server, self._table = server, server.table
+        self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self.answered_at = self._loop.time()  # time of the last response, or of the connection's start
-        can_begin = has_fast_path and hasattr(app, "begin")
-        self._fast_path = FastPath(app, limits.max_body_bytes) if can_begin else None
-        self._parser = RequestParser(limits, self._on_head, config.timeout_keep_alive, self.answered_at)
+        can_begin = server.has_fast_path and hasattr(app, "begin")
+        self._fast_path = FastPath(app, server.limits.max_body_bytes) if can_begin else None
+        self._parser = RequestParser(
+            server.limits, self._on_head, config.timeout_keep_alive, self.answered_at
+        )
         self.pipeline = deque[RequestCycle]()  # unanswered requests, in order; the first is being served
         self._arrived: RequestCycle | None = None  # to begin once all data is parsed
         self.is_read_paused = self.is_write_paused = self._is_refused = False
-        self._writable = asyncio.Event()
-        self._is_listed_idle = False  # in the table, and with a timer; short requests don't change that
+        self.writable = asyncio.Event()
+        self.is_listed_idle = False  # in the table; then the timer runs too
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -91,15 +86,15 @@ class HttpProtocol(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": _address(transport.get_extra_info("peername")),
+            "server": (transport.get_extra_info("sockname") or ())[:2] or None,
+            "client": (transport.get_extra_info("peername") or ())[:2] or None,
             "root_path": "",
         }
-        is_full = len(self._server_state.connections) > self._limits.max_connections
+        is_full = len(self._server_state.connections) > self._server.limits.max_connections
         if is_full and not self._table.evict_one(self._loop.time()):
-            self._refuse(self._limits.too_many_connections())
+            self._refuse(self._server.limits.too_many_connections())
             return
-        self._list_idle()
+        self._table.mark_idle(self)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -133,28 +128,17 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def _list_idle(self) -> None:
-        self._is_listed_idle = True
-        self._table.mark_idle(self)
-
-    def _list_busy(self) -> None:
-        self._is_listed_idle = False
-        self._table.mark_busy(self)
-
     # Back-pressure.
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
-        self._writable.clear()
+        self.writable.clear()
         self._table.mark_stalled(self, self._loop.time())
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
-        self._writable.set()
+        self.writable.set()
         self._table.mark_moving(self)
-
-    async def drain(self) -> None:
-        await self._writable.wait()
 
     def pause_reading(self) -> None:
         if not self.is_read_paused:
@@ -189,8 +173,8 @@ class HttpProtocol(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         parser = self._parser
         is_first = not parser.is_receiving
-        if self.pipeline and self._is_listed_idle:
-            self._list_busy()
+        if self.pipeline and self.is_listed_idle:
+            self._table.mark_busy(self)
         try:
             if parser.feed(data, self._loop.time()):
                 self._hand_over()
@@ -216,8 +200,8 @@ class HttpProtocol(asyncio.Protocol):
         cycle.resume_as_task(self._app)
 
     def start_task(self, cycle: RequestCycle, app: App) -> None:
-        if self._is_listed_idle:
-            self._list_busy()
+        if self.is_listed_idle:
+            self._table.mark_busy(self)
         tasks = self._server_state.tasks
         task = self._loop.create_task(cycle.run(app))
         tasks.add(task)
@@ -226,7 +210,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_response_end(self) -> None:
         self.pipeline.popleft()
         self._server_state.total_requests += 1
-        if self._is_listed_idle:
+        if self.is_listed_idle:
             self.answered_at = self._loop.time()
         elif not self.transport.is_closing():
             if self.pipeline:
@@ -239,13 +223,12 @@ class HttpProtocol(asyncio.Protocol):
         """Every request has been answered, although the body of the last one may still arrive."""
         self.answered_at = self._loop.time()
         if not self._parser.has_head:
-            self._list_idle()
+            self._table.mark_idle(self)
         self._start_timer()
 
     def _on_head(self, scope: Scope, keep_alive: bool) -> RequestCycle:
         scope.update(self._base_scope, state=self._app_state.copy())
-        cycle = RequestCycle(self, scope, bytearray())
-        cycle.has_more_body = True
+        cycle = RequestCycle(self, scope, bytearray(), is_whole=False)
         cycle.keep_alive = keep_alive
         expects = find_header(scope["headers"], b"expect").lower()
         cycle.awaits_continue = expects == b"100-continue" and scope["http_version"] == "1.1"
@@ -254,7 +237,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._arrived = cycle
         self.pipeline.append(cycle)
-        self._list_busy()
+        self._table.mark_busy(self)
         return cycle
 
     def on_request_end(self) -> None:
@@ -265,9 +248,7 @@ class HttpProtocol(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Give the connection to the WebSocket protocol. Raises LimitExceeded."""
         if self.pipeline:  # its response would be taken for an earlier request's, or vice versa
-            raise LimitExceeded(
-                malformed_handshake("an earlier request on this connection is still unanswered")
-            )
+            raise LimitExceeded(malformed_handshake("an earlier request is still unanswered"))
         head = self._parser.handshake()
         hand_over(self.transport, head, self._config, self._server_state, self._app_state)
         self._leave()
@@ -277,9 +258,9 @@ class HttpProtocol(asyncio.Protocol):
     def _start_timer(self) -> None:
         """One timer for all limits. Short requests don't reset it: when it fires it may be too early."""
         self._stop_timer()
-        deadline = self._parser.deadline(None if self.pipeline else self.answered_at)
+        deadline, _ = self._deadline()
         if deadline is None:
-            self._list_busy()  # so that the response starts it again
+            self._table.mark_busy(self)  # so that the response starts it again
         else:
             self._timer = self._loop.call_at(deadline, self._on_timer, deadline)
 
@@ -287,13 +268,17 @@ class HttpProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
 
+    def _deadline(self) -> tuple[float | None, OnLate | None]:
+        return self._parser.deadline(None if self.pipeline else self.answered_at)
+
     def _on_timer(self, started_for: float) -> None:
         if self.is_read_paused:
             self._parser.received_at = self._loop.time()  # the client is not late
-        if started_for != self._parser.deadline(None if self.pipeline else self.answered_at):
+        deadline, on_late = self._deadline()
+        if deadline != started_for:
             self._start_timer()
-        elif (error := self._parser.timed_out()) is not None:
-            self._refuse(error)
+        elif on_late is not None:
+            self._refuse(on_late())
         else:
             self.transport.close()
 
@@ -307,21 +292,14 @@ class HttpProtocol(asyncio.Protocol):
         is_own = parser.has_head  # the application is serving the refused request
         self._disconnect()
         if not pending or (is_own and len(pending) == 1 and not pending[0].is_started):
-            self.transport.write(encode_refusal(error, parser.url, parser.headers, self._origins))
+            self.transport.write(encode_refusal(error, parser.url, parser.headers, self._server.origins))
             self._linger()
-            self._list_idle()  # may be evicted until it is closed
+            self._table.mark_idle(self)  # may be evicted until it is closed
         else:
             self.transport.close()
 
     def _linger(self) -> None:
         """Close after the client has read the response: closing with unread input resets a connection."""
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.resume_reading()  # incoming data is dropped
-            self._loop.call_later(_LINGER_S, self.transport.close)
-        else:
-            self.transport.close()
-
-
-def _address(found: Any) -> tuple[str, int] | None:
-    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+        self.transport.write_eof()
+        self.resume_reading()  # incoming data is dropped
+        self._loop.call_later(_LINGER_S, self.transport.close)

@@ -13,7 +13,6 @@ from api.server.responses import StreamedResponse, encode_whole
 
 log = logging.getLogger("berth.server")
 
-_KEEP_ALIVE = (b"connection", b"keep-alive")
 _MAX_UNREAD_BYTES = 64 * 1024  # of a body that the application has not received yet
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -23,8 +22,8 @@ class Connection(Protocol):
 
     transport: asyncio.Transport
     is_write_paused: bool
+    writable: asyncio.Event
 
-    async def drain(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def start_task(self, cycle: RequestCycle, app: App) -> None: ...
@@ -40,15 +39,16 @@ class RequestCycle:
         "is_complete", "is_disconnected", "is_started", "keep_alive", "scope",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, scope: Scope, body: bytes | bytearray) -> None:
+    def __init__(
+        self, connection: Connection, scope: Scope, body: bytes | bytearray, *, is_whole: bool = True
+    ) -> None:
         self.scope = scope
         self.body = body  # what the application has not received yet
-        self.has_more_body = False
+        self.has_more_body = not is_whole
         self.awaits_continue = False  # the client sends the body only after an interim response
         self.keep_alive = True
+        self.is_started = self.is_complete = False  # the response's head has been sent; all of it
         self.is_disconnected = False  # nothing more is sent
-        self.is_started = False  # the response's head has been sent
-        self.is_complete = False  # the response has been sent
         self._connection = connection
         self._is_end_read = False
         self._news: asyncio.Event | None = None
@@ -112,13 +112,17 @@ class RequestCycle:
 
     async def send(self, message: Message) -> None:
         if self._connection.is_write_paused and not self.is_disconnected:
-            await self._connection.drain()
+            await self._connection.writable.wait()
         if self.is_disconnected:
             return
         if self.is_complete or message["type"] != f"http.response.{'body' if self.is_started else 'start'}":
             raise RuntimeError(f"unexpected ASGI message {message['type']!r}")
         if self._response is None:
-            self._send_head(message["status"], message.get("headers", ()))
+            headers = message.get("headers", [])
+            self._response = StreamedResponse(message["status"], headers, self.scope, self.keep_alive)
+            self.keep_alive = self._response.keep_alive
+            self.is_started = True
+            self._connection.transport.write(self._response.head)
             return
         is_last = not message.get("more_body", False)
         if piece := self._response.encode(message.get("body", b""), is_last=is_last):
@@ -126,22 +130,9 @@ class RequestCycle:
         if is_last:
             self._complete()
 
-    def _send_head(self, status: int, headers: RawHeaders) -> None:
-        self._response = response = StreamedResponse(
-            status,
-            headers,
-            self.scope["http_version"],
-            self.scope["method"] == "HEAD",
-            keep_alive=self.keep_alive,
-        )
-        self.keep_alive = response.keep_alive
-        self.is_started = True
-        self._connection.transport.write(response.head)
-
     def _complete(self) -> None:
         self.is_complete = True
-        if self._news is not None:
-            self._news.set()
+        self._wake()
         if not self.keep_alive:
             self._connection.transport.close()
         self._connection.on_response_end()
@@ -160,19 +151,14 @@ class RequestCycle:
     def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         if self.is_disconnected:
             return
-        connection, scope = self._connection, self.scope
-        if scope["http_version"] == "1.0" and self.keep_alive:
-            headers = [*headers, _KEEP_ALIVE]
         self.is_started = True
-        response = encode_whole(status, headers, body, scope["method"] == "HEAD", keep_alive=self.keep_alive)
-        connection.transport.write(response)
+        response = encode_whole(status, headers, body, self.scope, self.keep_alive)
+        self._connection.transport.write(response)
         self._complete()
 
     def send_piece(self, body: bytes) -> bool:
-        response = self._response
-        if self.is_complete or self.is_disconnected or self._connection.is_write_paused:
-            return False
-        if response is None or not response.is_chunked:
+        response, is_over = self._response, self.is_complete or self.is_disconnected
+        if response is None or not response.is_chunked or is_over or self._connection.is_write_paused:
             return False
         self._connection.transport.write(response.encode(body, is_last=False))
         return True

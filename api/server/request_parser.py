@@ -8,26 +8,23 @@ continues, fed first with a head of only the headers that frame the body.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
 
 from api.http.asgi import RawHeaders, Scope
 from api.http.errors import ApiError
+from api.http.headers import find_header
 from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake, malformed_http
+from api.server.request_cycle import RequestCycle
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
-class Body(Protocol):
-    """Takes a request's body."""
-
-    def on_body(self, piece: bytes) -> None: ...
-    def on_end(self) -> None: ...
-
-
-OnHead = Callable[[Scope, bool], Body]  # with what ASGI's scope says of a request, and whether to keep alive
+# Called with the request's part of ASGI's scope, and whether to keep the connection.
+OnHead = Callable[[Scope, bool], RequestCycle]
+OnLate = Callable[[], ApiError]
 
 
 class RequestParser:
@@ -41,7 +38,7 @@ class RequestParser:
         self.headers: RawHeaders = []
         self._limits = limits
         self._on_head = on_head
-        self._body: Any = None  # a Body, once there is a head
+        self._cycle: Any = None  # a RequestCycle, once there is a head
         self._keep_alive_s = keep_alive_s
         self._idle_s = limits.head_timeout_s  # how long the client may send nothing
         self._head_begun_at = now  # the first one begins with the connection
@@ -59,7 +56,7 @@ class RequestParser:
 
     def close(self) -> None:
         """Drop what refers to this object."""
-        self._parser = self._on_head = self._body = None  # type: ignore[assignment]
+        self._parser = self._on_head = self._cycle = None  # type: ignore[assignment]
 
     def feed(self, data: bytes, now: float) -> bool:
         """Read data; returns whether it ends with the head of a WebSocket handshake. Raises LimitExceeded."""
@@ -97,21 +94,19 @@ class RequestParser:
 
     # Time.
 
-    def deadline(self, answered_at: float | None) -> float | None:
-        """When the client is late, if ever. `answered_at`: the last response's time; None if one is due."""
-        if self.has_head:
-            return self.received_at + self._limits.body_timeout_s
-        if answered_at is None:
-            return None
-        if self.is_receiving:
-            return max(self._head_begun_at, answered_at) + self._limits.head_timeout_s
-        return answered_at + self._idle_s
+    def deadline(self, answered_at: float | None) -> tuple[float | None, OnLate | None]:
+        """When the client is late, if ever, and with which error; without one it is only idle.
 
-    def timed_out(self) -> ApiError | None:
-        """The error after the deadline; None if the connection is idle, and just closes."""
+        `answered_at`: time of the last response, None if one is due.
+        """
         if self.has_head:
-            return self._limits.body_timed_out()
-        return self._limits.head_timed_out() if self.is_receiving else None
+            return self.received_at + self._limits.body_timeout_s, self._limits.body_timed_out
+        if answered_at is None:
+            return None, None
+        if self.is_receiving:
+            begun_at = max(self._head_begun_at, answered_at)
+            return begun_at + self._limits.head_timeout_s, self._limits.head_timed_out
+        return answered_at + self._idle_s, None
 
     # The parser's callbacks. Those for a head are ignored once there is one: they are about a trailer, which
     # taken for a header would bypass all checks, or about the head that frames the body after an upgrade.
@@ -141,17 +136,17 @@ class RequestParser:
         self._idle_s = self._keep_alive_s
         self._unreported_bytes = self._body_bytes = 0
         is_upgrade = self._parser.should_upgrade()
-        self._is_handshake = is_upgrade and self._options(b"upgrade") == {b"websocket"}
+        self._is_handshake = is_upgrade and find_header(self.headers, b"upgrade").lower() == b"websocket"
         self._is_declined = is_upgrade and not self._is_handshake
         if not self._is_handshake:
-            self._body = self._on_head(self._scope(), self._keeps_connection())
+            self._cycle = self._on_head(self._scope(), self._keeps_connection())
 
     def on_body(self, piece: bytes) -> None:
         self._unreported_bytes = 0
         self._body_bytes += len(piece)
         if self._body_bytes > self._limits.max_body_bytes:
             raise LimitExceeded(self._limits.body_too_large())
-        self._body.on_body(piece)
+        self._cycle.on_body(piece)
 
     def on_message_complete(self) -> None:
         if self._is_declined:
@@ -159,7 +154,7 @@ class RequestParser:
         self.is_receiving = self.has_head = False
         self._unreported_bytes = 0
         if not self._is_handshake:
-            self._body.on_end()
+            self._cycle.on_end()
 
     # Heads.
 
@@ -177,12 +172,9 @@ class RequestParser:
     def _keeps_connection(self) -> bool:
         if self._parser.get_http_version() == "1.1":
             return bool(self._parser.should_keep_alive())
-        options = self._options(b"connection")  # both sides have to agree (RFC 9112, section 9.3)
-        return b"keep-alive" in options and b"close" not in options
-
-    def _options(self, header: bytes) -> set[bytes]:
-        given = b",".join(value for name, value in self.headers if name == header)
-        return {option.strip() for option in given.lower().split(b",")}
+        given = b",".join(value for name, value in self.headers if name == b"connection")
+        options = {option.strip() for option in given.lower().split(b",")}
+        return b"keep-alive" in options and b"close" not in options  # RFC 9112, section 9.3
 
     def _scope(self) -> Scope:
         target = httptools.parse_url(self.url)

@@ -20,7 +20,7 @@ from api.http.dispatch import Dispatcher
 from api.proxy.proxy import DataPlane
 from api.server import garbage
 from api.server.limits import ConnectionLimits
-from api.server.protocol import http_protocol
+from api.server.protocol import HttpServer
 from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
@@ -85,7 +85,7 @@ def main() -> None:
         served,
         port=port,
         log_level="warning",
-        http=http_protocol(ConnectionLimits()),
+        http=HttpServer(ConnectionLimits()).protocol(),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -17,7 +17,7 @@ import uvicorn
 from api.http.asgi import Receive, Scope, Send
 from api.server.descriptors import connections_within
 from api.server.limits import ConnectionLimits
-from api.server.protocol import HttpProtocol, http_protocol
+from api.server.protocol import HttpProtocol, HttpServer
 
 LIMITS = ConnectionLimits(
     max_connections=4,
@@ -124,7 +124,7 @@ class Client:
 async def serving(limits: ConnectionLimits) -> AsyncIterator[Served]:
     app = Echo()
     config = uvicorn.Config(
-        cast(Any, app), http=http_protocol(limits), lifespan="off", log_config=None, loop="asyncio"
+        cast(Any, app), http=HttpServer(limits).protocol(), lifespan="off", log_config=None, loop="asyncio"
     )
     server = uvicorn.Server(config)
     server.config.load()

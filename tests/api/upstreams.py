@@ -18,7 +18,7 @@ from api.proxy.pace import PaceRules
 from api.proxy.proxy import DataPlane
 from api.proxy.upstream_pool import UpstreamOptions
 from api.server.limits import ConnectionLimits
-from api.server.protocol import http_protocol
+from api.server.protocol import HttpServer
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
@@ -31,7 +31,7 @@ def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     limits = ConnectionLimits(max_body_bytes=2**31)  # these tests send more than the default limit
-    return http_protocol(limits) if is_uvloop else "httptools"
+    return HttpServer(limits).protocol() if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]
