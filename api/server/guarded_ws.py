@@ -9,7 +9,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from api.server.limits import LimitExceeded, malformed_handshake
+from api.http.errors import RequestRefused
+from api.server.limits import malformed_handshake
 
 _LINGER_S = 10.0
 
@@ -25,15 +26,12 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 def hand_over(
     transport: asyncio.Transport, head: bytes, config: Config, state: ServerState, app_state: dict[str, Any]
 ) -> None:
-    """Give a connection to the WebSocket protocol, with a handshake's head. Raises LimitExceeded."""
+    """Give a connection to the WebSocket protocol, with a handshake's head. Raises RequestRefused."""
     protocol = cast(Any, config.ws_protocol_class)(config=config, server_state=state, app_state=app_state)
     protocol.connection_made(transport)
     protocol.data_received(head)
     if not protocol.handshake_initiated and not transport.is_closing():
         state.connections.discard(protocol)  # it has rejected the head without answering or closing
-        raise LimitExceeded(
-            malformed_handshake(
-                "it has a body, a line of more than 8 KiB, or characters that HTTP does not allow"
-            )
-        )
+        why = "it has a body, a line of more than 8 KiB, or characters that HTTP does not allow"
+        raise RequestRefused(malformed_handshake(why))
     transport.set_protocol(protocol)

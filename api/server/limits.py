@@ -9,14 +9,6 @@ from api.http.errors import ApiError, api_error
 _INVALID = "invalid_request_error"
 
 
-class LimitExceeded(Exception):
-    """A client exceeds a limit; `error` is the response."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """Times in seconds. `body_timeout_s` is for the pause between two pieces of a body, not for all of it."""

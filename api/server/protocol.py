@@ -18,13 +18,13 @@ from uvicorn.server import ServerState
 
 from api.cors import Origins
 from api.http.asgi import App, Scope
-from api.http.errors import ApiError
+from api.http.errors import ApiError, RequestRefused
 from api.http.headers import find_header
 from api.http.response_channel import EXTENSION
 from api.server.connection_table import ConnectionTable
 from api.server.fast_path import FastPath
 from api.server.guarded_ws import hand_over
-from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake
+from api.server.limits import ConnectionLimits
 from api.server.request_cycle import RequestCycle
 from api.server.request_parser import OnLate, RequestParser
 from api.server.responses import encode_refusal
@@ -153,41 +153,36 @@ class HttpProtocol(asyncio.Protocol):
     # Requests.
 
     def data_received(self, data: bytes) -> None:
-        if not (self._is_refused or self.transport.is_closing() or self._begin_cached(data)):
+        if self._is_refused or self.transport.is_closing():
+            return
+        fast_path, recognised = self._fast_path, None
+        if fast_path is not None and not (self.pipeline or self._parser.is_receiving):
+            recognised = fast_path.recognise(data)
+        if fast_path is None or recognised is None:
             self._parse(data)
-
-    def _begin_cached(self, data: bytes) -> bool:
-        """Begin a request whose head equals the previous one; returns whether `data` is one."""
-        if self._fast_path is None or self.pipeline or self._parser.is_receiving:
-            return False
-        recognised = self._fast_path.recognise(data)
-        if recognised is None:
-            return False
-        scope, body = recognised
-        cycle = RequestCycle(self, scope, body)
+            return
+        cycle = RequestCycle(self, *recognised)
         self.pipeline.append(cycle)
-        if not self._fast_path.begin(scope, body, cycle, cycle.resume_as_task):
+        if not fast_path.begin(cycle):
             self._run(cycle)
-        return True
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
-        is_first = not parser.is_receiving
+        parser, is_first = self._parser, not self._parser.is_receiving
         if self.pipeline and self.is_listed_idle:
             self._table.mark_busy(self)
         try:
             if parser.feed(data, self._loop.time()):
-                self._hand_over()
-        except LimitExceeded as exceeded:
-            self._refuse(exceeded.error)
-        if (cycle := self._arrived) is not None:
-            self._arrived = None
+                head = parser.handshake(is_answered=not self.pipeline)
+                hand_over(self.transport, head, self._config, self._server_state, self._app_state)
+                self._leave()
+        except RequestRefused as refused:
+            self._refuse(refused.error)
+        if self._arrived is not None:
+            cycle, self._arrived = self._arrived, None
             fast_path = None if cycle.has_more_body or self.transport.is_closing() else self._fast_path
             if fast_path is not None and is_first and not parser.is_receiving:
                 fast_path.learn(data, cycle)
-            if fast_path is None or not fast_path.begin(
-                cycle.scope, bytes(cycle.body), cycle, cycle.resume_as_task
-            ):
+            if fast_path is None or not fast_path.begin(cycle):
                 self._run(cycle)
         if parser.is_receiving and not self._is_refused:
             if parser.has_head:
@@ -228,7 +223,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def _on_head(self, scope: Scope, keep_alive: bool) -> RequestCycle:
         scope.update(self._base_scope, state=self._app_state.copy())
-        cycle = RequestCycle(self, scope, bytearray(), is_whole=False)
+        cycle = RequestCycle(self, scope, bytearray())
+        cycle.has_more_body = True
         cycle.keep_alive = keep_alive
         expects = find_header(scope["headers"], b"expect").lower()
         cycle.awaits_continue = expects == b"100-continue" and scope["http_version"] == "1.1"
@@ -244,14 +240,6 @@ class HttpProtocol(asyncio.Protocol):
         self._table.mark_moving(self)
         if not self.pipeline:
             self._on_idle()
-
-    def _hand_over(self) -> None:
-        """Give the connection to the WebSocket protocol. Raises LimitExceeded."""
-        if self.pipeline:  # its response would be taken for an earlier request's, or vice versa
-            raise LimitExceeded(malformed_handshake("an earlier request is still unanswered"))
-        head = self._parser.handshake()
-        hand_over(self.transport, head, self._config, self._server_state, self._app_state)
-        self._leave()
 
     # Time.
 
@@ -293,13 +281,9 @@ class HttpProtocol(asyncio.Protocol):
         self._disconnect()
         if not pending or (is_own and len(pending) == 1 and not pending[0].is_started):
             self.transport.write(encode_refusal(error, parser.url, parser.headers, self._server.origins))
-            self._linger()
+            self.transport.write_eof()  # closing with unread input would reset the connection
+            self.resume_reading()  # incoming data is dropped
+            self._loop.call_later(_LINGER_S, self.transport.close)
             self._table.mark_idle(self)  # may be evicted until it is closed
         else:
             self.transport.close()
-
-    def _linger(self) -> None:
-        """Close after the client has read the response: closing with unread input resets a connection."""
-        self.transport.write_eof()
-        self.resume_reading()  # incoming data is dropped
-        self._loop.call_later(_LINGER_S, self.transport.close)

@@ -39,12 +39,10 @@ class RequestCycle:
         "is_complete", "is_disconnected", "is_started", "keep_alive", "scope",
     )  # fmt: skip
 
-    def __init__(
-        self, connection: Connection, scope: Scope, body: bytes | bytearray, *, is_whole: bool = True
-    ) -> None:
+    def __init__(self, connection: Connection, scope: Scope, body: bytes | bytearray) -> None:
         self.scope = scope
         self.body = body  # what the application has not received yet
-        self.has_more_body = not is_whole
+        self.has_more_body = False
         self.awaits_continue = False  # the client sends the body only after an interim response
         self.keep_alive = True
         self.is_started = self.is_complete = False  # the response's head has been sent; all of it

@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import httptools
 
 from api.http.asgi import RawHeaders, Scope
-from api.http.errors import ApiError
+from api.http.errors import ApiError, RequestRefused
 from api.http.headers import find_header
-from api.server.limits import ConnectionLimits, LimitExceeded, malformed_handshake, malformed_http
+from api.server.limits import ConnectionLimits, malformed_handshake, malformed_http
 from api.server.request_cycle import RequestCycle
 
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -59,7 +59,7 @@ class RequestParser:
         self._parser = self._on_head = self._cycle = None  # type: ignore[assignment]
 
     def feed(self, data: bytes, now: float) -> bool:
-        """Read data; returns whether it ends with the head of a WebSocket handshake. Raises LimitExceeded."""
+        """Read data; returns whether the head of a WebSocket handshake ends it. Raises RequestRefused."""
         self.received_at = now
         self._unreported_bytes += len(data)
         unread: list[Any] = [data]
@@ -76,19 +76,21 @@ class RequestParser:
                     unread = [self._framing_head(), memoryview(data)[stopped.args[0] :]]
         except httptools.HttpParserError as error:
             cause = error.__context__
-            raise cause if isinstance(cause, LimitExceeded) else LimitExceeded(malformed_http()) from None
+            raise cause if isinstance(cause, RequestRefused) else RequestRefused(malformed_http()) from None
         if self.is_receiving and self._unreported_bytes > self._limits.max_head_bytes:
-            raise LimitExceeded(self._limits.head_too_large())
+            raise RequestRefused(self._limits.head_too_large())
         return False
 
     def _framing_head(self) -> bytes:
         lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] in _FRAMING]
         return b"".join((b"POST / HTTP/1.1\r\n", *lines, b"\r\n"))
 
-    def handshake(self) -> bytes:
-        """The head of a WebSocket handshake. Raises LimitExceeded."""
+    def handshake(self, *, is_answered: bool) -> bytes:
+        """The head of a WebSocket handshake. `is_answered`: earlier requests are. Raises RequestRefused."""
+        if not is_answered:  # its response would be taken for an earlier request's, or vice versa
+            raise RequestRefused(malformed_handshake("an earlier request is still unanswered"))
         if b"#" in self.url:
-            raise LimitExceeded(malformed_handshake("its path contains '#'; write it as %23"))
+            raise RequestRefused(malformed_handshake("its path contains '#'; write it as %23"))
         lines = [b"%b: %b\r\n" % pair for pair in self.headers]
         return b"".join((b"%b %b HTTP/1.1\r\n" % (self.method, self.url), *lines, b"\r\n"))
 
@@ -145,7 +147,7 @@ class RequestParser:
         self._unreported_bytes = 0
         self._body_bytes += len(piece)
         if self._body_bytes > self._limits.max_body_bytes:
-            raise LimitExceeded(self._limits.body_too_large())
+            raise RequestRefused(self._limits.body_too_large())
         self._cycle.on_body(piece)
 
     def on_message_complete(self) -> None:
@@ -161,13 +163,13 @@ class RequestParser:
     def _check_head(self) -> None:
         limits = self._limits
         if self._parser.get_http_version() not in ("1.1", "1.0"):
-            raise LimitExceeded(malformed_http())
+            raise RequestRefused(malformed_http())
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > limits.max_head_bytes or len(self.headers) > limits.max_headers:
-            raise LimitExceeded(limits.head_too_large())
+            raise RequestRefused(limits.head_too_large())
         for name, value in self.headers:
             if name == b"content-length" and int(value) > limits.max_body_bytes:
-                raise LimitExceeded(limits.body_too_large())
+                raise RequestRefused(limits.body_too_large())
 
     def _keeps_connection(self) -> bool:
         if self._parser.get_http_version() == "1.1":

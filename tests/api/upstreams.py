@@ -24,6 +24,7 @@ from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.types import Endpoint
 
 # Berth's own server; and any ASGI server, without our extension and without uvloop.
+HAS_FAST_PATH = True  # of Berth's own server; test_without_fast_path.py switches it off
 LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
 
 
@@ -31,7 +32,7 @@ def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     limits = ConnectionLimits(max_body_bytes=2**31)  # these tests send more than the default limit
-    return HttpServer(limits).protocol() if is_uvloop else "httptools"
+    return HttpServer(limits, has_fast_path=HAS_FAST_PATH).protocol() if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]
