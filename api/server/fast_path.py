@@ -21,16 +21,12 @@ class FastPath:
     """One connection's: the application's `begin`, and the previous request's head."""
 
     def __init__(self, app: FastPathApp, max_body_bytes: int) -> None:
-        self._begin = app.begin
+        self.begin = app.begin
         self._max_body_bytes = min(max_body_bytes, _MAX_BODY_BYTES)
         self._head: CachedHead | None = None
         self._scope: dict[str, Any] = {}
         self._length = 0
         self._num_misses = 0
-
-    def begin(self, cycle: RequestCycle) -> bool:
-        """Offer a request; False: nothing was done."""
-        return self._begin(cycle.scope, bytes(cycle.body), cycle, cycle.resume_as_task)
 
     def recognise(self, data: bytes) -> tuple[Scope, bytes] | None:
         """Scope and body of the request that `data` is, if its head equals the cached one."""

@@ -23,7 +23,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         self.loop.call_later(_LINGER_S, self.transport.abort)
 
 
-def hand_over(
+def start_websocket(
     transport: asyncio.Transport, head: bytes, config: Config, state: ServerState, app_state: dict[str, Any]
 ) -> None:
     """Give a connection to the WebSocket protocol, with a handshake's head. Raises RequestRefused."""

@@ -23,7 +23,7 @@ from api.http.headers import find_header
 from api.http.response_channel import EXTENSION
 from api.server.connection_table import ConnectionTable
 from api.server.fast_path import FastPath
-from api.server.guarded_ws import hand_over
+from api.server.guarded_ws import start_websocket
 from api.server.limits import ConnectionLimits
 from api.server.request_cycle import RequestCycle
 from api.server.request_parser import OnLate, RequestParser
@@ -161,9 +161,10 @@ class HttpProtocol(asyncio.Protocol):
         if fast_path is None or recognised is None:
             self._parse(data)
             return
-        cycle = RequestCycle(self, *recognised)
+        scope, body = recognised
+        cycle = RequestCycle(self, scope, body)
         self.pipeline.append(cycle)
-        if not fast_path.begin(cycle):
+        if not fast_path.begin(scope, body, cycle, cycle.resume_as_task):
             self._run(cycle)
 
     def _parse(self, data: bytes) -> None:
@@ -173,7 +174,7 @@ class HttpProtocol(asyncio.Protocol):
         try:
             if parser.feed(data, self._loop.time()):
                 head = parser.handshake(is_answered=not self.pipeline)
-                hand_over(self.transport, head, self._config, self._server_state, self._app_state)
+                start_websocket(self.transport, head, self._config, self._server_state, self._app_state)
                 self._leave()
         except RequestRefused as refused:
             self._refuse(refused.error)
@@ -182,7 +183,8 @@ class HttpProtocol(asyncio.Protocol):
             fast_path = None if cycle.has_more_body or self.transport.is_closing() else self._fast_path
             if fast_path is not None and is_first and not parser.is_receiving:
                 fast_path.learn(data, cycle)
-            if fast_path is None or not fast_path.begin(cycle):
+            whole = bytes(cycle.body)
+            if fast_path is None or not fast_path.begin(cycle.scope, whole, cycle, cycle.resume_as_task):
                 self._run(cycle)
         if parser.is_receiving and not self._is_refused:
             if parser.has_head:

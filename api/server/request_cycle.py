@@ -130,7 +130,8 @@ class RequestCycle:
 
     def _complete(self) -> None:
         self.is_complete = True
-        self._wake()
+        if self._news is not None:
+            self._news.set()
         if not self.keep_alive:
             self._connection.transport.close()
         self._connection.on_response_end()
