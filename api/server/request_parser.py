@@ -21,7 +21,6 @@ from api.server.request_cycle import RequestCycle
 
 _FRAMING = (b"content-length", b"transfer-encoding")
 
-
 # Called with the request's part of ASGI's scope, and whether to keep the connection.
 OnHead = Callable[[Scope, bool], RequestCycle]
 OnLate = Callable[[], ApiError]
@@ -49,9 +48,8 @@ class RequestParser:
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
-        parser.set_dangerous_leniencies(
-            lenient_data_after_close=True
-        )  # else the error comes before the response
+        # Else a request behind one with `Connection: close` would be an error before that one's response.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
     def close(self) -> None:
@@ -133,15 +131,15 @@ class RequestParser:
         if self.has_head:
             return
         self._check_head()
-        self.has_head = True
         self.method = self._parser.get_method()
-        self._idle_s = self._keep_alive_s
-        self._unreported_bytes = self._body_bytes = 0
         is_upgrade = self._parser.should_upgrade()
         self._is_handshake = is_upgrade and find_header(self.headers, b"upgrade").lower() == b"websocket"
         self._is_declined = is_upgrade and not self._is_handshake
         if not self._is_handshake:
             self._cycle = self._on_head(self._scope(), self._keeps_connection())
+        self.has_head = True
+        self._idle_s = self._keep_alive_s
+        self._unreported_bytes = self._body_bytes = 0
 
     def on_body(self, piece: bytes) -> None:
         self._unreported_bytes = 0

@@ -348,12 +348,28 @@ async def test_requests_with_ambiguous_length_are_refused(served: Served, reques
     client.close()
 
 
-async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(served: Served) -> None:
+@pytest.mark.parametrize(
+    "refused",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://a:b:c/ HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://x?y HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: x\r\n\r\n",
+        GET + b"a: " + b"x" * 3000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(
+    served: Served, refused: bytes
+) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
     async with asyncio.timeout(TIMEOUT_S):
         await served.app.arrived.get()
-    client.write(b"nonsense\r\n\r\n")
+    client.write(refused)
     assert await client.is_closed()
     client.close()
 
