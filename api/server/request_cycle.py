@@ -14,6 +14,7 @@ from api.server.responses import StreamedResponse, encode_whole
 log = logging.getLogger("berth.server")
 
 _MAX_UNREAD_BYTES = 64 * 1024  # of a body that the application has not received yet
+_FAILED = b"Internal Server Error"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -34,11 +35,6 @@ class Connection(Protocol):
 class RequestCycle:
     """One request. By default it has arrived whole, and its connection is kept."""
 
-    __slots__ = (
-        "_connection", "_is_end_read", "_news", "_response", "awaits_continue", "body", "has_more_body",
-        "is_complete", "is_disconnected", "is_started", "keep_alive", "scope",
-    )  # fmt: skip
-
     def __init__(self, connection: Connection, scope: Scope, body: bytes | bytearray) -> None:
         self.scope = scope
         self.body = body  # what the application has not received yet
@@ -56,16 +52,16 @@ class RequestCycle:
         """Run an application, and end what it leaves unfinished."""
         try:
             await app(self.scope, self.receive, self.send)
-            if self.is_complete or self.is_disconnected:
-                return
-            log.error("the application has returned without a complete response")
+            if not (self.is_complete or self.is_disconnected):
+                raise RuntimeError("the application has returned without a complete response")
         except BaseException as error:
             log.error("exception in the application", exc_info=error)
-        if self.is_started:
-            self._connection.transport.close()
-        else:
-            self.keep_alive = False
-            self.send_whole(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error")
+            if self.is_started:
+                self._connection.transport.close()
+            else:
+                self.keep_alive = False
+                self.send_whole(500, [(b"content-type", b"text/plain; charset=utf-8")], _FAILED)
+        self.scope = {}  # it refers to this object
 
     def disconnect(self) -> None:
         self.is_disconnected = True

@@ -35,14 +35,12 @@ class RequestParser:
         self.received_at = now
         self.url, self.method = b"", b""  # of the last request
         self.headers: RawHeaders = []
-        self._limits = limits
-        self._on_head = on_head
+        self._limits, self._on_head = limits, on_head
         self._cycle: Any = None  # a RequestCycle, once there is a head
         self._keep_alive_s = keep_alive_s
         self._idle_s = limits.head_timeout_s  # how long the client may send nothing
         self._head_begun_at = now  # the first one begins with the connection
-        self._unreported_bytes = 0  # of a head; after it, of chunk extensions and trailers
-        self._body_bytes = 0
+        self._body_bytes = self._unreported_bytes = 0  # the latter of a head, chunk extensions or trailers
         self._is_handshake = self._is_declined = False  # what the last head offers
         self._parser = self._new_parser()
 

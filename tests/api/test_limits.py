@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import socket
@@ -18,6 +19,7 @@ from api.http.asgi import Receive, Scope, Send
 from api.server.descriptors import connections_within
 from api.server.limits import ConnectionLimits
 from api.server.protocol import HttpProtocol, HttpServer
+from api.server.request_cycle import RequestCycle
 
 LIMITS = ConnectionLimits(
     max_connections=4,
@@ -397,6 +399,31 @@ async def test_the_current_of_several_requests_sees_the_disconnect() -> None:
             client.close()
             await served.app.arrived.get()
     assert served.app.ended == ["http.request", "left"]
+
+
+async def test_requests_and_connections_leave_no_reference_cycles() -> None:
+    """Else the garbage collector would have to find them, all the time."""
+
+    def left() -> list[Any]:
+        return [found for found in gc.get_objects() if type(found) in (HttpProtocol, RequestCycle)]
+
+    async with serving(ConnectionLimits()) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for request in (
+                GET + b"\r\n",
+                b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab",
+                b"nonsense\r\n\r\n",
+            ):
+                client = await served.connect()
+                await client.ask(request)
+                client.close()
+            async with asyncio.timeout(TIMEOUT_S):
+                while left():  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
 
 
 def test_connections_are_limited_by_descriptors() -> None:
