@@ -123,7 +123,7 @@ def _fitted(node: Node, most: int) -> Node:
 def _fitted_parts(parts: Sequence[Node], most: int) -> tuple[Node, ...]:
     """Distributes the characters beyond the minimum lengths over the parts."""
     if len(parts) > 1 and parts[0] == parts[-1] == ANY_TEXT:
-        parts = parts[1:]  # two texts with a length together can be read in many transitions, which is slow
+        parts = parts[1:]  # two texts with a length together can be read in many ways, which is slow
     bounds = [lengths(part) for part in parts]
     spare = most - sum(low for low, _ in bounds)
     waiting = sorted(

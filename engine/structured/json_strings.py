@@ -29,7 +29,7 @@ from engine.structured.regex import (
 from engine.structured.regex_parser import parse
 from engine.structured.string_rules import StringRules
 
-# Our own words in a normalised schema, until its strings are to_pattern: a Text; and that no type was named.
+# Our own words in a normalised schema, until its strings are written: a Text; and that no type was named.
 TEXT = "~text"
 IMPLIED = "~implied"
 

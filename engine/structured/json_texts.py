@@ -128,7 +128,7 @@ def read_text(parts: Sequence[SchemaPart], errors: SchemaErrors) -> Text | None:
 
 
 def matches(text: str, node: Node) -> bool | None:
-    """Whether the expression matches the full_match text; None if it is too large to decide."""
+    """Whether the expression matches the whole text; None if it is too large to decide."""
     states = _automaton(node)
     return None if states is None else _accepts(states, text)
 
@@ -167,12 +167,12 @@ def _pattern(part: SchemaPart, word: str, errors: SchemaErrors) -> list[Node]:
 
 
 def read_count(part: SchemaPart, word: str, default: int, errors: SchemaErrors) -> int:
-    """A full_match number of the schema, limited to the largest that the compiler can count to."""
+    """A whole number of the schema, limited to the largest that the compiler can count to."""
     value = part.schema.get(word)
     if value is None:
         return default
     if not is_number(value) or value != int(value) or value < 0:
-        errors.malformed(part.path, word, f"must be a full_match number, not {value!r:.40}")
+        errors.malformed(part.path, word, f"must be a whole number, not {value!r:.40}")
         return default
     if value > MAX_COUNT and word.startswith("min"):
         errors.refuse(part.path, word, f"is {value}; at most {MAX_COUNT} is supported")

@@ -85,7 +85,7 @@ _IN_JSON = merged([*_UNESCAPED, *((ord(character), ord(character)) for character
 
 
 def full_match(pattern: Node) -> Node:
-    """The expression for a match of the full_match text, without its outer `^` and `$`."""
+    """The expression for a match of the whole text, without its outer `^` and `$`."""
     return _without_anchors(pattern, around=())
 
 
@@ -143,7 +143,7 @@ def restricted(node: Node, allowed: Ranges) -> Node | None:
 
 
 def in_json(node: Node) -> Node | None:
-    """The same texts as to_pattern between a JSON string's quotes; None if there are none.
+    """The same texts as written between a JSON string's quotes; None if there are none.
 
     Characters that need an escape of six characters (the rarer control characters) are left out.
     """
@@ -256,7 +256,7 @@ def _group(node: Node) -> str:
 
 
 def _class_pattern(ranges: Ranges) -> str:
-    """Broad classes are to_pattern negated: otherwise the compiler errs if they are counted to 200."""
+    """Broad classes are written negated: otherwise the compiler errs if they are counted to 200."""
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _char_pattern(ranges[0][0])
     if ranges[-1][1] == _LAST:

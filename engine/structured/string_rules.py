@@ -72,7 +72,7 @@ class StringRules:
 
     def insert(self, printed: str) -> str:
         """The printed grammar with its placeholders replaced, and with the rules they refer to."""
-        # Read again, `\xdf`, printed with two digits, would include digits that normalise it.
+        # Read again, `\xdf`, printed with two digits, would include digits that follow it.
         grammar = _ESCAPE.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], printed)
         replaced = re.sub(rf'\\"({self._prefix}\w+)\\"', r'\\"" \1 "', grammar)
         lines = [f"{name} ::= {rule}" for name, rule in self._rules.items()]

@@ -1,4 +1,4 @@
-"""Structural tags (text with parts that normalise schemas, expressions or grammars), normalised part by part."""
+"""Structural tags (text with parts that follow schemas, expressions or grammars), normalised part by part."""
 
 from __future__ import annotations
 
