@@ -69,6 +69,14 @@ class ApiError:
     message: str  # also part of the body
 
 
+class RequestRefused(Exception):
+    """A request is not served; `error` is the response."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 def envelope(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> bytes:
     """OpenAI's error object as JSON."""
     error = {"message": message, "type": error_type, "param": param, "code": code}

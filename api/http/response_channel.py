@@ -1,4 +1,4 @@
-"""The extension of ASGI that Berth's own HTTP protocol (api/server/fast_http.py) offers the data plane."""
+"""The extension of ASGI that Berth's own HTTP protocol (api/server/protocol.py) offers the data plane."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Handler:
 def channel_of(scope: Scope) -> ResponseChannel | None:
     """The extension, if the server has it.
 
-    It is removed from the scope: otherwise scope, channel and uvicorn's cycle would form a reference cycle
+    It is removed from the scope: otherwise scope and channel would form a reference cycle
     per request, and the garbage collector would run all the time.
     """
     extensions = scope.get("extensions")

@@ -6,12 +6,9 @@ metrics, and the manager's gate for leases. Only the supervisor is missing: noth
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,8 +20,8 @@ from api.gateway.model_routes import ModelRoutes
 from api.http.dispatch import Dispatcher
 from api.proxy.proxy import DataPlane
 from api.server import garbage
-from api.server.connection_limits import ConnectionLimits
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import HttpServer
 from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
@@ -92,7 +89,7 @@ def main() -> None:
         served,
         port=port,
         log_level="warning",
-        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=ConnectionLimits())),
+        http=HttpServer(ConnectionLimits()).protocol(),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -16,7 +16,7 @@ from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.head_cache import ROUTE_CACHE, RouteCache, cached_head
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
-from api.server.fast_http import FastHttpProtocol
+from api.server.protocol import HttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
 
 
@@ -29,13 +29,13 @@ def anyio_backend() -> Any:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The data given to the parser."""
     pieces: list[bytes] = []
-    original = FastHttpProtocol._parse
+    original = HttpProtocol._parse
 
-    def recording(self: FastHttpProtocol, data: bytes) -> None:
+    def recording(self: HttpProtocol, data: bytes) -> None:
         pieces.append(data)
         original(self, data)
 
-    monkeypatch.setattr(FastHttpProtocol, "_parse", recording)
+    monkeypatch.setattr(HttpProtocol, "_parse", recording)
     return pieces
 
 
@@ -133,7 +133,7 @@ async def test_heads_that_never_repeat_are_no_longer_cached(
         learnt += 1
         return cached_head(data, headers)
 
-    monkeypatch.setattr("api.server.fast_http.cached_head", counting)
+    monkeypatch.setattr("api.server.fast_path.cached_head", counting)
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for number in range(20):
