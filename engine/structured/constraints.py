@@ -35,13 +35,15 @@ class GrammarConstraint:
         return True
 
     def accept(self, token_id: int) -> None:
-        if self._is_complete():
+        is_complete = self._is_complete()
+        if self._has_ended or (is_complete and not self._eos_token_ids):
             return
         word, bit = divmod(token_id, 32)
-        if not self._follower.mask[word] >> bit & 1:
+        is_end = token_id in self._eos_token_ids
+        if not (is_end if is_complete else self._follower.mask[word] >> bit & 1):
             raise ValueError(f"The grammar doesn't allow token {token_id}.")
-        self._has_ended = token_id in self._eos_token_ids
-        if not self._has_ended:
+        self._has_ended = is_end
+        if not is_end:
             self._follower.advance(token_id)
 
     @property

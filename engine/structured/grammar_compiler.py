@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import re
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.core.types import TokenConstraint
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import InvalidRequest
+from engine.structured import limits as most
 from engine.structured.compile_turns import NO_TENANT, CompileTurns, most_frequent
 from engine.structured.constraints import GrammarConstraint, ReasoningConstraint
-from engine.structured.grammar_source import write_grammar
-from engine.structured.matching import Follower, Lanes, Limits
+from engine.structured.limits import MAX_SOURCE_CHARS, Limits
+from engine.structured.matching import Follower, Lanes, is_too_large, one_line
 from engine.structured.spec import ReasoningDelimiters, StructuredOutput
+from engine.structured.vocabulary import read_vocabulary
+from engine.structured.writers import Writers
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     from engine.text.tokenizer import Tokenizer
 
-MAX_SOURCE_CHARS = 256 * 1024
 _MAX_CACHED = 64
-_NUM_TURNS = 2
+_NUM_TURNS = 4
 _MAX_WAITING = 64
 _NICENESS = 10
-
-# The compiler's own limits: how much it does for one grammar, or one mask.
-PARSER_LIMITS = {
-    "max_items_in_row": 1000,
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 500_000,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +66,7 @@ class GrammarCompiler:
         self._max_cached = max_cached
         self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=8, max_waiting=_MAX_WAITING)
         self._threads = ThreadPoolExecutor(_NUM_TURNS, "grammars", initializer=_deprioritise)
+        self._writers = Writers(self._limits.write_s)
         self._lanes: Lanes | None = None
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
@@ -110,6 +100,7 @@ class GrammarCompiler:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._writers.close()
         if self._lanes is not None:
             self._lanes.close()
 
@@ -137,15 +128,10 @@ class GrammarCompiler:
     def _compile_now(self, wanted: StructuredOutput, tenant: str) -> CompiledOutput:
         from llguidance import LLMatcher
 
-        try:
-            grammar = write_grammar(wanted)
-        except RecursionError as error:
-            raise InvalidRequest(f"{wanted.param} is nested too deep.", param=wanted.param) from error
-        matcher = LLMatcher(self._tokenizer(), grammar, log_level=0, limits=parser_limits())
+        grammar = self._writers.write(wanted)
+        matcher = LLMatcher(self._tokenizer(), grammar, log_level=0, limits=_parser_limits())
         if matcher.is_error():
-            raise InvalidRequest(
-                f"{wanted.param} can't be compiled: {first_line(matcher.get_error())}", param=wanted.param
-            )
+            raise _refusal(matcher.get_error(), wanted.param)
         self._validate(matcher, wanted.param)
         return CompiledOutput(matcher, wanted.param, tenant, 0)
 
@@ -159,11 +145,7 @@ class GrammarCompiler:
         for _ in range(32):
             walker.unsafe_compute_mask_ptr(mask.ctypes.data, self._num_words * 4)
             if walker.is_error():
-                raise InvalidRequest(
-                    f"{param} takes too long per token: simplify it (nested counts and ambiguous parts cost "
-                    f"most): {first_line(walker.get_error())}",
-                    param=param,
-                )
+                raise _refusal(walker.get_error(), param)
             for token in self._eos_token_ids:
                 mask[token // 32] &= ~np.int32(1 << token % 32) if token % 32 < 31 else 0x7FFFFFFF
             filled = mask.nonzero()[0]
@@ -188,12 +170,8 @@ class GrammarCompiler:
     def _tokenizer(self) -> LLTokenizer:
         with self._lock:
             if self._vocabulary is None:
-                from llguidance import LLTokenizer
-
-                self._vocabulary = LLTokenizer(
-                    self._read_tokenizer.fast.to_str(),
-                    n_vocab=self._vocab_size,
-                    eos_token=list(self._eos_token_ids) or None,
+                self._vocabulary = read_vocabulary(
+                    self._read_tokenizer, self._vocab_size, self._eos_token_ids
                 )
                 self._lanes = Lanes()
             return self._vocabulary
@@ -227,14 +205,29 @@ class GrammarCompiler:
         )
 
 
-def parser_limits() -> LLParserLimits:
+def _parser_limits() -> LLParserLimits:
     from llguidance import LLParserLimits
 
-    return LLParserLimits(**PARSER_LIMITS, verbose_errors=False)
+    return LLParserLimits(
+        max_items_in_row=most.MAX_ROW_ITEMS,
+        initial_lexer_fuel=most.LEXER_FUEL,
+        step_lexer_fuel=most.STEP_LEXER_FUEL,
+        step_max_items=most.MAX_STEP_ITEMS,
+        max_lexer_states=most.MAX_LEXER_STATES,
+        max_grammar_size=most.MAX_SYMBOLS,
+        precompute_large_lexemes=False,
+        verbose_errors=False,
+    )
 
 
-def first_line(error: str) -> str:
-    return re.sub(r"\s*<non-verbose/>", "", " ".join(error.split()))[:500]
+def _refusal(error: str, param: str) -> InvalidRequest:
+    if is_too_large(error):
+        return InvalidRequest(
+            f"{param} is too large, or can be read in too many ways: simplify it (nested counts and "
+            f"ambiguous parts cost most). The compiler says: {one_line(error)}",
+            param=param,
+        )
+    return InvalidRequest(f"{param} can't be compiled: {one_line(error)}", param=param)
 
 
 def _deprioritise() -> None:

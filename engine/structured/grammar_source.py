@@ -15,6 +15,7 @@ from engine.structured.regex import UnsupportedPattern
 from engine.structured.spec import StructuredKind, StructuredOutput
 from engine.structured.structural_tag import write_structural_tag
 
+
 def write_grammar(wanted: StructuredOutput) -> str:
     """Raises InvalidRequest for a form that can't be enforced."""
     match wanted.kind:

@@ -15,24 +15,18 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
+from engine.structured.limits import Limits
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-SLOW_MASKS_S = 5.0  # of processor time, for all slow masks of one sequence
 _SLOW_MASK_S = 0.02  # of processor time; most take a hundredth of that
 _NICENESS = 10
 _HALF_LIFE_S = 1.0  # of what a tenant has used
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of one sequence: processor time of its slow masks."""
-
-    slow_masks_s: float = SLOW_MASKS_S
+_OF_LIMITS = ("too many", "fuel", "limit", "max is", "too large", "too complex")
 
 
 class Lane:
@@ -171,11 +165,11 @@ class Follower:
                 param=self._param,
             )
 
-    def _raise(self) -> None:
+    def _raise(self) -> NoReturn:
         error = self._matcher.get_error()
-        if self._matcher.stop_reason() in ("LexerTooComplex", "ParserTooComplex") or "too many" in error:
+        if is_too_large(error):
             raise self._too_slow("the next tokens, after the text so far, can be read in too many ways")
-        raise GenerationFailed(f"The output's grammar failed: {error.splitlines()[0] if error else error:.200}")
+        raise GenerationFailed(f"The output's grammar failed: {one_line(error)}")
 
     def _too_slow(self, why: str) -> InvalidRequest:
         return InvalidRequest(
@@ -183,3 +177,12 @@ class Follower:
             "cost most.",
             param=self._param,
         )
+
+
+def is_too_large(error: str) -> bool:
+    """Whether the compiler's message says that one of its limits is reached."""
+    return any(word in error.lower() for word in _OF_LIMITS)
+
+
+def one_line(error: str) -> str:
+    return " ".join(error.replace("<non-verbose/>", "").split())[:300]

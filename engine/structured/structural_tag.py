@@ -96,6 +96,7 @@ class _Writer:
     def __init__(self, rules: Rules, is_ours: bool) -> None:
         self._rules = rules
         self._is_ours = is_ours
+        self._as_json = False
         self._kinds: dict[str, Callable[[_Field], Part]] = {
             "const_string": lambda part: literal(part.text("value")),
             "json_schema": self._schema,
@@ -172,6 +173,8 @@ class _Writer:
 
     def _tag(self, part: _Field, begin: str | None = None) -> Part:
         ends = [part.value.get("end")] if isinstance(part.value.get("end"), str) else part.texts("end")
+        if self._as_json and begin is None and (schema := self._tag_as_schema(part)) is not None:
+            return self._rules.json(schema)
         start = part.text("begin") if begin is None else begin
         content = part.value.get("content")
         if isinstance(content, dict) and content.get("type") == "any_text" and all(ends):
@@ -212,17 +215,16 @@ class _Writer:
         return tag if part.flag("at_least_one") else optional(tag)
 
     def _or(self, part: _Field) -> Part:
+        """Beside a schema, all that is JSON is written as one, as the compiler can't tell it from a text."""
         elements = self._listed(part, "elements")
-        schemas = [self._as_schema(one, path, part.depth + 1) for one, path in elements]
-        if sum(schema is not None for schema in schemas) > 1:
-            found = [schema for schema in schemas if schema is not None]
-            others = [one for one, schema in zip(elements, schemas, strict=True) if schema is None]
-            written = [self.write(one, path, part.depth + 1) for one, path in others]
-            return either(self._rules, [self._rules.json(_union(found)), *written])
-        return either(self._rules, [self.write(one, path, part.depth + 1) for one, path in elements])
+        is_json = any(isinstance(one, dict) and one.get("type") == "json_schema" for one, _ in elements)
+        before, self._as_json = self._as_json, self._as_json or is_json
+        written = [self.write(one, path, part.depth + 1) for one, path in elements]
+        self._as_json = before
+        return either(self._rules, written)
 
     def _as_schema(self, value: Any, path: str, depth: int) -> Any | None:
-        """A part that is JSON as one schema, so that others may begin alike; None if it isn't JSON."""
+        """A part that is JSON as one schema; None if it isn't JSON."""
         if not isinstance(value, dict) or depth > MAX_DEPTH:
             return None
         part = _Field(value, path, depth)
@@ -231,9 +233,6 @@ class _Writer:
                 return self._normalised(part)
             case "tag":
                 return self._tag_as_schema(part)
-            case "tags_with_separator" if part.flag("at_least_one") and part.flag("stop_after_first"):
-                found = [self._as_schema(one, at, depth + 1) for one, at in self._listed(part, "tags")]
-                return None if None in found else _union(found)
         return None
 
     def _tag_as_schema(self, part: _Field) -> Any | None:

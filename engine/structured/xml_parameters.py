@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
+from engine.structured.json_strings import plain_pattern
 from engine.structured.json_texts import FORMATS
 from engine.structured.lark import (
     WHITESPACE,
@@ -23,7 +23,13 @@ from engine.structured.lark import (
 _END = "</parameter>"
 _ANY_NAME = "[a-zA-Z_][a-zA-Z0-9_]*"
 _BLANK = Part(WHITESPACE, True)
-_WORDS = {"boolean": "true|false", "null": "null"}
+_INTEGER = "-{0,1}(0|[1-9][0-9]*)"
+_BARE = {  # types that are regular as long as nothing else limits them
+    "boolean": "true|false",
+    "null": "null",
+    "integer": _INTEGER,
+    "number": rf"{_INTEGER}(\.[0-9]+){{0,1}}([eE][+\-]{{0,1}}[0-9]+){{0,1}}",
+}
 
 
 def parameters_part(rules: Rules, schema: Any) -> Part:
@@ -86,11 +92,13 @@ class _Writer:
             return [self._string(schema)], []
         if isinstance(schema.get("type"), list) and "string" in schema["type"]:
             return [without([_END])], []
+        if schema.keys() == {"type"} and schema["type"] in _BARE:
+            return [self._between_blanks(Part(f"/{_BARE[schema['type']]}/", True))], []
         return [], [schema]
 
     def _string(self, schema: dict[str, Any]) -> Part:
         patterns = [one["pattern"] for one in (schema, *schema.get("allOf", ())) if "pattern" in one]
-        patterns += [f"^({FORMATS[schema['format']]})$"] if "format" in schema else []
+        patterns += [f"^({plain_pattern(FORMATS[schema['format']])})$"] if "format" in schema else []
         if "minLength" in schema or "maxLength" in schema:
             patterns.append(f"^(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})$")
         if not patterns:

@@ -14,7 +14,7 @@ from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from engine.execution.build import build_core
 from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
-from engine.structured.wire import Limits
+from engine.structured.limits import Limits
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[2] / "models" / "berth-demo"
@@ -32,7 +32,7 @@ def grammar_compiler() -> Iterator[GrammarCompiler]:
     tokenizer = load_tokenizer(DEMO)
     eos = tokenizer.eos_token_id
     assert eos is not None
-    limits = Limits(mask_s=0.1, slow_masks_s=0.3)
+    limits = Limits(slow_masks_s=0.3)
     made = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos], limits=limits)
     yield made
     made.close()

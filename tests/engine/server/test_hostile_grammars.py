@@ -23,7 +23,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.execution.build import build_core
-from engine.structured.wire import Limits
+from engine.structured.limits import Limits
 from tests.engine.server.serving import WAIT_S, Running, running, wait_until
 from tests.engine.server.test_server_process import port_of, process, wait_ready
 from tests.engine.server.test_streams import events
@@ -215,7 +215,7 @@ def impatient_server() -> Iterator[str]:
     """The demo model with short time limits."""
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        limits = Limits(compile_s=0.5, mask_s=0.05, slow_masks_s=0.3, wall_s=5.0)
+        limits = Limits(write_s=0.5, slow_masks_s=0.3)
         patch.setattr("engine.structured.grammar_compiler.Limits", lambda: limits)
         with running(DEMO, lambda: build_core(config)) as server:
             yield server.url
