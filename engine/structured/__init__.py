@@ -1,6 +1,7 @@
-"""Output that follows a schema, a regular expression or a grammar: masks over the vocabulary, by xgrammar."""
+"""Output that follows a schema, a regular expression or a grammar: masks of tokens, by llguidance."""
 
-from engine.structured.grammar_compiler import CompiledOutput, GrammarCompiler
+from engine.structured.grammar_compiler import GrammarCompiler
+from engine.structured.matching import CompiledOutput
 from engine.structured.spec import ReasoningDelimiters, StructuredKind, StructuredOutput
 
 __all__ = ["CompiledOutput", "GrammarCompiler", "ReasoningDelimiters", "StructuredKind", "StructuredOutput"]

@@ -1,16 +1,11 @@
-"""Schedules compilations: quick ones take turns, round-robin over tenants, and slow ones step aside.
-
-Most schemas compile in milliseconds; some take seconds, which can't be predicted. So each gets a turn, and
-gives it up once it proves slow. Slow compilations continue on spare processor time, and if there are too many
-of them, one is ended. Knows nothing of what is compiled, or of processes.
-"""
+"""Schedules compilations: they take turns, round-robin over tenants. Knows nothing of what is compiled."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.errors import EngineError
 
@@ -25,10 +20,9 @@ class CompilerBusy(EngineError):
 
 @dataclass(eq=False)
 class Turn:
-    """One running compilation. `is_over` is set when it must end to make way for others."""
+    """One running compilation."""
 
     tenant: str
-    is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(eq=False)
@@ -40,13 +34,11 @@ class _Waiting:
 class CompileTurns:
     """Belongs to one event loop."""
 
-    def __init__(self, *, num_turns: int, max_slow: int, max_waiting: int) -> None:
+    def __init__(self, *, num_turns: int, max_waiting: int) -> None:
         """A tenant has at most half of the turns."""
         self._num_turns = num_turns
-        self._max_slow = max_slow
         self._max_waiting = max_waiting
         self._running: list[Turn] = []
-        self._slow: list[Turn] = []  # the longest-running first
         self._waiting: list[_Waiting] = []  # the newest last
 
     async def begin(self, tenant: str) -> Turn:
@@ -62,20 +54,8 @@ class CompileTurns:
             self._leave(waiting)
             raise
 
-    def become_slow(self, turn: Turn) -> None:
-        """Give the turn to others; the compilation continues unless too many are slow."""
-        if turn not in self._running:
-            return
-        self._running.remove(turn)
-        self._slow.append(turn)
-        continuing = [slow for slow in self._slow if not slow.is_over.is_set()]
-        if len(continuing) > self._max_slow:
-            tenant = most_frequent(slow.tenant for slow in continuing)
-            next(slow for slow in continuing if slow.tenant == tenant).is_over.set()
-        self._hand_out()
-
     def end(self, turn: Turn) -> None:
-        (self._running if turn in self._running else self._slow).remove(turn)
+        self._running.remove(turn)
         self._hand_out()
 
     def _refuse_one(self) -> None:

@@ -1,8 +1,7 @@
 """Reads grammars in EBNF, as GBNF of llama.cpp and xgrammar write it, and writes them as Lark's.
 
 In EBNF each character is a step of the grammar; the compiler instead splits a text into terminals, of which
-each takes as much as it can. So every character becomes a terminal of its own, unless a literal or class is
-repeated in a way that no other terminal could continue.
+each takes as much as it can. So every character becomes a terminal of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))|(.)", re.DOTALL)
-_LETTERS = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
+_LETTERS = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
 _MAX_DEPTH = 100
 
 
@@ -160,7 +159,7 @@ class _Reader:
         characters = list(_class_characters(body[is_negated:]))
         ranges = []
         while characters:
-            first, is_plain = characters.pop(0)
+            first, _ = characters.pop(0)
             if len(characters) > 1 and characters[0] == ("-", True):
                 last = characters[1][0]
                 del characters[:2]
@@ -169,7 +168,7 @@ class _Reader:
             if first > last:
                 raise self._wrong(f"{first}-{last} in {token.text!r:.40} is the wrong way round", token.at)
             ranges.append((ord(first), ord(last)))
-        found = complement(ranges) if is_negated else merged(ranges)
+        found = complement(merged(ranges)) if is_negated else merged(ranges)
         if not found:
             raise self._wrong(f"{token.text!r:.40} has no character", token.at)
         return f"/{to_pattern(Chars(found))}/"

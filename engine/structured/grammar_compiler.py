@@ -10,7 +10,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.core.types import TokenConstraint
@@ -19,7 +18,7 @@ from engine.structured import limits as most
 from engine.structured.compile_turns import NO_TENANT, CompileTurns, most_frequent
 from engine.structured.constraints import GrammarConstraint, ReasoningConstraint
 from engine.structured.limits import MAX_SOURCE_CHARS, Limits
-from engine.structured.matching import Follower, Lanes, is_too_large, one_line
+from engine.structured.matching import CompiledOutput, Follower, Lanes, is_too_large, one_line
 from engine.structured.spec import ReasoningDelimiters, StructuredOutput
 from engine.structured.vocabulary import read_vocabulary
 from engine.structured.writers import Writers
@@ -32,15 +31,8 @@ if TYPE_CHECKING:
 _MAX_CACHED = 64
 _NUM_TURNS = 4
 _MAX_WAITING = 64
+_NUM_STEPS = 32  # of the walk that validates a grammar
 _NICENESS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledOutput:
-    matcher: LLMatcher  # at the beginning of the output; each sequence has a copy
-    param: str
-    tenant: str
-    num_bytes: int
 
 
 _Key = tuple[str, StructuredOutput]
@@ -64,7 +56,7 @@ class GrammarCompiler:
         self._eos_token_ids = tuple(eos_token_ids)
         self._limits = limits or Limits()
         self._max_cached = max_cached
-        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_slow=8, max_waiting=_MAX_WAITING)
+        self._turns = CompileTurns(num_turns=_NUM_TURNS, max_waiting=_MAX_WAITING)
         self._threads = ThreadPoolExecutor(_NUM_TURNS, "grammars", initializer=_deprioritise)
         self._writers = Writers(self._limits.write_s)
         self._lanes: Lanes | None = None
@@ -133,23 +125,21 @@ class GrammarCompiler:
         if matcher.is_error():
             raise _refusal(matcher.get_error(), wanted.param)
         self._validate(matcher, wanted.param)
-        return CompiledOutput(matcher, wanted.param, tenant, 0)
+        return CompiledOutput(matcher, wanted.param, tenant)
 
     def _validate(self, matcher: LLMatcher, param: str) -> None:
-        """A short random walk. Raises InvalidRequest for a grammar that reaches a dead end, or is too slow."""
+        """A short random walk. Raises InvalidRequest for a grammar that is slow or reaches a dead end."""
         import numpy as np
 
         walker = matcher.deep_copy()
-        mask = np.zeros(self._num_words, np.int32)
-        draw = random.Random(0)
-        for _ in range(32):
-            walker.unsafe_compute_mask_ptr(mask.ctypes.data, self._num_words * 4)
+        mask = np.zeros(-(-self._tokenizer().vocab_size // 32), np.int32)
+        draw = random.Random(0)  # noqa: S311 - the same walk each time
+        for _ in range(_NUM_STEPS):
+            walker.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if walker.is_error():
                 raise _refusal(walker.get_error(), param)
-            for token in self._eos_token_ids:
-                mask[token // 32] &= ~np.int32(1 << token % 32) if token % 32 < 31 else 0x7FFFFFFF
-            filled = mask.nonzero()[0]
-            if not len(filled):
+            token = _choose(mask[: self._num_words].tolist(), self._eos_token_ids, draw)
+            if token is None:
                 if walker.is_accepting():
                     return
                 raise InvalidRequest(
@@ -157,9 +147,6 @@ class GrammarCompiler:
                     "spell.",
                     param=param,
                 )
-            index = int(draw.choice(filled))
-            word = int(mask[index])
-            token = index * 32 + draw.choice([bit for bit in range(32) if word >> bit & 1])
             if not walker.consume_token(token) or walker.is_stopped():
                 return
 
@@ -194,15 +181,9 @@ class GrammarCompiler:
         return inner
 
     def _follow(self, compiled: CompiledOutput) -> Follower:
-        assert self._lanes is not None
-        return Follower(
-            compiled.matcher.deep_copy(),
-            self._lanes,
-            compiled.tenant,
-            compiled.param,
-            self._num_words,
-            self._limits,
-        )
+        if self._lanes is None or self._vocabulary is None:
+            raise ValueError("Nothing has been compiled.")
+        return Follower(compiled, self._lanes, self._num_words, self._vocabulary.vocab_size, self._limits)
 
 
 def _parser_limits() -> LLParserLimits:
@@ -233,3 +214,14 @@ def _refusal(error: str, param: str) -> InvalidRequest:
 def _deprioritise() -> None:
     with suppress(OSError, AttributeError):  # only Linux has priorities of threads
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _choose(words: list[int], eos_token_ids: Sequence[int], draw: random.Random) -> int | None:
+    """A random token whose bit is set, but no end token; None if there is none."""
+    for token in eos_token_ids:
+        words[token // 32] &= ~(1 << token % 32)
+    filled = [index for index, word in enumerate(words) if word & 0xFFFFFFFF]
+    if not filled:
+        return None
+    index = draw.choice(filled)
+    return index * 32 + draw.choice([bit for bit in range(32) if words[index] >> bit & 1])

@@ -2,7 +2,7 @@
 
 References are resolved, `allOf` and words beside a combination are merged, conditions become alternatives.
 The result has `type`, `anyOf`, `enum`, `const`, `$ref` into its `$defs`, and for each type its own words; the
-compiler (xgrammar 0.2.8) silently ignores many others.
+compiler refuses many others.
 """
 
 from __future__ import annotations

@@ -218,7 +218,8 @@ def _num_of_counts(spec: _Object) -> int:
     optional = len(spec.properties) - len(spec.required)
     least = max(spec.least - len(spec.required), 0)
     most = optional if spec.most is None else min(spec.most - len(spec.required), optional)
-    return sum(math.comb(optional, size) for size in ((least,) if most == optional else range(least, most + 1)))
+    sizes = (least,) if most == optional else range(least, most + 1)
+    return sum(math.comb(optional, size) for size in sizes)
 
 
 def _of_counts(spec: _Object) -> Iterator[dict[str, Any]]:

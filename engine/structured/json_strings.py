@@ -1,4 +1,4 @@
-"""Writes the strings of a normalised schema with the words that the compiler enforces: patterns and lengths."""
+"""Writes the strings of a normalised schema with the words that the compiler enforces."""
 
 from __future__ import annotations
 

@@ -40,8 +40,6 @@ _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+\-]([01]\d|2[0-3]):[0-
 _OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _LABEL = r"[A-Za-z0-9](-?[A-Za-z0-9]){0,22}"
 _HOSTNAME = rf"{_LABEL}(\.{_LABEL}){{0,4}}"  # at most 229 characters, of 253 possible
-_SHORT_LABEL = r"[A-Za-z0-9](-?[A-Za-z0-9])*"
-_SHORT_HOSTNAME = rf"{_SHORT_LABEL}(\.{_SHORT_LABEL})*"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]{1,20}"
 _POINTER = r"(/([^/~]|~[01])*)*"
 _HEX = "[0-9A-Fa-f]"
@@ -54,8 +52,6 @@ _COMPILERS = {
     "duration": r"P(\d{1,4}W|\d{1,4}D(T\d{1,4}H(\d{1,4}M(\d{1,4}S)?)?)?|T(\d{1,4}H|\d{1,4}M|\d{1,4}S))",
     "ipv6": rf"(({_H16}:){{7}}{_H16}|({_H16}:){{1,3}}(:{_H16}){{1,4}}|::({_H16}(:{_H16}){{0,6}})?)",
     "uri": rf"[A-Za-z][A-Za-z0-9+.\-]{{0,15}}://{_HOSTNAME}(:\d{{1,4}})?{_TAIL}",
-    "uri-reference": rf"([A-Za-z][A-Za-z0-9+.\-]{{0,15}}://{_HOSTNAME}(:\d{{1,4}})?)?/{_TAIL}",
-    "uri-template": r"([A-Za-z0-9._~/:\-]|\{[A-Za-z0-9_]{1,32}\})*",
     "uuid": rf"{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
 }
 _OURS = {
@@ -67,15 +63,10 @@ _OURS = {
     "ipv4": rf"({_OCTET}\.){{3}}{_OCTET}",
     "json-pointer": _POINTER,
     "relative-json-pointer": rf"(0|[1-9]\d{{0,8}})(#|{_POINTER})",
+    "uri-reference": rf"([A-Za-z][A-Za-z0-9+.\-]{{0,15}}://{_HOSTNAME}(:\d{{1,4}})?)?/{_TAIL}",
+    "uri-template": r"([A-Za-z0-9._~/:\-]|\{[A-Za-z0-9_]{1,32}\})*",
 }
 FORMATS = {**_OURS, **_COMPILERS}
-# Expressions without counts, for strings with a maximum length, which bounds every part.
-_SHORT = {
-    "email": r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+)*@" + _SHORT_HOSTNAME,
-    "hostname": _SHORT_HOSTNAME,
-    "uri": rf"https?://{_SHORT_HOSTNAME}(:\d{{1,4}})?{_TAIL}",
-}
-_SHORT_CHARS = 63
 _MAX_STATES = 1024  # of an automaton that texts are matched with
 
 
@@ -120,8 +111,7 @@ def read_text(parts: Sequence[SchemaPart], errors: SchemaErrors) -> Text | None:
         return None
     is_bare = len(formats) == 1 and not wanted and not unwanted and not least and most > MAX_COUNT
     only = next(iter(formats), None) if is_bare else None
-    known = FORMATS | (_SHORT if most <= _SHORT_CHARS else {})
-    wanted += [full_match(parse(known[name])) for name in formats if only not in _COMPILERS]
+    wanted += [full_match(parse(FORMATS[name])) for name in formats if only not in _COMPILERS]
     path = next((part.path for part in parts), "")
     bound = None if all("maxLength" not in part.schema for part in parts) else most
     return Text(path, tuple(wanted), tuple(unwanted), least, bound, only)

@@ -120,7 +120,8 @@ def optional(part: Part) -> Part:
 
 
 def repeated(part: Part, least: int, most: int | None) -> Part:
-    count = {(0, None): "*", (1, None): "+"}.get((least, most), f"{{{least},{'' if most is None else most}}}")
+    marks: dict[tuple[int, int | None], str] = {(0, None): "*", (1, None): "+"}
+    count = marks.get((least, most), f"{{{least},{'' if most is None else most}}}")
     return Part(f"{_atom(part)}{count}", part.is_regular)
 
 

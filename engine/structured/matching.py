@@ -90,19 +90,28 @@ class Lanes:
         self.slow.close()
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledOutput:
+    matcher: LLMatcher  # at the beginning of the output; each sequence has a copy
+    param: str  # the field with the grammar
+    tenant: str
+
+
 class Follower:
     """One sequence's matcher. Its work is done on a lane, a token at a time; one thread asks."""
 
-    def __init__(self, matcher: LLMatcher, lanes: Lanes, tenant: str, param: str, words: int, limits: Limits):
+    def __init__(
+        self, compiled: CompiledOutput, lanes: Lanes, num_words: int, num_tokens: int, limits: Limits
+    ) -> None:
         import numpy as np
 
-        self._matcher = matcher
+        self._matcher = compiled.matcher.deep_copy()
         self._lanes = lanes
-        self._tenant = tenant
-        self._param = param
+        self._tenant = compiled.tenant
+        self._param = compiled.param
         self._limits = limits
-        self.mask: Any = np.zeros(words, np.int32)
-        self._num_bytes = words * 4
+        self._words: Any = np.zeros(-(-num_tokens // 32), np.int32)  # of the compiler's vocabulary
+        self.mask = self._words[:num_words]
         self._ready = threading.Event()
         self._slow_s = 0.0
         self._failure: EngineError | None = None
@@ -156,10 +165,13 @@ class Follower:
                 self._raise()
             self.has_ended = True
             return
-        matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self._num_bytes)
+        matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if matcher.is_error():
             self._raise()
-        if not self.mask.any():
+        if self.mask.any():
+            return
+        self.has_ended = matcher.is_accepting()  # the end token is none of the model's
+        if not self.has_ended:
             raise InvalidRequest(
                 "The grammar can't continue after the text so far: none of the model's tokens fits.",
                 param=self._param,

@@ -1,8 +1,7 @@
-"""Regular expressions as in JSON schemas (ECMA-262), rewritten so that the compiler enforces them completely.
+"""Regular expressions as in JSON schemas (ECMA-262), rewritten so that the compiler enforces them.
 
-The compiler misreads some constructs (`(?i)` as text, `$` in the middle as nothing) and, in a JSON string,
-a pattern's quote as the string's end. So a pattern is parsed, checked, restricted to allowed characters, and
-rewritten with constructs that the compiler handles correctly. Knows nothing of requests.
+The compiler has another dialect, with other classes and anchors. So a pattern is parsed, checked, and
+rewritten with classes, groups and counts alone. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from enum import StrEnum
 MAX_NESTED_COUNT = 4096  # product of nested counts: beyond it, single steps take seconds
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
-_BROAD = 1000  # characters in a class that stands for text, such as `.`
-_MAX_COUNTED_ESCAPES = 4
 _SPECIAL = frozenset("\\^$.|?*+()[]{}-/")
 
 Ranges = tuple[tuple[int, int], ...]
@@ -79,10 +76,6 @@ def merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
 
 ANY_CHARACTER = complement(((0, 0),))  # a NUL ends the compiler's texts
 ANY_TEXT = Repeat(Chars(ANY_CHARACTER), 0, None)
-# Characters that need no escape in a JSON string: no quote, no backslash, no control character.
-_UNESCAPED = complement(((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\"))))
-_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\t": "t", "\n": "n", "\f": "f", "\r": "r"}
-_IN_JSON = merged([*_UNESCAPED, *((ord(character), ord(character)) for character in _ESCAPES)])
 
 
 def full_match(pattern: Node) -> Node:
@@ -143,74 +136,6 @@ def restricted(node: Node, allowed: Ranges) -> Node | None:
     return node
 
 
-def in_json(node: Node) -> Node | None:
-    """The same texts as to_pattern between a JSON string's quotes; None if there are none.
-
-    Characters that need an escape of six characters (the rarer control characters) are left out.
-    """
-    left = restricted(node, _IN_JSON)
-    return None if left is None else _escaped(left, is_exact=True)
-
-
-def in_json_roughly(node: Node) -> Node | None:
-    """As `in_json`, but long counted parts contain no escapes, with which the compiler is slow."""
-    left = restricted(node, _IN_JSON)
-    return None if left is None else _escaped(left, is_exact=False)
-
-
-def _escaped(node: Node, *, is_exact: bool) -> Node:
-    match node:
-        case Chars():
-            plain = restricted(node, _UNESCAPED)
-            letters = [
-                (ord(letter), ord(letter))
-                for character, letter in _ESCAPES.items()
-                if restricted(node, ((ord(character), ord(character)),)) is not None
-            ]
-            if not letters:
-                return node
-            escape = Concatenation((Chars(((ord("\\"), ord("\\")),)), Chars(merged(letters))))
-            return escape if plain is None else Alternation((plain, escape))
-        case Concatenation(parts):
-            return Concatenation(tuple(_escaped(part, is_exact=is_exact) for part in parts))
-        case Alternation(branches):
-            return Alternation(tuple(_escaped(branch, is_exact=is_exact) for branch in branches))
-        case Repeat(part, least, most):
-            inner = _escaped(part, is_exact=is_exact)
-            if (
-                not is_exact
-                and isinstance(part, Chars)
-                and isinstance(inner, Alternation)
-                and _is_broad(part)
-            ):
-                return _broad_repeat(inner, least, most)
-            return Repeat(inner, least, most)
-    return node
-
-
-def _is_broad(chars: Chars) -> bool:
-    return sum(end - start + 1 for start, end in chars.ranges) > _BROAD
-
-
-def _broad_repeat(either: Alternation, least: int, most: int | None) -> Node:
-    """Text, plain or escaped, repeated in a form whose steps take the compiled grammar a tenth of the time.
-
-    An alternation of a character and an escape is slow if it is counted. So escapes are not counted: they
-    occur in unbounded parts, and otherwise only in short texts. The output follows the schema, but can't be
-    everything that the schema allows.
-    """
-    plain, escape = either.branches
-    few = _MAX_COUNTED_ESCAPES
-    if most is None:
-        head = Repeat(either if least <= few else plain, least, least)
-        more = Repeat(plain, 0, None)
-        return Concatenation((head, more, Repeat(Concatenation((escape, more)), 0, None)))
-    if most <= few:
-        return Repeat(either, least, most)
-    long = Repeat(plain, least, most)
-    return long if least > few else Alternation((long, Repeat(either, least, few)))
-
-
 def check_counts(node: Node, outer: int = 1) -> None:
     """Raises UnsupportedPattern if nested counts make every step of the expression slow."""
     match node:
@@ -245,7 +170,7 @@ def to_pattern(node: Node) -> str:
                 return ""
             if most is None and least < 2:
                 count = "+" if least else "*"
-            else:  # {0,1}, not `?`, which the compiler misreads
+            else:
                 count = f"{{{least},{'' if most is None else most}}}"
             return (inner if isinstance(part, Chars) else f"({inner})") + count
     raise UnsupportedPattern("^ and $ are supported at the beginning and the end only")

@@ -11,8 +11,8 @@ class StructuredKind(StrEnum):
     JSON_OBJECT = "json_object"
     REGEX = "regex"
     CHOICE = "choice"
-    GRAMMAR = "grammar"  # EBNF in xgrammar's syntax
-    STRUCTURAL_TAG = "structural_tag"  # xgrammar's: text with parts that follow grammars
+    GRAMMAR = "grammar"  # EBNF or Lark
+    STRUCTURAL_TAG = "structural_tag"  # as xgrammar defines them: text with parts that follow grammars
     TOOL_CALLS = "tool_calls"  # a structural tag of ours: each schema has its source and whether it is strict
 
 

@@ -172,7 +172,8 @@ class _Writer:
         )
 
     def _tag(self, part: _Field, begin: str | None = None) -> Part:
-        ends = [part.value.get("end")] if isinstance(part.value.get("end"), str) else part.texts("end")
+        end_text = part.value.get("end")
+        ends = [end_text] if isinstance(end_text, str) else part.texts("end")
         if self._as_json and begin is None and (schema := self._tag_as_schema(part)) is not None:
             return self._rules.json(schema)
         start = part.text("begin") if begin is None else begin
@@ -269,7 +270,7 @@ def _framed(frame: Any, inner: Any) -> Any:
         return inner
     if isinstance(frame, dict):
         properties = {name: _framed(value, inner) for name, value in frame.items()}
-        definitions = {}
+        definitions: dict[str, Any] = {}
         for one in properties.values():
             definitions |= one.pop("$defs", {}) if isinstance(one, dict) else {}
         return {
@@ -309,7 +310,7 @@ def _renamed(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
             for word, one in value.items()
         }
 
-    own = rename(schema)
+    own: dict[str, Any] = rename(schema)
     if "$defs" in own:
         own["$defs"] = {f"{prefix}{name}": one for name, one in own["$defs"].items()}
     return own

@@ -21,9 +21,7 @@ def read_vocabulary(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequen
     from llguidance import LLTokenizer, TokenizerWrapper
 
     table = _Table(tokenizer, vocab_size, eos_token_ids)
-    # Without end tokens, one beyond the vocabulary: the engine never sees its bit.
-    ends = list(eos_token_ids) or [vocab_size]
-    return LLTokenizer(TokenizerWrapper(table), n_vocab=len(table.tokens), eos_token=ends)
+    return LLTokenizer(TokenizerWrapper(table), n_vocab=len(table.tokens), eos_token=table.ends)
 
 
 class _Table:
@@ -35,14 +33,16 @@ class _Table:
         described: dict[str, Any] = json.loads(tokenizer.fast.to_str())
         added = {token["id"]: token for token in described.get("added_tokens", [])}
         to_bytes = _reader(described)
+        # Without end tokens, one beyond the words of a mask, so that the engine never sees its bit.
+        self.ends = list(eos_token_ids) or [-(-vocab_size // 32) * 32]
+        self.eos_token_id = self.ends[0]
         self._tokenizer = tokenizer
-        self.tokens = [b""] * (vocab_size if eos_token_ids else vocab_size + 1)
+        self.tokens = [b""] * max(vocab_size, *(end + 1 for end in self.ends), 0)
         for spelling, token_id in tokenizer.fast.get_vocab(with_added_tokens=True).items():
             if token_id < vocab_size:
                 self.tokens[token_id] = spelling.encode() if token_id in added else to_bytes(spelling)
         specials = {number for number, token in added.items() if token["special"] and number < vocab_size}
-        self.eos_token_id = eos_token_ids[0] if eos_token_ids else vocab_size
-        specials |= set(eos_token_ids) or {vocab_size}
+        specials |= set(self.ends)
         self.special_token_ids = sorted(specials)
         for token_id in specials:
             self.tokens[token_id] = b"<%d>" % token_id

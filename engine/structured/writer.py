@@ -57,15 +57,15 @@ def _write(described: dict[str, Any], limit_s: float) -> dict[str, Any]:
     except InvalidRequest as error:
         return {"refused": error.message, "param": error.param}
     except _TooSlow:
-        return {"refused": f"{param} takes longer than {limit_s:g} s to compile: simplify it.", "param": param}
+        why = f"takes longer than {limit_s:g} s to compile: simplify it."
     except MemoryError:
-        most = MAX_WRITER_BYTES >> 20
-        return {
-            "refused": f"{param} takes more than {most} MiB of memory to compile: simplify it.",
-            "param": param,
-        }
+        why = f"takes more than {MAX_WRITER_BYTES >> 20} MiB of memory to compile: simplify it."
     except RecursionError:
-        return {"refused": f"{param} is nested too deep.", "param": param}
+        why = "is nested too deep."
+    except Exception as error:  # a fault of ours, which this request meets alone
+        print(f"{param}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201
+        why = f"can't be compiled: {type(error).__name__}."
+    return {"refused": f"{param} {why}", "param": param}
 
 
 def _on_time_over(*_: object) -> NoReturn:

@@ -8,8 +8,10 @@ import queue
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from engine.errors import EngineError, InvalidRequest
 from engine.structured.limits import WRITE_S
@@ -51,15 +53,16 @@ class _Writer:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
+        self._asks: Any = self._process.stdin
+        self._replies: Any = self._process.stdout
         self.close = weakref.finalize(self, _end, self._process)
 
     def write(self, wanted: StructuredOutput, limit_s: float) -> str:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        request = json.dumps({"wanted": asdict(wanted), "limit_s": limit_s})
         try:
-            request = json.dumps({"wanted": asdict(wanted), "limit_s": limit_s})
-            self._process.stdin.write(request.encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._asks.write(request.encode() + b"\n")
+            self._asks.flush()
+            line = self._replies.readline()
         except OSError:
             line = b""
         if not line:
@@ -75,6 +78,7 @@ class _Writer:
 def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(OSError):  # what it would still send
+                pipe.close()
     process.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""Arguments as Qwen's coders write them, `<parameter=name>` … `</parameter>`: texts bare, the rest as JSON."""
+"""Arguments as Qwen's coders write them, `<parameter=name>` … `</parameter>`: texts bare, others as JSON."""
 
 from __future__ import annotations
 

@@ -12,19 +12,17 @@ import json
 import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from engine.config import EngineConfig
 from engine.execution.build import build_core
 from engine.structured.limits import Limits
-from tests.engine.server.serving import WAIT_S, Running, running, wait_until
+from tests.engine.server.serving import WAIT_S, running
 from tests.engine.server.test_server_process import port_of, process, wait_ready
 from tests.engine.server.test_streams import events
 
@@ -194,22 +192,6 @@ async def attack(
     return gap - undisturbed, new
 
 
-def test_a_disconnect_during_compilation_leaves_no_process(demo_server: Running) -> None:
-    def num_processes() -> int:
-        first = [one for one in psutil.Process().children() if "engine.structured.worker" in one.cmdline()]
-        return sum(len(one.children()) for one in first)
-
-    with demo_server.http() as client, ThreadPoolExecutor(1) as pool:
-        assert client.post(CHAT, json={**matching("a"), "max_tokens": 2}).status_code == 200
-        before = num_processes()
-        asking = pool.submit(client.post, CHAT, json=spelling(ENDLESS), timeout=1.0)
-        wait_until(lambda: num_processes() > before)
-        assert isinstance(asking.exception(), httpx.ReadTimeout)
-        left = time.monotonic()
-        wait_until(lambda: num_processes() == before)
-        assert time.monotonic() - left < 5  # the default is ten seconds
-
-
 @pytest.fixture(scope="module")
 def impatient_server() -> Iterator[str]:
     """The demo model with short time limits."""
@@ -251,10 +233,10 @@ def test_a_response_failed_by_its_grammar_is_a_client_error(impatient_server: st
     assert last["response"]["error"]["code"] == "invalid_prompt"
 
 
-def test_a_grammar_that_never_compiles_is_refused(impatient_server: str) -> None:
+def test_a_grammar_that_can_be_read_in_too_many_ways_is_refused(impatient_server: str) -> None:
     with httpx.Client(base_url=impatient_server, timeout=WAIT_S, trust_env=False) as client:
         answer = client.post(CHAT, json=spelling(ENDLESS))
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == "structured_outputs.grammar"
-    assert "s to compile: simplify it" in error["message"]
+    assert "can be read in too many ways: simplify it" in error["message"]

@@ -1,4 +1,4 @@
-"""Expressions as automata and as rules of a grammar: they accept what Python's `re` accepts."""
+"""Expressions as automata: they accept what Python's `re` accepts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from engine.structured.regex import (
     Node,
     Repeat,
     full_match,
-    in_json,
     to_pattern,
 )
 from engine.structured.regex_parser import parse
 from engine.structured.spec import StructuredKind, StructuredOutput
-from engine.structured.string_rules import MAX_RULES, StringRules
 from engine.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
@@ -71,31 +69,6 @@ def test_an_automaton_accepts_what_the_expression_matches(node: Node, texts: lis
 @pytest.mark.parametrize("pattern", [".{2000}", "[ab]*a[ab]{20}", "((a{40}){40}){40}"])
 def test_an_automaton_that_grows_too_large_is_given_up(pattern: str) -> None:
     assert automaton(full_match(parse(pattern)), max_states=1000) is None
-
-
-def chars(pattern: str) -> Node:
-    node = in_json(full_match(parse(pattern)))
-    assert node is not None
-    return node
-
-
-def test_equal_suffixes_of_strings_share_rules() -> None:
-    rules = StringRules()
-    assert rules.stand_in(chars(".{0,60}")) == rules.stand_in(chars(".{0,60}"))
-    shorter = rules.stand_in(chars(".{0,40}"))
-    alone = StringRules()
-    alone.stand_in(chars(".{0,60}"))
-    grammar = f'root ::= "\\"{shorter}\\""\n'
-    assert len(rules.insert(grammar).splitlines()) == len(alone.insert(grammar).splitlines())
-
-
-def test_strings_that_need_too_many_rules_are_left_to_the_compiler() -> None:
-    rules = StringRules()
-    assert rules.stand_in(chars("[ab]{2000}")) is None
-    assert rules.stand_in(chars(".{200}")) is not None
-    assert rules.stand_in(chars("x.{100}")) is not None, "shared with those before"
-    assert rules.stand_in(chars(".{100}x")) is None, "too many that take text"
-    assert rules.stand_in(chars(f"[ab]{{{MAX_RULES // 4}}}")) is not None
 
 
 LONG = {"type": "string", "maxLength": 300}

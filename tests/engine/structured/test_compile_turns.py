@@ -1,4 +1,4 @@
-"""Turns at the compiler: few at a time, round-robin over tenants, and slow ones step aside."""
+"""Turns at the compiler: few at a time, round-robin over tenants."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from engine.structured.compile_turns import NO_TENANT, CompilerBusy, CompileTurns, Turn
 
 
-def turns_of(*, num_turns: int = 4, max_slow: int = 3, max_waiting: int = 8) -> CompileTurns:
-    return CompileTurns(num_turns=num_turns, max_slow=max_slow, max_waiting=max_waiting)
+def turns_of(*, num_turns: int = 4, max_waiting: int = 8) -> CompileTurns:
+    return CompileTurns(num_turns=num_turns, max_waiting=max_waiting)
 
 
 async def begun(turns: CompileTurns, *tenants: str) -> list[Turn]:
@@ -60,31 +60,6 @@ async def test_a_request_after_a_flood_does_not_wait_for_it() -> None:
     await asyncio.wait_for(last, 1)
     assert not any(task.done() for task in flood)
     await leave(flood)
-
-
-async def test_a_slow_compilation_gives_up_its_turn_and_continues() -> None:
-    turns = turns_of(num_turns=1)
-    first = await turns.begin("a")
-    [second] = await waiting(turns, "b")
-    turns.become_slow(first)
-    turns.become_slow(first)  # saying it twice changes nothing
-    assert (await asyncio.wait_for(second, 1)).tenant == "b"
-    assert not first.is_over.is_set()
-    turns.end(first)
-
-
-async def test_of_too_many_slow_ones_the_oldest_of_the_busiest_tenant_ends() -> None:
-    turns = turns_of(max_slow=3)
-    slow = [await turns.begin(tenant) for tenant in "baa"]
-    for turn in slow:
-        turns.become_slow(turn)
-    assert not any(turn.is_over.is_set() for turn in slow)
-    slow.append(await turns.begin("c"))
-    turns.become_slow(slow[-1])
-    assert [turn.is_over.is_set() for turn in slow] == [False, True, False, False]
-    slow.append(await turns.begin("c"))
-    turns.become_slow(slow[-1])  # one ends already, so one more is too many
-    assert [turn.is_over.is_set() for turn in slow] == [False, True, False, True, False]
 
 
 async def test_of_too_many_that_wait_the_oldest_of_the_busiest_tenant_is_refused() -> None:

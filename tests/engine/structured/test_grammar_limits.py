@@ -1,15 +1,14 @@
-"""Grammars in their own processes: hostile ones reach their limits, others continue, no process is left."""
+"""Hostile grammars reach their limits, and others continue."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,17 +17,15 @@ import psutil
 import pytest
 import torch
 
-from engine.errors import GenerationFailed, InvalidRequest
+from engine.errors import EngineError, InvalidRequest
 from engine.structured import CompiledOutput, GrammarCompiler, StructuredKind, StructuredOutput
 from engine.structured.compile_turns import CompilerBusy
-from engine.structured.vocabulary import read_vocabulary
-from engine.structured.wire import Limits
-from engine.structured.xgrammar_compile import compile_grammar
+from engine.structured.limits import Limits
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "models" / "berth-demo"
-# Readings multiply from rule to rule: it compiles for minutes, if it ever ends.
+# Readings multiply from rule to rule.
 ENDLESS = "\n".join(
     [
         "root ::= r0",
@@ -36,8 +33,18 @@ ENDLESS = "\n".join(
         'r200 ::= "x"',
     ]
 )
-# Harmless for the first 600 digits; each letter after them can be read in ever more ways.
+# Harmless for the first 300 digits; each letter after them can be read in ever more ways.
 SLOW_LATE = 'root ::= [0-9]{300} "x" e\ne ::= e e | "a" | "b" | e "a" e | e e e\n'
+# Reading it takes seconds, in Python.
+LABORIOUS = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            f"p{n}": {"type": "string", "pattern": f"^[a-z]{{1,{n % 50 + 1}}}{n}$", "maxLength": 60}
+            for n in range(2500)
+        },
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def shared(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
-    """For tests that don't change it: its fork server is slow to start."""
+    """For tests that don't change it."""
     eos = tokenizer.eos_token_id
     assert eos is not None
     grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
@@ -82,14 +89,6 @@ def grammar(text: str) -> StructuredOutput:
     return StructuredOutput(StructuredKind.GRAMMAR, text, "structured_outputs.grammar")
 
 
-def process_of(compiled: CompiledOutput) -> psutil.Process:
-    return psutil.Process(compiled.link.pid)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -97,179 +96,212 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
         await asyncio.sleep(0.01)
 
 
+def writers() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if "engine.structured.writer" in one.cmdline()]
+
+
 # Compiling
 
 
-def hostile(
-    grammar_compiler: GrammarCompiler, number: int, tenant: str = ""
-) -> list[asyncio.Task[CompiledOutput]]:
-    """Compilations that never end, all different."""
-    return [
-        asyncio.create_task(grammar_compiler.compile(grammar(f"{ENDLESS}\n# {n}"), tenant))
-        for n in range(number)
-    ]
-
-
-async def end(tasks: list[asyncio.Task[CompiledOutput]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_a_grammar_that_never_compiles_is_refused_after_its_time(
-    make: Callable[..., GrammarCompiler],
+async def test_a_grammar_that_can_be_read_in_too_many_ways_is_refused_at_once(
+    shared: GrammarCompiler,
 ) -> None:
-    grammar_compiler = make(limits=Limits(compile_s=0.5))
-    with pytest.raises(
-        InvalidRequest, match=r"grammar takes longer than 0\.5 s to compile: simplify it"
-    ) as raised:
-        await grammar_compiler.compile(grammar(ENDLESS))
+    await shared.compile(schema("warm"))
+    begun = time.monotonic()
+    with pytest.raises(InvalidRequest, match="can be read in too many ways: simplify it") as raised:
+        await shared.compile(grammar(ENDLESS))
     assert raised.value.param == "structured_outputs.grammar"
+    assert time.monotonic() - begun < 5
 
 
-async def test_a_grammar_that_never_compiles_is_refused_though_it_gets_no_processor(
+async def test_a_schema_that_takes_long_to_read_is_refused_after_its_time(
     make: Callable[..., GrammarCompiler],
 ) -> None:
-    grammar_compiler = make(limits=Limits(wall_s=0.5))
-    with pytest.raises(InvalidRequest, match=r"longer than 0\.5 s"):
-        await grammar_compiler.compile(grammar(ENDLESS))
+    grammar_compiler = make(limits=Limits(write_s=0.2))
+    with pytest.raises(InvalidRequest, match=r"takes longer than 0\.2 s to compile: simplify it"):
+        await grammar_compiler.compile(StructuredOutput(StructuredKind.JSON_SCHEMA, LABORIOUS, "format"))
+    await grammar_compiler.compile(schema("a"))  # by the same process
+
+
+async def test_nobody_waits_while_a_schema_is_read(shared: GrammarCompiler) -> None:
+    """It is read in another process, so that it doesn't hold the interpreter's lock."""
+    await shared.compile(schema("warm"))
+    gaps: list[float] = []
+    is_over = threading.Event()
+
+    def measure() -> None:
+        last = time.perf_counter()
+        while not is_over.wait(0.001):
+            gaps.append(time.perf_counter() - last)
+            last = time.perf_counter()
+
+    watch = threading.Thread(target=measure)
+    watch.start()
+    begun = time.process_time()
+    await shared.compile(StructuredOutput(StructuredKind.JSON_SCHEMA, LABORIOUS, "format"))
+    is_over.set()
+    watch.join()
+    assert sorted(gaps)[-4] < 0.25
+    assert time.process_time() - begun < 2.0  # of this process
 
 
 @pytest.mark.parametrize("tenants", [("", ""), ("a", "b")], ids=["without keys", "with keys"])
-async def test_a_schema_compiles_in_time_beside_a_flood_of_hostile_ones(
+async def test_a_schema_compiles_in_time_beside_a_flood_of_laborious_ones(
     tenants: tuple[str, str], make: Callable[..., GrammarCompiler]
 ) -> None:
     attacker, victim = tenants
-    grammar_compiler = make()
+    grammar_compiler = make(limits=Limits(write_s=0.5))
     await grammar_compiler.compile(schema("warm"), victim)
-    flood = hostile(grammar_compiler, 80, attacker)
+    flood = [
+        asyncio.create_task(
+            grammar_compiler.compile(
+                StructuredOutput(StructuredKind.JSON_SCHEMA, LABORIOUS, f"format{n}"), attacker
+            )
+        )
+        for n in range(80)
+    ]
     await asyncio.sleep(0)
     took = []
     for name in ("one", "two", "three", "four", "five"):
         begun = time.monotonic()
         await grammar_compiler.compile(schema(name), victim)
         took.append(time.monotonic() - begun)
-    assert sorted(took)[1] < 1.0, took  # of five, as a machine that does other things takes its moments
-    assert sum(task.done() for task in flood) < 80
-    await end(flood)
-
-
-async def test_of_too_many_slow_compilations_one_is_ended(
-    make: Callable[..., GrammarCompiler], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.structured.grammar_compiler._MAX_SLOW", 2)
-    flood = hostile(make(), 4)
-    done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-    [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}
-    assert "takes long to compile, and so do too many others" in error
-    await end(list(rest))
-
-
-async def test_a_cancelled_request_frees_the_process_unless_others_wait_for_it(
-    make: Callable[..., GrammarCompiler],
-) -> None:
-    grammar_compiler = make()
-    first = process_of(await grammar_compiler.compile(schema("warm"))).parent()
-    assert first is not None
-    one, other = (asyncio.create_task(grammar_compiler.compile(grammar(ENDLESS))) for _ in range(2))
-    await until(lambda: len(first.children()) == 2)
-    await end([one])
-    await asyncio.sleep(0.1)
-    assert len(first.children()) == 2 and not other.done()
-    await end([other])
-    await until(lambda: len(first.children()) == 1)
+    for task in flood:
+        task.cancel()
+    ends = await asyncio.gather(*flood, return_exceptions=True)
+    assert any(isinstance(one, CompilerBusy) for one in ends)  # more than may wait
+    assert sorted(took)[1] < 2.0, took  # of five, as a machine that does other things takes its moments
 
 
 async def test_a_flood_evicts_its_own_grammars_and_no_others(make: Callable[..., GrammarCompiler]) -> None:
-    grammar_compiler = make(max_cache_bytes=30 * 2**20)
+    grammar_compiler = make(max_cached=3)
     mine = await grammar_compiler.compile(schema("mine"), "me")
     for name in "abcd":
         await grammar_compiler.compile(schema(name), "flood")
     assert await grammar_compiler.compile(schema("mine"), "me") is mine
 
 
-async def test_tenants_share_no_process(shared: GrammarCompiler) -> None:
+async def test_equal_requests_compile_once_unless_of_other_tenants(shared: GrammarCompiler) -> None:
     mine = await shared.compile(schema("a"), "me")
     assert await shared.compile(schema("a"), "me") is mine
-    yours = await shared.compile(schema("a"), "you")
-    assert process_of(mine).pid != process_of(yours).pid
+    assert await shared.compile(schema("a"), "you") is not mine
+
+
+async def test_a_request_that_leaves_takes_no_other_with_it(make: Callable[..., GrammarCompiler]) -> None:
+    grammar_compiler = make()
+    one, other = (asyncio.create_task(grammar_compiler.compile(schema("a"))) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    follow(grammar_compiler, await other, steps=1)
+
+
+# The process that reads schemas
+
+
+async def test_the_process_that_reads_is_bounded_and_inherits_nothing(
+    make: Callable[..., GrammarCompiler],
+) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.set_inheritable(listener.fileno(), True)
+        before = writers()
+        await make().compile(schema("a"))
+        [process] = [one for one in writers() if one not in before]
+        limit, _ = process.rlimit(psutil.RLIMIT_AS)
+        assert 0 < limit < 2**31
+        assert process.net_connections() == []  # no socket of the network, and so no port
+        score = Path(f"/proc/{process.pid}/oom_score_adj").read_text()
+        assert int(score) > 0  # before the engine, if memory ends
+
+
+async def test_a_killed_process_is_replaced_and_no_schema_is_blamed(
+    make: Callable[..., GrammarCompiler],
+) -> None:
+    grammar_compiler = make()
+    before = writers()
+    compiled = await grammar_compiler.compile(schema("a"))
+    [process] = [one for one in writers() if one not in before]
+    process.kill()
+    process.wait()
+    follow(grammar_compiler, compiled, steps=1)
+    with pytest.raises(EngineError, match="try again") as raised:
+        await grammar_compiler.compile(schema("b"))
+    assert not isinstance(raised.value, InvalidRequest)
+    follow(grammar_compiler, await grammar_compiler.compile(schema("b")), steps=1)
+
+
+def test_the_process_ends_with_the_engine_however_it_ends() -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, os, signal
+        from tests.engine.structured.test_grammar_limits import DEMO, schema, writers
+        from engine.structured import GrammarCompiler
+        from engine.text.tokenizer import load_tokenizer
+        async def main():
+            tokenizer = load_tokenizer(DEMO)
+            eos = tokenizer.eos_token_id
+            grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+            await grammar_compiler.compile(schema("a"))
+            print(*[one.pid for one in writers()], flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    [pid] = [int(word) for word in result.stdout.split()]
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Masks
 
 
-async def test_a_mask_that_takes_too_long_ends_its_sequence(make: Callable[..., GrammarCompiler]) -> None:
-    grammar_compiler = make(limits=Limits(mask_s=0.05))
-    compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
-    with pytest.raises(InvalidRequest, match=r"takes too long to follow: .* more than 0\.05 s\. Simplify"):
-        follow(grammar_compiler, compiled, steps=700)
-
-
-async def test_a_process_that_does_not_answer_in_time_is_ended(make: Callable[..., GrammarCompiler]) -> None:
-    grammar_compiler = make()
-    compiled = await grammar_compiler.compile(schema("a"))
-    process = process_of(compiled)
-    process.suspend()
-    constraint = grammar_compiler.constraint(compiled)
-    assert not constraint.wait(0.05)
-    compiled.link._limits = Limits(wall_s=0.1)
-    await until(lambda: constraint.wait(0.0))
-    with pytest.raises(InvalidRequest, match=r"has not answered within 0\.1 s"):
-        constraint.fill_mask(torch.zeros(1, 96, dtype=torch.int32), 0)
-    await until(lambda: is_gone(process))
-    again = await grammar_compiler.compile(schema("a"))  # the cache gives no dead ones
-    follow(grammar_compiler, again, steps=1)
-
-
-async def test_many_slow_masks_end_their_request_too(make: Callable[..., GrammarCompiler]) -> None:
-    grammar_compiler = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
-    compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
-    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
-        follow(grammar_compiler, compiled, steps=700)
-    await until(lambda: 10 in niceness(process_of(compiled)))  # and the processors are others' first
-
-
-async def test_a_grammar_that_compiled_slowly_gives_masks_promptly(
-    shared: GrammarCompiler,
-) -> None:
-    slow = {
-        "type": "object",
-        "properties": {f"p{n}": {"type": "string", "maxLength": 200} for n in range(40)},
-    }
-    wanted = StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(slow), "response_format")
-    compiled = await shared.compile(wanted)
-    await until(lambda: set(niceness(process_of(compiled))) == {0})  # the compiling thread is no longer used
-
-
-def niceness(process: psutil.Process) -> list[int]:
-    """The niceness of each thread."""
-    return sorted(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads())
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads can't be kept to some processors")
-async def test_slow_work_shares_a_quarter_of_the_processors(
+async def test_slow_masks_end_their_request_and_leave_the_quick_thread(
     make: Callable[..., GrammarCompiler],
 ) -> None:
-    grammar_compiler = make(limits=Limits(mask_s=10.0, slow_masks_s=0.2))
-    followed = await grammar_compiler.compile(grammar(SLOW_LATE))
-    with pytest.raises(InvalidRequest, match=r"its slow steps have taken more than 0\.2 s"):
-        follow(grammar_compiler, followed, steps=700)
-    await until(lambda: slow_threads(process_of(followed)) != [])
-    flood = hostile(grammar_compiler, 3)
-    first = process_of(followed).parent()
-    assert first is not None
-    await until(lambda: all(slow_threads(one) for one in first.children()) and len(first.children()) == 4)
-    shares = [
-        os.sched_getaffinity(thread) for process in first.children() for thread in slow_threads(process)
+    grammar_compiler = make(limits=Limits(slow_masks_s=0.2))
+    compiled = await grammar_compiler.compile(grammar(SLOW_LATE))
+    with pytest.raises(InvalidRequest, match=r"takes too long to follow: .*Simplify") as raised:
+        follow(grammar_compiler, compiled, steps=900)
+    assert raised.value.param == "structured_outputs.grammar"
+    assert 10 in {os.getpriority(os.PRIO_PROCESS, one.id) for one in psutil.Process().threads()}
+
+
+async def test_no_mask_takes_long(make: Callable[..., GrammarCompiler]) -> None:
+    """Whatever the grammar: the compiler ends what would, as a thread can't be ended."""
+    grammar_compiler = make()
+    hostile = [
+        grammar(SLOW_LATE.replace("{300}", "{9}")),
+        grammar("root ::= s*\ns ::= s s | s s s | [a-z ]"),
+        grammar('root ::= (p q r)*\np ::= [a-z]* q\nq ::= [a-z]* r [a-z]*\nr ::= [a-z]* | p "x"\n'),
+        StructuredOutput(StructuredKind.REGEX, "(.{0,60}a){0,60}z", "regex"),
+        StructuredOutput(StructuredKind.REGEX, "[ab]*a[ab]{4000}", "regex"),
     ]
-    await end(flood)
-    processors = os.sched_getaffinity(0)
-    assert set().union(*shares) <= processors and len(set().union(*shares)) == max(1, len(processors) // 4)
-
-
-def slow_threads(process: psutil.Process) -> list[int]:
-    """The deprioritised threads."""
-    return [one.id for one in process.threads() if os.getpriority(os.PRIO_PROCESS, one.id) == 10]
+    for wanted in hostile:
+        try:
+            constraint = grammar_compiler.constraint(await grammar_compiler.compile(wanted))
+        except InvalidRequest:
+            continue
+        before = time.process_time()
+        for _ in range(300):
+            begun = time.process_time()
+            assert constraint.wait(30)
+            assert time.process_time() - begun < 1.0
+            mask = mask_of(grammar_compiler)
+            try:
+                constraint.fill_mask(mask, 0)
+            except InvalidRequest:
+                break
+            tokens = allowed_by(mask, grammar_compiler._vocab_size)
+            if tokens == list(grammar_compiler._eos_token_ids):
+                break
+            constraint.accept(next(token for token in tokens if token not in grammar_compiler._eos_token_ids))
+        assert time.process_time() - before < 10
 
 
 def follow(grammar_compiler: GrammarCompiler, compiled: CompiledOutput, steps: int) -> None:
@@ -277,51 +309,19 @@ def follow(grammar_compiler: GrammarCompiler, compiled: CompiledOutput, steps: i
     constraint = grammar_compiler.constraint(compiled)
     end = grammar_compiler._eos_token_ids[0]
     for _ in range(steps):
-        mask = torch.full((1, -(-grammar_compiler._vocab_size // 32)), -1, dtype=torch.int32)
+        mask = mask_of(grammar_compiler)
         constraint.fill_mask(mask, 0)
         tokens = allowed_by(mask, grammar_compiler._vocab_size)
         constraint.accept(next(token for token in reversed(tokens) if token != end))
 
 
+def mask_of(grammar_compiler: GrammarCompiler) -> torch.Tensor:
+    return torch.full((1, -(-grammar_compiler._vocab_size // 32)), -1, dtype=torch.int32)
+
+
 def allowed_by(mask: torch.Tensor, vocab_size: int) -> list[int]:
     bits = (mask[0][:, None] >> torch.arange(32)) & 1
     return bits.flatten()[:vocab_size].nonzero().flatten().tolist()
-
-
-SOURCES = {
-    StructuredKind.JSON_SCHEMA: '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 5}}}',
-    StructuredKind.JSON_OBJECT: "",
-    StructuredKind.REGEX: "[a-c]{2,5}(x|yz)*",
-    StructuredKind.CHOICE: '["yes", "no", "perhaps"]',
-    StructuredKind.GRAMMAR: 'root ::= "a" root "b" | "c"',
-}
-
-
-@pytest.mark.parametrize("kind", SOURCES)
-async def test_masks_equal_those_of_the_compiler_in_this_process(
-    kind: StructuredKind, shared: GrammarCompiler, tokenizer: Tokenizer
-) -> None:
-    from xgrammar import GrammarCompiler, GrammarMatcher
-
-    wanted = StructuredOutput(kind, SOURCES[kind], "x")
-    vocab_size, eos = shared._vocab_size, shared._eos_token_ids
-    compiler = GrammarCompiler(read_vocabulary(tokenizer, vocab_size, eos).tokenizer_info(), max_threads=1)
-    constraints = [shared.constraint(await shared.compile(wanted)) for _ in range(2)]
-    matchers = [GrammarMatcher(compile_grammar(compiler, wanted, vocab_size, eos)) for _ in constraints]
-    chance = random.Random(0)
-    for _ in range(30):
-        for constraint, matcher in zip(constraints, matchers, strict=True):  # two outputs, side by side
-            if constraint.is_finished:
-                assert matcher.is_terminated()
-                continue
-            actual, expected = (
-                torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32) for _ in range(2)
-            )
-            assert constraint.fill_mask(actual, 0) == matcher.fill_next_token_bitmask(expected)
-            assert torch.equal(actual, expected)
-            token = chance.choice(allowed_by(actual, vocab_size))
-            constraint.accept(token)
-            assert matcher.accept_token(token)
 
 
 async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
@@ -337,125 +337,3 @@ async def test_an_output_without_an_end_token_is_complete_when_that_is_known(
     await until(lambda: constraint.is_finished)
     assert not constraint.wait(0.0)  # there will be no mask
     grammar_compiler.close()
-
-
-async def test_rows_are_reused(shared: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = await shared.compile(schema("a"))
-    for _ in range(600):  # more than there are rows
-        mask = torch.full((1, -(-shared._vocab_size // 32)), -1, dtype=torch.int32)
-        assert shared.constraint(compiled).fill_mask(mask, 0) and mask.any()
-
-
-# Lives
-
-
-async def test_a_killed_process_ends_its_sequences_and_nothing_else(
-    make: Callable[..., GrammarCompiler],
-) -> None:
-    grammar_compiler = make()
-    broken, whole = [await grammar_compiler.compile(schema(name)) for name in "ab"]
-    process_of(broken).kill()
-    await until(lambda: not broken.link.is_alive)
-    with pytest.raises(InvalidRequest, match=r"process that follows .* has ended\. .* more than 512 MiB"):
-        follow(grammar_compiler, broken, steps=1)
-    follow(grammar_compiler, whole, steps=1)
-    follow(grammar_compiler, await grammar_compiler.compile(schema("a")), steps=1)
-
-
-async def test_no_grammar_is_blamed_when_the_fork_server_ends(
-    make: Callable[..., GrammarCompiler],
-) -> None:
-    grammar_compiler = make()
-    compiled = await grammar_compiler.compile(schema("a"))
-    first = process_of(compiled).parent()
-    assert first is not None
-    first.kill()
-    await until(lambda: not compiled.link.is_alive)
-    with pytest.raises(GenerationFailed, match="like all others: try again"):
-        follow(grammar_compiler, compiled, steps=1)
-
-
-async def test_the_fork_server_is_restarted_if_it_is_killed(
-    make: Callable[..., GrammarCompiler],
-) -> None:
-    grammar_compiler = make()
-    compiled = await grammar_compiler.compile(schema("a"))
-    first = process_of(compiled).parent()
-    assert first is not None
-    first.kill()
-    await until(lambda: not compiled.link.is_alive)  # with it, those that it has forked
-    for name in "ab":
-        follow(grammar_compiler, await grammar_compiler.compile(schema(name)), steps=1)
-
-
-async def test_processes_are_bounded_and_inherit_nothing_of_the_engine(shared: GrammarCompiler) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        os.set_inheritable(listener.fileno(), True)
-        process = process_of(await shared.compile(schema("a")))
-        first = process.parent()
-        assert first is not None
-        assert first.num_threads() == 1  # else it could not fork
-        limit, _ = process.rlimit(psutil.RLIMIT_AS)
-        assert 0 < limit < 2**31
-        for one in (process, first):
-            assert one.net_connections() == []  # no socket of the network, and so no port
-            score = Path(f"/proc/{one.pid}/oom_score_adj").read_text()
-            assert int(score) > 0  # before the engine, if memory ends
-
-
-async def test_processes_ignore_signals_for_the_engines_group(
-    shared: GrammarCompiler,
-) -> None:
-    compiled = await shared.compile(schema("a"))
-    process = process_of(compiled)
-    first = process.parent()
-    assert first is not None
-    for one in (process, first):
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            one.send_signal(signum)
-    follow(shared, compiled, steps=1)  # a request that the engine finishes before it stops
-
-
-async def test_an_unused_grammar_leaves_no_process(
-    make: Callable[..., GrammarCompiler],
-) -> None:
-    grammar_compiler = make(max_cache_bytes=0)
-    compiled = await grammar_compiler.compile(schema("a"))
-    process = process_of(compiled)
-    follow(grammar_compiler, compiled, steps=1)
-    del compiled
-    await until(lambda: is_gone(process))
-
-
-def test_all_processes_end_with_the_engine_however_it_ends() -> None:
-    """Even while one of them is busy compiling."""
-    program = textwrap.dedent(
-        """
-        import asyncio, os, signal, sys
-        from tests.engine.structured.test_grammar_processes import DEMO, ENDLESS, grammar, process_of, schema
-        from engine.structured import GrammarCompiler
-        from engine.text.tokenizer import load_tokenizer
-        async def main():
-            tokenizer = load_tokenizer(DEMO)
-            grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[1])
-            process = process_of(await grammar_compiler.compile(schema("a")))
-            busy = asyncio.create_task(grammar_compiler.compile(grammar(ENDLESS)))
-            await asyncio.sleep(0.3)
-            first = process.parent()
-            print(first.pid, *[child.pid for child in first.children()], flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-        asyncio.run(main())
-        """
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=False
-    )
-    assert result.returncode == -signal.SIGKILL
-    pids = [int(word) for word in result.stdout.split()]
-    assert len(pids) >= 3
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and not is_gone(psutil.Process(pid)) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -13,7 +13,6 @@ import pytest
 from engine.errors import InvalidRequest
 from engine.structured.json_schema import normalise_json_schema
 from engine.structured.spec import StructuredKind, StructuredOutput
-from engine.structured.string_rules import StringRules
 from tests.engine.structured.walking import Walker
 
 _NUM_SCHEMAS = 25  # of each seed

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.structured.grammar_compiler import CompiledOutput, GrammarCompiler
+from engine.structured import CompiledOutput, GrammarCompiler
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "berth-demo"
