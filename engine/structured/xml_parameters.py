@@ -79,6 +79,8 @@ class _Writer:
         if not isinstance(schema, dict) or not schema.keys() - {"$defs"}:
             return [without([_END])], []
         schema = self._resolved(schema)
+        if isinstance(schema.get("type"), list):
+            schema = {"anyOf": [{"type": name} for name in schema["type"]]}
         if "anyOf" in schema:
             both = [self._values(branch) for branch in schema["anyOf"]]
             texts = [text for found, _ in both for text in found]
@@ -90,8 +92,6 @@ class _Writer:
             return [self._between_blanks(either(self._rules, [literal(one) for one in written]))], []
         if schema.get("type") == "string":
             return [self._string(schema)], []
-        if isinstance(schema.get("type"), list) and "string" in schema["type"]:
-            return [without([_END])], []
         if schema.keys() == {"type"} and schema["type"] in _BARE:
             return [self._between_blanks(Part(f"/{_BARE[schema['type']]}/", True))], []
         return [], [schema]

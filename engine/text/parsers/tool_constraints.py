@@ -1,7 +1,8 @@
 """What constraints for tool calls are made of: the tools' schemas between a format's delimiters.
 
-Written as structural tags, which xgrammar has defined: text in which delimited parts follow a grammar. Delimiters that are
-special tokens have no text that a grammar could match, so the constraint uses the form without them.
+Written as structural tags, as xgrammar has defined them: text in which delimited parts follow a grammar.
+Delimiters that are special tokens have no text that a grammar could match, so the constraint uses the form
+without them.
 """
 
 from __future__ import annotations

@@ -241,7 +241,8 @@ def test_the_process_ends_with_the_engine_however_it_ends() -> None:
         async def main():
             tokenizer = load_tokenizer(DEMO)
             eos = tokenizer.eos_token_id
-            grammar_compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=[eos])
+            size = tokenizer.vocab_size
+            grammar_compiler = GrammarCompiler(tokenizer, vocab_size=size, eos_token_ids=[eos])
             await grammar_compiler.compile(schema("a"))
             print(*[one.pid for one in writers()], flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
