@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import threading
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,8 @@ from engine.structured.vocabulary import read_vocabulary
 from engine.structured.writers import Writers
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-
     from engine.text.tokenizer import Tokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 _MAX_CACHED = 64
 _NUM_TURNS = 4
@@ -59,9 +59,10 @@ class GrammarCompiler:
         self._turns = CompileTurns(num_turns=_NUM_TURNS, max_waiting=_MAX_WAITING)
         self._threads = ThreadPoolExecutor(_NUM_TURNS, "grammars", initializer=_deprioritise)
         self._writers = Writers(self._limits.write_s)
-        self._lanes: Lanes | None = None
+        self._lanes = Lanes()
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
+        self.close = weakref.finalize(self, _close, self._threads, self._writers, self._lanes)
         self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the most recently used last
         self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
         self._num_waiting: Counter[_Key] = Counter()  # requests that wait for each compilation
@@ -89,12 +90,6 @@ class GrammarCompiler:
             if not self._num_waiting[key]:
                 del self._num_waiting[key]
                 task.cancel()  # the last waiting request has left; no effect if the task is done
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._writers.close()
-        if self._lanes is not None:
-            self._lanes.close()
 
     def _on_compiled(self, key: _Key, done: asyncio.Task[CompiledOutput]) -> None:
         del self._compiling[key]
@@ -160,7 +155,6 @@ class GrammarCompiler:
                 self._vocabulary = read_vocabulary(
                     self._read_tokenizer, self._vocab_size, self._eos_token_ids
                 )
-                self._lanes = Lanes()
             return self._vocabulary
 
     def constraint(
@@ -181,9 +175,8 @@ class GrammarCompiler:
         return inner
 
     def _follow(self, compiled: CompiledOutput) -> Follower:
-        if self._lanes is None or self._vocabulary is None:
-            raise ValueError("Nothing has been compiled.")
-        return Follower(compiled, self._lanes, self._num_words, self._vocabulary.vocab_size, self._limits)
+        num_tokens = self._tokenizer().vocab_size
+        return Follower(compiled, self._lanes, self._num_words, num_tokens, self._limits)
 
 
 def _parser_limits() -> LLParserLimits:
@@ -209,6 +202,12 @@ def _refusal(error: str, param: str) -> InvalidRequest:
             param=param,
         )
     return InvalidRequest(f"{param} can't be compiled: {one_line(error)}", param=param)
+
+
+def _close(threads: ThreadPoolExecutor, writers: Writers, lanes: Lanes) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
+    writers.close()
+    lanes.close()
 
 
 def _deprioritise() -> None:

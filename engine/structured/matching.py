@@ -30,7 +30,7 @@ _OF_LIMITS = ("too many", "fuel", "limit", "max is", "too large", "too complex")
 
 
 class Lane:
-    """One thread. The tenant that has used least is next. Ends with the last reference."""
+    """One thread, from the first work until `close`. The tenant that has used least is next."""
 
     def __init__(self, name: str, niceness: int = 0) -> None:
         self._waiting: list[tuple[float, int, str, Callable[[], None]]] = []
@@ -40,13 +40,16 @@ class Lane:
         self._changed = threading.Condition()
         self._is_closed = False
         self._niceness = niceness
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        self._has_begun = False
 
     def submit(self, tenant: str, work: Callable[[], None]) -> None:
         with self._changed:
             heapq.heappush(self._waiting, (self._spent[tenant], next(self._numbers), tenant, work))
             self._changed.notify()
+            if not self._has_begun:
+                self._has_begun = True
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
     def close(self) -> None:
         with self._changed:

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.structured.ebnf import to_lark
+from engine.structured.json_frames import HOLE, framed, union
 from engine.structured.json_schema import normalise_json_schema
 from engine.structured.json_strings import plain_pattern
 from engine.structured.lark import Part, Rules, either, literal, optional, regex, repeated, sequence, without
@@ -241,76 +242,21 @@ class _Writer:
         if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(content, dict):
             return None
         try:
-            frame = json.loads(f"{begin}{json.dumps(_HOLE)}{end}")
+            frame = json.loads(f"{begin}{json.dumps(HOLE)}{end}")
         except ValueError:
             return None
         if content.get("type") == "tags_with_separator" and content.get("separator", "").strip() == ",":
             inner = self._items_as_schema(_Field(content, f"{part.path}.content", part.depth + 1))
-            return inner if frame == [_HOLE] else None
+            return inner if frame == [HOLE] else None
         inner = self._as_schema(content, f"{part.path}.content", part.depth + 1)
-        return None if inner is None else _framed(frame, inner)
+        return None if inner is None else framed(frame, inner)
 
     def _items_as_schema(self, part: _Field) -> Any | None:
         found = [self._as_schema(one, at, part.depth + 1) for one, at in self._listed(part, "tags")]
         if None in found:
             return None
-        union = _union(found)
-        definitions = union.pop("$defs", {})
+        joined = union(found)
+        definitions = joined.pop("$defs", {})
         counts = {"minItems": int(part.flag("at_least_one"))}
         counts |= {"maxItems": 1} if part.flag("stop_after_first") else {}
-        return {"type": "array", "items": union, **counts, **({"$defs": definitions} if definitions else {})}
-
-
-_HOLE = "~"
-
-
-def _framed(frame: Any, inner: Any) -> Any:
-    """The schema of JSON of which one part follows `inner` and the rest is constant."""
-    if frame == _HOLE:
-        return inner
-    if isinstance(frame, dict):
-        properties = {name: _framed(value, inner) for name, value in frame.items()}
-        definitions: dict[str, Any] = {}
-        for one in properties.values():
-            definitions |= one.pop("$defs", {}) if isinstance(one, dict) else {}
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(frame),
-            "additionalProperties": False,
-            **({"$defs": definitions} if definitions else {}),
-        }
-    return {"const": frame}
-
-
-def _union(schemas: Sequence[Any]) -> dict[str, Any]:
-    """One of several normalised schemas, each with definitions of its own."""
-    definitions: dict[str, Any] = {}
-    branches = []
-    for index, schema in enumerate(schemas):
-        own = _renamed(schema if isinstance(schema, dict) else {}, f"u{index}")
-        definitions |= own.pop("$defs", {})
-        branches.append(own)
-    return {"anyOf": branches, **({"$defs": definitions} if definitions else {})}
-
-
-def _renamed(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The schema with its definitions under other names."""
-    names = {f"#/$defs/{name}": f"#/$defs/{prefix}{name}" for name in schema.get("$defs", {})}
-
-    def rename(value: Any) -> Any:
-        if isinstance(value, list):
-            return [rename(one) for one in value]
-        if not isinstance(value, dict):
-            return value
-        return {
-            word: names.get(one, one)
-            if word == "$ref" and isinstance(one, str)
-            else (one if word in ("const", "enum") else rename(one))
-            for word, one in value.items()
-        }
-
-    own: dict[str, Any] = rename(schema)
-    if "$defs" in own:
-        own["$defs"] = {f"{prefix}{name}": one for name, one in own["$defs"].items()}
-    return own
+        return {"type": "array", "items": joined, **counts, **({"$defs": definitions} if definitions else {})}
