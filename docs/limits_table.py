@@ -152,6 +152,7 @@ _STRUCTURED_CONSTANTS = (
     ),
     ("nesting of a schema", "engine.structured.json_parts.MAX_DEPTH", "levels", "400"),
     ("parts of a schema, including combinations", "engine.structured.json_expand._MAX_PARTS", "parts", "400"),
+    ("properties that aren't required", "engine.structured.json_objects.MAX_OPTIONAL", "", "400"),
     ("counts in a schema: `minItems`, `maxLength` …", "engine.structured.json_parts.MAX_COUNT", "", "400"),
     ("a regular expression", "engine.structured.regex_parser.MAX_CHARS", "characters", "400"),
     ("nesting of a regular expression", "engine.structured.regex_parser._MAX_DEPTH", "levels", "400"),

@@ -6,7 +6,6 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Set
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -66,9 +65,6 @@ class BitmaskFiller:
         if not constraints:
             return None
         if self._beside_model:
-            for constraint in constraints.values():
-                with suppress(EngineError):  # reported when the mask is filled
-                    constraint.wait(0.0)  # sends the question to constraints that another process answers
             return lambda: self._fill(constraints)
         masks = self._fill(constraints)
         return lambda: masks

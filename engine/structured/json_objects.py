@@ -17,6 +17,7 @@ from engine.structured.json_values import children_of
 from engine.structured.regex import Node, UnsupportedPattern, search
 from engine.structured.regex_parser import parse
 
+MAX_OPTIONAL = 800  # properties that aren't required: each may come next
 _MAX_COMBINED = 256  # ways to have as many properties as minProperties and maxProperties allow
 _MAX_COMPARED_STATES = 1024
 
@@ -179,6 +180,10 @@ def _written(spec: _Object, parts: Sequence[SchemaPart], errors: SchemaErrors) -
     path = next((p.path for p in parts if "minProperties" in p.schema or "maxProperties" in p.schema), "")
     if spec.most is not None and len(spec.required) > spec.most:
         return None
+    if len(spec.properties) - len(spec.required) > MAX_OPTIONAL:
+        what = f"with more than {MAX_OPTIONAL} that aren't required is not supported"
+        errors.refuse(parts[0].path, "properties", what)
+        return {"type": "object"}
     if spec.least > 1 and not is_closed:
         if len(spec.properties) < spec.least:
             errors.refuse(path, "minProperties", "is supported up to 1, or with enough named properties")

@@ -95,6 +95,7 @@ async def test_every_walk_ends_in_a_valid_value(walker: Walker, schema: dict[str
         ({"$ref": "https://example.com/schema"}, r"must point into the schema itself"),
         ({"type": "object", "not": {"additionalProperties": False}}, "not with additionalProperties"),
         ({"enum": [2**63]}, "64 bits"),
+        ({"properties": {f"p{n}": {} for n in range(1000)}}, "properties with more than 800"),
         ({"anyOf": []}, "anyOf must be a list"),
         ({"minLength": "3"}, "minLength must be a whole number"),
         ({"properties": []}, "properties must be an object"),
