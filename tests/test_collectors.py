@@ -72,7 +72,7 @@ def test_collectors_skip_the_servers_permanent_objects(tmp_path: Path) -> None:
     }
     with running_berth(tmp_path, **settings) as berth:
         engine = engine_of(berth)
-        [grammars] = [one for one in engine.children() if "engine.structured.worker" in one.cmdline()]
+        [grammars] = [one for one in engine.children() if "engine.structured.writer" in one.cmdline()]
 
         def has_frozen(process: psutil.Process) -> bool:
             counts = collector(probes, process)

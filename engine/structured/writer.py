@@ -6,6 +6,7 @@ that takes too long or too much memory is refused; the process goes on.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -38,6 +39,8 @@ def main() -> None:
     with suppress(OSError, ValueError):  # a lower limit is set already
         most = _address_space() + MAX_WRITER_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    gc.collect()
+    gc.freeze()  # the modules stay
     for line in sys.stdin:  # ends with the engine
         request = json.loads(line)
         reply = _write(request["wanted"], request["limit_s"])
