@@ -150,11 +150,10 @@ async def test_a_session_with_tools_another_providers_history_and_a_token_count(
     assert second["usage"]["cache_read_input_tokens"] > read_tokens(first) * 0.9
 
     history += [{"role": "assistant", "content": second["content"]}, *ELSEWHERE]
-    thinking = {"type": "enabled", "budget_tokens": 4000}
+    thinking: Any = {"type": "enabled", "budget_tokens": 4000}
     third = await answer_of(app, client, request_of(3, history, thinking=thinking))
-    counted = await client.beta.messages.count_tokens(
-        model="fake", system=system_of(4), messages=history, tools=TOOLS, thinking=thinking, betas=BETAS
-    )
+    prompt: Any = {"system": system_of(4), "messages": history, "tools": TOOLS, "thinking": thinking}
+    counted = await client.beta.messages.count_tokens(model="fake", betas=BETAS, **prompt)
     assert counted.input_tokens == read_tokens(third)
 
 
@@ -232,4 +231,4 @@ def test_the_demo_model_completes_a_session(demo_server: Running) -> None:
         history: Any = [asked, first, {"role": "user", "content": [result]}]
         settings["betas"] = []
         said = client.beta.messages.create(model="other-name", messages=history, **settings)
-    assert "12" in said.content[-1].text  # type: ignore[union-attr]
+    assert "12" in said.content[-1].text

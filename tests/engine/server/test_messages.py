@@ -85,12 +85,16 @@ def test_a_tool_is_used_and_its_result_sent_back(client: anthropic.Anthropic, ch
     [use] = [block for block in message.content if block.type == "tool_use"]
     assert (use.name, use.input) == ("get_weather", {"city": "Oslo"})
     assert message.stop_reason == "tool_use"
-    result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 12, "sky": "cloudy"}'}
+    result: Any = {
+        "type": "tool_result",
+        "tool_use_id": use.id,
+        "content": '{"temperature": 12, "sky": "cloudy"}',
+    }
     said: Any = {"role": "assistant", "content": [use.model_dump(include={"type", "id", "name", "input"})]}
     answer = client.messages.create(
         messages=[*question, said, {"role": "user", "content": [result]}], **arguments
     )
-    assert "12" in answer.content[0].text  # type: ignore[union-attr]
+    assert "12" in answer.content[0].text
 
 
 def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
@@ -110,7 +114,7 @@ def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
 def test_a_started_answer_is_continued(client: anthropic.Anthropic) -> None:
     begun: Any = [*asked("What is Berth?"), {"role": "assistant", "content": "Berth gives every"}]
     message = client.messages.create(model=MODEL, max_tokens=8, messages=begun, **GREEDY)
-    assert message.content[0].text.startswith(" LLM engine")  # type: ignore[union-attr]
+    assert message.content[0].text.startswith(" LLM engine")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.bodies import ResponsesBody
+from engine.server.openai.responses.items import MessageItem, TextContent
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.provider_parts import mark_unsupported_parts
@@ -140,14 +141,24 @@ def test_a_history_may_have_null_or_empty_text(turn: Any, read: dict[str, Any]) 
     assert messages(USER, turn, USER)[1] == {"role": turn["role"], **read}
 
 
+def first_text(items: list[Any], index: int) -> str:
+    """The first text of an input's item, a message."""
+    read = check({"input": items}, ResponsesBody).input
+    assert isinstance(read, list)
+    message = read[index]
+    assert isinstance(message, MessageItem) and isinstance(message.content, list)
+    part = message.content[0]
+    assert isinstance(part, TextContent)
+    return part.text
+
+
 def test_items_are_handled_like_messages() -> None:
     image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
     asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
-    body = check({"input": [asked, HEARD, USER]}, ResponsesBody)
-    assert body.input[0].content[0].text == MARK
+    assert first_text([asked, HEARD, USER], 0) == MARK
     shown = {"type": "function_call_output", "call_id": "c", "output": "ok"}
     called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    assert check({"input": [USER, called, shown, asked]}, ResponsesBody).input[3].content[0].text == MARK
+    assert first_text([USER, called, shown, asked], 3) == MARK
     with pytest.raises(InvalidRequest) as refused:
         check({"input": [USER, HEARD, asked]}, ResponsesBody)
     assert refused.value.param == "input[2].content[0].type"

@@ -49,7 +49,7 @@ def test_a_stream_adds_up_to_the_response(client: openai.OpenAI) -> None:
     text, numbers = "", []
     with client.responses.stream(model=MODEL, input="What is Berth?", temperature=0) as stream:
         for event in stream:
-            numbers.append(event.sequence_number)  # type: ignore[union-attr]
+            numbers.append(event.sequence_number)
             if event.type == "response.output_text.delta":
                 text += event.delta
         final = stream.get_final_response()

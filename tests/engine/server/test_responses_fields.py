@@ -133,10 +133,11 @@ async def test_a_response_repeats_the_request_fields(app: App) -> None:
 
 async def test_unknown_fields_are_refused_if_configured(fake_model: Path) -> None:
     async with app_in_process(fake_model, unknown_fields="refuse") as app:
-        for fields, param in [
+        mistakes: list[tuple[dict[str, Any], str]] = [
             ({"temprature": 1}, "temprature"),
             ({"input": [{"role": "user", "content": "a", "mood": 1}]}, "input[0].mood"),
             ({"tools": [{**FUNCTION, "mood": 1}]}, "tools[0].mood"),
-        ]:
+        ]
+        for fields, param in mistakes:
             error = await error_of(app, **fields)
             assert error["param"] == param

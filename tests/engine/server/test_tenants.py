@@ -46,7 +46,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
         yield app
 
 
-@pytest.fixture(params=PAIRS.values(), ids=PAIRS)
+@pytest.fixture(params=PAIRS.values(), ids=list(PAIRS))
 def pair(request: pytest.FixtureRequest) -> tuple[dict[str, str], dict[str, str]]:
     pair: tuple[dict[str, str], dict[str, str]] = request.param
     return pair
