@@ -13,6 +13,7 @@ import pytest
 from docs.engine_flags import FILE, render
 from engine.errors import ConfigError
 from engine.launch import flags
+from engine.launch.flag_parser import build_parser
 from engine.launch.flags import parse_flags
 from instance_manager.backends import plan_launch
 from instance_manager.backends.base import OWNED_PARAMS
@@ -22,7 +23,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-PARSER = cache(flags.build_parser)
+PARSER = cache(build_parser)
 FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]
 ROOT = FILE.parents[2]
 VALUES: list[Any] = [
