@@ -56,8 +56,8 @@ def result_text(content: Any, **fields: Any) -> str:
 
 
 def assistant_text(*content: Any) -> Any:
-    [_, said, _] = shown(HI, assistant(*content), HI)
-    return said["content"]
+    [_, turn, _] = shown(HI, assistant(*content), HI)
+    return turn["content"]
 
 
 # System turns

@@ -42,18 +42,18 @@ def assistant(*parts: Any, **fields: Any) -> dict[str, Any]:
 )
 def test_unreadable_parts_in_the_history_become_placeholders(part: dict[str, Any], mark: str) -> None:
     ignored = collect_ignored(refuses_unknown=True)
-    asked = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
-    read, *_ = messages(asked, HEARD, USER)
+    question = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    read, *_ = messages(question, HEARD, USER)
     assert mark in read["content"][0]["text"]
     assert read["content"][1] == {"type": "text", "text": "What is it?"}
     assert part["type"] in (ignored.header or "")
 
 
 def test_images_of_tools_become_placeholders() -> None:
-    called = {"role": "assistant", "tool_calls": [CALL]}
-    shown = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
-    beside = {"role": "user", "content": [IMAGE]}  # where clients put content that a result cannot contain
-    read = messages(USER, called, shown, beside)
+    call_turn = {"role": "assistant", "tool_calls": [CALL]}
+    result_turn = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
+    image_turn = {"role": "user", "content": [IMAGE]}  # clients put there what a result cannot contain
+    read = messages(USER, call_turn, result_turn, image_turn)
     assert [one["content"][0]["text"] for one in read[2:]] == [MARK, MARK]
 
 
@@ -82,9 +82,9 @@ def test_text_parts_of_all_types_are_read(kind: str) -> None:
     ],
 )
 def test_reasoning_parts_become_reasoning(part: dict[str, Any], reasoning: str | None) -> None:
-    said = {"type": "text", "text": "Cold."}
-    read = assistant(part, said)
-    assert read["content"] == [said]
+    text = {"type": "text", "text": "Cold."}
+    read = assistant(part, text)
+    assert read["content"] == [text]
     assert read.get("reasoning_content") == reasoning
     assert assistant(part, reasoning_content="Mine.")["reasoning_content"] == "Mine."
 
@@ -154,13 +154,13 @@ def first_text(items: list[Any], index: int) -> str:
 
 def test_items_are_handled_like_messages() -> None:
     image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
-    asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
-    assert first_text([asked, HEARD, USER], 0) == MARK
-    shown = {"type": "function_call_output", "call_id": "c", "output": "ok"}
-    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    assert first_text([USER, called, shown, asked], 3) == MARK
+    question = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
+    assert first_text([question, HEARD, USER], 0) == MARK
+    output = {"type": "function_call_output", "call_id": "c", "output": "ok"}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    assert first_text([USER, call, output, question], 3) == MARK
     with pytest.raises(InvalidRequest) as refused:
-        check({"input": [USER, HEARD, asked]}, ResponsesBody)
+        check({"input": [USER, HEARD, question]}, ResponsesBody)
     assert refused.value.param == "input[2].content[0].type"
 
 

@@ -90,11 +90,11 @@ async def test_fields_that_would_change_the_output_are_refused_by_name(
 
 
 def test_every_field_of_the_sdk_is_known() -> None:
-    for asked, body in [
+    for params, body in [
         (ResponseCreateParamsStreaming, ResponsesBody),
         (InputTokenCountParams, InputTokensBody),
     ]:
-        fields = set(typing.get_type_hints(asked))
+        fields = set(typing.get_type_hints(params))
         assert len(fields) > 10
         assert fields - set(body.model_fields) - RULES.names == set()
 
@@ -116,7 +116,7 @@ async def test_every_value_of_include_is_known(app: App) -> None:
 
 async def test_a_response_repeats_the_request_fields(app: App) -> None:
     namespace = {"type": "namespace", "name": "n", "tools": [FUNCTION, {"type": "mcp"}]}
-    asked: Any = {
+    request_fields: Any = {
         "tools": [FUNCTION, namespace, {"type": "web_search"}],
         "truncation": "auto",
         "max_tool_calls": 2,
@@ -124,10 +124,10 @@ async def test_a_response_repeats_the_request_fields(app: App) -> None:
         "prompt_cache_key": "k",
         "service_tier": "flex",
     }
-    answer = (await ask(app, **asked)).json()
+    answer = (await ask(app, **request_fields)).json()
     assert answer["service_tier"] == "default"
     for name in ("truncation", "max_tool_calls", "safety_identifier", "prompt_cache_key"):
-        assert answer[name] == asked[name]
+        assert answer[name] == request_fields[name]
     assert [tool["type"] for tool in answer["tools"]] == ["function", "namespace"]
 
 
