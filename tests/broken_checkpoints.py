@@ -122,7 +122,7 @@ BROKEN: dict[str, Broken] = {
     "no-json": Broken(
         beside(config__json="{nope"), "config.json can't be read: Expecting property name", is_damaged=True
     ),
-    "no-object": Broken(beside(config__json="[]"), "config.json holds no JSON object", is_damaged=True),
+    "no-object": Broken(beside(config__json="[]"), "doesn't contain a JSON object", is_damaged=True),
     "no-values": Broken(beside(config__json="{}"), "architectures is None", "engine: vllm"),
     "empty-config": Broken(
         beside(config__json=""), "config.json can't be read: Expecting value", is_damaged=True

@@ -141,13 +141,13 @@ class _PoolerConfig:
             )
         if values.get("task", task) != task:
             raise ConfigError(
-                f"--pooler-config: task is {values['task']!r}, but this model does {str(task)!r}."
+                f"--pooler-config: task is {values['task']!r}, but this model's task is {str(task)!r}."
             )
         name = values.get("pooling_type", values.get("seq_pooling_type"))
         if name is not None and name not in tuple(PoolingType):
             raise ConfigError(f"--pooler-config: pooling {name!r} isn't one of {', '.join(PoolingType)}.")
         if not isinstance(values.get("use_activation", True), bool):
-            raise ConfigError("--pooler-config: use_activation has to be true or false.")
+            raise ConfigError("--pooler-config: use_activation must be true or false.")
         return cls(
             pooling=None if name is None else PoolingType(name),
             use_activation=values.get("use_activation"),
@@ -182,15 +182,15 @@ def _family(architecture: str) -> Family:
 
 def _refuse_unsupported(raw: Mapping[str, Any], family: Family) -> None:
     if family is Family.DECODER and (raw.get("is_causal") is False or raw.get("use_bidirectional_attention")):
-        raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
+        raise UnsupportedModel("Decoders with bidirectional attention (is_causal: false) aren't supported.")
 
 
 def _task(convert: str, architecture: str) -> Task:
     classifies = architecture.endswith("ForSequenceClassification")
     if convert == "none" and not classifies and architecture.endswith("ForCausalLM"):
-        raise ConfigError(f"--convert none: {architecture} pools only as --convert embed or classify.")
+        raise ConfigError(f"--convert none: {architecture} needs --convert embed or classify.")
     if convert == Task.EMBED and classifies:
-        raise ConfigError(f"--convert embed: {architecture} classifies.")
+        raise ConfigError(f"--convert embed: {architecture} needs --convert classify.")
     if convert in ("auto", "none"):
         return Task.CLASSIFY if classifies else Task.EMBED
     return Task(convert)
@@ -237,5 +237,5 @@ def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict
 def _integer(raw: Mapping[str, Any], key: str) -> int:
     value = raw.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}, it has to be a positive integer.")
+        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a positive integer.")
     return value

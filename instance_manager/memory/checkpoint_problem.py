@@ -59,7 +59,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     except (OSError, ValueError) as error:
         return f"config.json can't be read: {error}"
     if not isinstance(config, dict):
-        return "config.json holds no JSON object."
+        return "config.json doesn't contain a JSON object."
     raw = _merged(config, params.get("hf_overrides"))
     problem = _quantised(names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
@@ -74,15 +74,15 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     if "adapter_config.json" in names and not _weight_files(names):
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"it is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
-            "(`engine: vllm` with enable_lora), or merge the two."
+            f"it is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
+            "(`engine: vllm` with enable_lora), or merge them."
         )
     if "config.json" in names:
         return None
     if "model_index.json" in names:
         return (
-            "it is a diffusion pipeline (model_index.json), which writes no text: serve it by a command of "
-            "its own (`engine: command`)."
+            "it is a diffusion pipeline (model_index.json), which doesn't generate text: serve it with a "
+            "command (`engine: command`)."
         )
     if any(name.endswith(".gguf") for name in names):
         return _GGUF
@@ -90,7 +90,7 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
         return f"it is in its maker's own format (params.json), not Hugging Face's: {_VLLM}."
     unfinished = any(name.endswith(".safetensors") for name in names)
     return "it has no config.json: " + (
-        _UNFINISHED if unfinished else "it is no model in Hugging Face layout."
+        _UNFINISHED if unfinished else "it is not a model in Hugging Face layout."
     )
 
 
@@ -101,8 +101,8 @@ def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             if method is None and key == "quantization":
                 return (
-                    "it has weights quantised for MLX, which the embedded engine can't compute with: mlx-lm "
-                    "runs them (`engine: command`)."
+                    "it has weights quantised for MLX, which the embedded engine can't use: run them with "
+                    "mlx-lm (`engine: command`)."
                 )
             methods = [str(method or "unknown")]
             break
@@ -199,7 +199,7 @@ def _weightless(names: frozenset[str]) -> str:
         )
     if any(name.endswith(".gguf") for name in names):
         return _GGUF
-    return f"it holds no .safetensors file: there are no weights, or {_UNFINISHED.replace('its', 'their')}"
+    return f"it has no .safetensors file: it contains no weights, or {_UNFINISHED.replace('its', 'their')}"
 
 
 def _tokenizer(names: frozenset[str], params: Mapping[str, Any]) -> str | None:

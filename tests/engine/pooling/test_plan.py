@@ -139,8 +139,8 @@ def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
     [
         ({"step_tag_id": 3}, "'step_tag_id' isn't supported"),
         ({"pooling_type": "ALL"}, "'ALL' isn't one of CLS, LAST, MEAN"),
-        ({"task": "classify"}, "task is 'classify', but this model does 'embed'"),
-        ({"use_activation": 1}, "use_activation has to be true or false"),
+        ({"task": "classify"}, "task is 'classify', but this model's task is 'embed'"),
+        ({"use_activation": 1}, "use_activation must be true or false"),
         ({"logit_sigma": 0}, "logit_sigma can't be 0"),
         ({"logit_mean": "x"}, "logit_mean can't be 'x'"),
     ],
@@ -154,11 +154,11 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
     ("architecture", "config", "options", "error", "message"),
     [
         ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel'.*BertModel"),
-        (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
+        (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM needs --convert"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
         ("BertModel", {"hidden_size": None}, {}, CheckpointError, "hidden_size is None"),
-        ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "looks both ways"),
+        ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "bidirectional"),
         ("BertForSequenceClassification", {"num_labels": 0}, {}, CheckpointError, "num_labels is 0"),
         (
             "BertForSequenceClassification",
