@@ -68,7 +68,7 @@ def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfi
     _refuse_unsupported(raw)
     num_heads, hidden_size = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     if hidden_size % num_heads:
-        raise CheckpointError(f"hidden_size {hidden_size} is not a multiple of the {num_heads} attention heads.")
+        raise CheckpointError(f"hidden_size {hidden_size} can't be shared by {num_heads} attention heads.")
     first_position = 0 if family is EncoderFamily.BERT else int(raw.get("pad_token_id") or 0) + 1
     return EncoderConfig(
         family=family,
@@ -96,7 +96,7 @@ def _activation(name: Any) -> EncoderActivation:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise UnsupportedModel(
-            f"position_embedding_type {raw['position_embedding_type']!r} isn't supported; 'absolute' is."
+            f"Positions of kind {raw['position_embedding_type']!r} aren't supported; 'absolute' are."
         )
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise UnsupportedModel("An encoder that is used as a decoder (is_decoder) isn't supported.")

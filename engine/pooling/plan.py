@@ -182,15 +182,15 @@ def _family(architecture: str) -> Family:
 
 def _refuse_unsupported(raw: Mapping[str, Any], family: Family) -> None:
     if family is Family.DECODER and (raw.get("is_causal") is False or raw.get("use_bidirectional_attention")):
-        raise UnsupportedModel("Decoders with bidirectional attention (is_causal: false) aren't supported.")
+        raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
 
 
 def _task(convert: str, architecture: str) -> Task:
     classifies = architecture.endswith("ForSequenceClassification")
     if convert == "none" and not classifies and architecture.endswith("ForCausalLM"):
-        raise ConfigError(f"--convert none: {architecture} needs --convert embed or classify.")
+        raise ConfigError(f"--convert none: {architecture} pools only as --convert embed or classify.")
     if convert == Task.EMBED and classifies:
-        raise ConfigError(f"--convert embed: {architecture} needs --convert classify.")
+        raise ConfigError(f"--convert embed: {architecture} classifies.")
     if convert in ("auto", "none"):
         return Task.CLASSIFY if classifies else Task.EMBED
     return Task(convert)

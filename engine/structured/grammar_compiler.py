@@ -161,7 +161,7 @@ class GrammarCompiler:
                 task.cancel()
         if turn_over in done:
             raise CompilerBusy(
-                f"{wanted.param} takes long to compile, and so do many others now: simplify it, or try again "
+                f"{wanted.param} takes long to compile, and so do too many others: simplify it, or try again "
                 "later."
             )
         raise InvalidRequest(

@@ -154,11 +154,11 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
     ("architecture", "config", "options", "error", "message"),
     [
         ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel'.*BertModel"),
-        (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM needs --convert"),
+        (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
         ("BertModel", {"hidden_size": None}, {}, CheckpointError, "hidden_size is None"),
-        ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "bidirectional"),
+        ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "looks both ways"),
         ("BertForSequenceClassification", {"num_labels": 0}, {}, CheckpointError, "num_labels is 0"),
         (
             "BertForSequenceClassification",

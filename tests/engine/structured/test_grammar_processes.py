@@ -161,7 +161,7 @@ async def test_of_too_many_slow_compilations_one_is_ended(
     flood = hostile(make(), 4)
     done, rest = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     [error] = {str(task.exception()) for task in done if isinstance(task.exception(), CompilerBusy)}
-    assert "takes long to compile, and so do many others now" in error
+    assert "takes long to compile, and so do too many others" in error
     await end(list(rest))
 
 
