@@ -190,7 +190,7 @@ def _weightless(directory: Path) -> UnsupportedModel:
     pickled = [name for name in names if name.endswith(_PICKLED) and name not in _NO_WEIGHTS]
     if pickled:
         return UnsupportedModel(
-            f"{directory} holds no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "
+            f"{directory} has no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "
             f"which may run code when they are read: convert them to safetensors, or {MAY_RUN_ON_VLLM}.",
             advice=None,
         )

@@ -117,7 +117,7 @@ def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
 def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
-        return f"config.json: architectures is {named!r}, not one name that says what the model is: {_VLLM}."
+        return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
     if _pools(path, name, params):
         if name not in ENCODERS | DECODERS:
@@ -160,7 +160,7 @@ def _feature(raw: Mapping[str, Any]) -> str | None:
             or set(map(str, layer_types)) - {"full_attention"}
         ),
         "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
-        "Partly rotated heads (partial_rotary_factor) aren't supported": (
+        "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
             (raw.get("partial_rotary_factor") or 1.0) != 1.0
         ),
         f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are": (
@@ -194,7 +194,7 @@ def _weightless(names: frozenset[str]) -> str:
     ends = (".bin", ".pt", ".pth")
     if pickled := sorted(name for name in names if name.endswith(ends) and name not in _NOT_WEIGHTS):
         return (
-            f"it holds no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
+            f"it has no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
             f"when they are read: convert them to safetensors, or {_VLLM}."
         )
     if any(name.endswith(".gguf") for name in names):

@@ -146,7 +146,7 @@ def test_a_parameter_from_settings_is_reported_as_such() -> None:
 @pytest.mark.parametrize("name", ["port", "model", "api_key"])
 def test_parameters_that_berth_sets_can_not_be_set_for_all_engines_either(name: str) -> None:
     error = refusal({}, default_params={name: "x"})
-    assert error is not None and "Berth decides" in str(error) and "VLLM_CONFIG" in str(error)
+    assert error is not None and "Berth sets it" in str(error) and "VLLM_CONFIG" in str(error)
 
 
 def vllm(folder: Path, version: str | None) -> str:
