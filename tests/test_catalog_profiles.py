@@ -9,8 +9,8 @@ from typing import Any
 from composition.catalog_profiles import CatalogProfiles
 from configs.model_entry import ModelEntry
 from configs.settings import Settings
+from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
-from instance_manager.fleet.scaler import spec_of
 from instance_manager.types import ExpireAction, InstanceSpec, ReplicaOptions
 
 ENTRY = """

@@ -12,12 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 
+from instance_manager.backends.checkpoint import unsupported
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ShuttingDown,
@@ -29,18 +28,16 @@ from instance_manager.fleet.load_monitor import LoadMonitor
 from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.model_registry import ModelRegistry
 from instance_manager.fleet.models import Model
+from instance_manager.fleet.next_replica import NextReplica
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.scaler import Scaler
 from instance_manager.fleet.scaling import ScalePolicy
-from instance_manager.lifecycle.gate import Lease
+from instance_manager.lifecycle.gate import Gate, Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.checkpoint import unsupported
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
-
-_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +63,19 @@ class Fleet:
     ) -> None:
         self.manager = manager
         self.config = config
-        self._clock = clock
         self._num_waiting = 0  # requests, for any model
         self._news = Broadcast()
         self._registry = ModelRegistry(manager, config.max_queue, clock)
         self._models = self._registry.by_name
-        self._scaler = Scaler(manager, planner, self._models, self._news, clock)
+        self._replicas = NextReplica(manager)
+        self._scaler = Scaler(manager, planner, self._replicas, self._models, self._news, clock)
         self._load_monitor = LoadMonitor(
             manager, self._registry, planner, self._scaler, config.scale, self._news, clock
         )
         self.known = self._registry.known
         self.find = self._registry.find
         manager.events.add_listener(self._on_event)
-        manager.on_wake_requested = self._request_wake
-        manager.on_created = self.adopt
-        manager.on_shutdown = self._reject_all
+        manager.observe(self)
 
     # Models.
 
@@ -158,7 +153,7 @@ class Fleet:
 
     def request_start(self, model: Model) -> None:
         """Start or wake a replica unless one runs. Raises ManagerError where that can't be tried now."""
-        if not model.is_up_for(self._scaler.own_runner(model)):
+        if not model.is_up_for(self._replicas.own_runner(model)):
             self._check_may_start(model)
             model.start_requested = True
             self._news.notify_all()
@@ -173,7 +168,7 @@ class Fleet:
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or after `timeout_s`."""
-        runner = self._scaler.own_runner(model)
+        runner = self._replicas.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
                 while not model.is_awake_for(runner) and (model.start_requested or model.is_starting):
@@ -188,7 +183,7 @@ class Fleet:
         if model.is_up_for(need):
             return
         self._check_can_run(model)  # before the check of the runner: such an engine serves nothing
-        if need is not None and not self._scaler.can_bring_up(model, need):
+        if need is not None and not self._replicas.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
             raise InstanceNotRunning(
@@ -198,7 +193,7 @@ class Fleet:
 
     def _check_may_start(self, model: Model) -> None:
         self._check_can_run(model)
-        wait_s = model.retry_at - self._clock()
+        wait_s = model.backoff.wait_s
         if (error := model.error) is None or wait_s <= 0:
             return
         if isinstance(error, UnsupportedModel):
@@ -215,6 +210,8 @@ class Fleet:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
+        for instance in self.manager.list(include_terminal=True):  # left by a previous Berth process
+            self.adopt(instance)
         tasks = [
             asyncio.create_task(self._scaler.run(), name="scaler"),
             asyncio.create_task(self._load_monitor.run(), name="load monitor"),
@@ -222,14 +219,10 @@ class Fleet:
         try:
             yield
         finally:
-            self._reject_all()
+            self.shutdown_begun()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-    def _reject_all(self) -> None:
-        for model in self._models.values():
-            model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
     def preload(self) -> None:
         """Request a start of every model to preload, unless an earlier Berth process left it running."""
@@ -246,13 +239,13 @@ class Fleet:
     # Instances.
 
     def adopt(self, instance: Instance) -> None:
-        """InstanceRegistry an instance as a replica of its models, and follow its gate."""
-        if self._registry.add_replica(instance):
-            instance.gate.on_capacity = partial(self._on_capacity, instance)
-            instance.gate.has_external_waiters = partial(self._is_sought, instance)
+        """Make an instance a replica of its models."""
+        self._registry.add_replica(instance)
 
     def _on_event(self, event: Event) -> None:
         if event.type == "instance.deleted":
+            for model in self._registry.having_replica(event.instance_id):
+                model.backoff.restart_at = None  # nor should another take its place unasked
             self._registry.remove_replica(event.instance_id)
         elif event.type == "instance.state":
             self._on_state(event)
@@ -262,37 +255,38 @@ class Fleet:
 
     def _on_state(self, event: Event) -> None:
         status = InstanceState(event.data["status"])
-        if not status.is_terminal:
-            with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
-                self.adopt(self.manager.get(event.instance_id))
-            return
+        with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
+            self.adopt(self.manager.get(event.instance_id))
         for model in self._registry.having_replica(event.instance_id):
-            if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                what = f"model {model.name!r} died while it ran"
-                public = f"{what}; an admin can read the reason in GET /instances/{event.instance_id}"
-                model.record_crash(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
-            elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
-                model.clear_failure()  # a failed replica was stopped on request
-            self._registry.remove_if_unused(model)
+            model.record_state(model.replicas[event.instance_id], event)
+            if status.is_terminal:
+                self._registry.remove_if_unused(model)
 
-    def _is_sought(self, instance: Instance) -> bool:
-        """Whether a request waits for a model that the instance serves."""
-        return any(model.queue for model in self._registry.having_replica(instance.instance_id))
+    # ManagerObserver
 
-    def _on_capacity(self, instance: Instance) -> None:
-        """Called at the end of each request: the usual case, that no request waits, must cost nothing."""
+    def is_sought(self, gate: Gate) -> bool:
+        """Whether a request waits for a model that the gate's instance serves."""
+        return any(model.queue for model in self._registry.having_replica(gate.instance_id))
+
+    def capacity_freed(self, gate: Gate) -> None:
+        """The usual case, that no request waits, must cost nothing."""
         if not self._num_waiting:
             return
-        for model in self._registry.models_of(instance):
+        for model in self._registry.having_replica(gate.instance_id):
             if model.queue:
                 model.grant()
-        if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
+        if not gate.in_flight and any(model.queue for model in self._models.values()):
             self._news.notify_all()  # a model may wait for this instance to be idle
 
-    def _request_wake(self, instance: Instance) -> None:
-        """A request waits at a sleeping instance's own gate: wake it once it fits into memory."""
+    def may_wake(self, instance: Instance) -> bool:
+        """No: the scaler wakes it once it fits into memory."""
         self._registry.models_of(instance)[0].start_requested = True
         self._news.notify_all()
+        return False
+
+    def shutdown_begun(self) -> None:
+        for model in self._models.values():
+            model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
 
 def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -15,9 +16,10 @@ from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.idle_policy import Idleness, expires_at
 from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
 from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S
+from instance_manager.memory.devices import Device
+from instance_manager.memory.victims import EvictionAction, Resident
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
     TRANSITIONS,
@@ -128,9 +130,27 @@ class Instance:
         """What its engine can serve; None = unknown."""
         return self.plan.runner
 
-    @property
-    def idleness(self) -> Idleness:
-        return Idleness(self.idle_timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+    def resident(
+        self,
+        held: Mapping[Device, int] | None = None,
+        held_asleep: Mapping[int, Mapping[Device, int]] | None = None,
+    ) -> Resident:
+        """What decides whether it may have to go; `held`: its bytes now and by level of sleep, if known."""
+        is_pending = self.state.is_pending  # a waking instance counts as awake, and isn't evicted
+        return Resident(
+            instance_id=self.instance_id,
+            model_name=self.spec.profile or self.model_name,
+            level=0 if is_pending else self.level,
+            held=held or {},
+            held_asleep=held_asleep or {},
+            in_flight=self.gate.in_flight,
+            queued=self.gate.queued,
+            pinned=self.pinned,
+            last_used=self.gate.last_active,
+            resident_since=math.inf if is_pending else (self.awake_since or 0.0),
+            leaving=EvictionAction.STOP if self.state is InstanceState.STOPPING else None,
+            idle_timeout_s=self.idle_timeout_s,
+        )
 
     def endpoint(self, port: int, api_key: str) -> Endpoint:
         """Where its current process listens."""
@@ -238,7 +258,7 @@ class Instance:
 
     def view(self) -> InstanceView:
         """The instance as clients see it now."""
-        expires = expires_at(self.idleness) if self.state is InstanceState.RUNNING else None
+        expires = self.resident().expires_at if self.state is InstanceState.RUNNING else None
         live = LiveFacts(
             pid_start_time=self.pid_start_time,
             expires_at=None if expires is None else self._at(expires),

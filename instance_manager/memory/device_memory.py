@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from host_limits.host_memory import host_available_bytes, host_total_bytes
-from instance_manager.memory.eviction import HOST, Device
+from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import Gpu, GpuDriver
 
 _POLL_MIN_S = 0.01

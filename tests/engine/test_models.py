@@ -16,7 +16,7 @@ from engine.errors import CheckpointError, UnsupportedModel
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
 from engine.models.config import read_model_config
-from engine.models.registry import model_class
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
@@ -26,7 +26,9 @@ PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 
 def runner_of(path: Path, *, dtype: torch.dtype = torch.float32, num_blocks: int = 64) -> ModelRunner:
     config = read_model_config(path)
-    model = model_class(config.architecture)(config, dtype=dtype, device=torch.device("cpu"))
+    model = generating_architecture(config.architecture).load_class()(
+        config, dtype=dtype, device=torch.device("cpu")
+    )
     with Checkpoint(path) as checkpoint:
         load_weights(model, checkpoint)
     cache = PagedKVCache(
@@ -173,4 +175,4 @@ def test_a_missing_or_invalid_config_is_refused(text: str | None, tmp_path: Path
 
 def test_an_unknown_architecture_is_named_with_those_we_have() -> None:
     with pytest.raises(UnsupportedModel, match=r"'MambaForCausalLM'.*LlamaForCausalLM, Qwen3ForCausalLM"):
-        model_class("MambaForCausalLM")
+        generating_architecture("MambaForCausalLM")

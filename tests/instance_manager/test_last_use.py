@@ -137,7 +137,7 @@ def test_idleness_continues_from_the_stored_time(
 def idle_s(record: InstanceRecord) -> float:
     """Of an instance that is restored now."""
     now = time.monotonic()
-    return now - instance_of(record, ManagerConfig(), EventLog(), lambda: now).idleness.last_active
+    return now - instance_of(record, ManagerConfig(), EventLog(), lambda: now).resident().last_used
 
 
 @pytest.mark.parametrize("state", STATES_WITH_PROCESS)

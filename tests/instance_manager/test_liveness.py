@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from instance_manager.backends import BACKENDS
 from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory
@@ -27,6 +27,7 @@ from tests.instance_manager.conftest import ManagerFactory
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = RestartRules(RestartPolicy.ON_FAILURE, limit=2, initial_backoff_s=0.2)
+COMMAND = BACKENDS["command"]
 WATCHFUL = LivenessRules(interval_s=0.1, timeout_s=0.3)
 
 
@@ -51,7 +52,7 @@ async def test_running_out_of_descriptors_does_not_fail_the_engine() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # no process listens
-        target = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
+        target = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health", COMMAND)
         async with probe_client() as client:
             watching = asyncio.create_task(watch_liveness(client, target, WATCHFUL, time.monotonic))
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # those three are open
@@ -100,7 +101,7 @@ async def test_an_engine_that_was_never_ready_is_not_restarted(managing: Manager
         assert instance.generation == 1
 
 
-@pytest.mark.parametrize("how", ["stop", "delete", "start", "shutdown"])
+@pytest.mark.parametrize("how", ["stop", "delete", "start", "restart", "shutdown"])
 async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: str) -> None:
     rules = RestartRules(RestartPolicy.ON_FAILURE, initial_backoff_s=300)
     async with managing(restart=rules) as manager:
@@ -115,6 +116,9 @@ async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: 
             if how == "start":
                 manager.start("one")
                 (await waiting).release()
+            elif how == "restart":
+                await manager.restart("one")
+                (await waiting).release()
             elif how == "stop":
                 await manager.stop("one")
                 assert instance.state is InstanceState.STOPPED
@@ -122,7 +126,7 @@ async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: 
                 await manager.delete("one")
             else:
                 await manager.shutdown()
-        if how != "start":
+        if how not in ("start", "restart"):
             with pytest.raises(Exception, match=r"no longer running|shutting down"):
                 await waiting
 
@@ -190,24 +194,10 @@ async def test_an_engine_with_requests_that_takes_no_step_fails(metrics: bytes, 
     engine.metrics = metrics
     rules = LivenessRules(interval_s=0.02, stall_s=0.3, timeout_s=5)
     async with engine.serving() as url, probe_client() as client:
-        watching = watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
+        watching = watch_liveness(client, ProbeTarget(url, "key", "/health", COMMAND), rules, time.monotonic)
         if is_stuck:
             with pytest.raises(LivenessFailed, match="has taken no step for 0 s while requests are pending"):
                 await asyncio.wait_for(watching, 30)
         else:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(watching, 1)
-
-
-def test_the_back_off_doubles_and_old_failures_expire() -> None:
-    rules = RestartRules(
-        RestartPolicy.ON_FAILURE, limit=4, window_s=100, initial_backoff_s=1, max_backoff_s=3
-    )
-    backoff = RestartBackoff(rules)
-    assert backoff.next_delay_s(0, was_ready=False) is None
-    assert [backoff.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
-    assert backoff.next_delay_s(50, was_ready=False) is None
-    assert backoff.next_delay_s(102.5, was_ready=False) == 2.0, "one failure is left in the window"
-    backoff.reset()
-    assert backoff.next_delay_s(103, was_ready=False) is None
-    assert RestartBackoff(RestartRules()).next_delay_s(0, was_ready=True) is None

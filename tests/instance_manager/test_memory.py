@@ -22,7 +22,7 @@ from instance_manager.memory.device_memory import (
     private_bytes,
     wait_until_freed,
 )
-from instance_manager.memory.eviction import HOST
+from instance_manager.memory.devices import HOST
 from instance_manager.memory.gpu import Gpu, GpuDriver
 from tests.fake_nvml import GIB, describe_gpus, pynvml, uuid, write_gpus
 

@@ -92,7 +92,7 @@ async def test_an_ended_instance_keeps_the_time_of_its_last_use(state: InstanceS
 
 async def test_a_record_of_an_earlier_version_lacks_the_time_of_its_last_use() -> None:
     record = replace(RECORD, state=InstanceState.STOPPED, last_active=0.0)
-    assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).idleness.last_active == 100.0
+    assert instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0).gate.last_active == 100.0
 
 
 async def test_a_failure_of_an_unknown_class_is_a_crash() -> None:

@@ -152,18 +152,18 @@ async def test_expiry_continues_after_an_error(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from instance_manager.lifecycle import expiry
-    from instance_manager.lifecycle.idle_policy import is_expired
+    from instance_manager.memory.victims import expired
 
     calls = 0
 
-    def broken_once(*args: Any) -> bool:
+    def broken_once(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ValueError("once")
-        return is_expired(*args)
+        return expired(*args)
 
-    monkeypatch.setattr(expiry, "is_expired", broken_once)
+    monkeypatch.setattr(expiry, "expired", broken_once)
     instance = await running(manager, fake(timeout_s=0.2))
     await until_state(instance, InstanceState.STOPPED)
     assert "expiry failed" in caplog.text

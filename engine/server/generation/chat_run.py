@@ -1,16 +1,15 @@
-"""Runs a chat from its validated body to events: prompt, parsers, constraint, generation."""
+"""Prepares a chat from its validated body: prompt, parsers, constraint, generation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.server.generation.chat_events import ChatEvent, ChoiceReader
 from engine.server.generation.constraints import find_spec
-from engine.server.generation.generation import Choice, Generation, Usage
+from engine.server.generation.generation import Choice, ChoiceDelta, Generation
 from engine.server.generation.sampling_params import TokenLimit
 from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.large_work import LARGE_BYTES
@@ -19,16 +18,14 @@ from engine.server.model.reasoning import PromptReasoning, ReasoningState
 from engine.server.model.truncation import Truncation
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.conversation_body import ConversationBody
+from engine.text.parsers.events import ToolParser
 from engine.text.parsers.reasoning import ReasoningParser
-from engine.text.parsers.tools import ToolParser, make_tool_parser
-
-# Parsers whose delimiters are special tokens, which must stay in the text to be found.
-_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json", "llama4_json"})
+from engine.text.parsers.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedChat:
-    """A chat that is ready to run."""
+class ChatRun:
+    """A chat that runs once its generation is entered."""
 
     generation: Generation
     choices: list[Choice]
@@ -36,56 +33,22 @@ class PreparedChat:
     is_plain_content: bool  # all text is content, so readers are not needed
     prompt_text: str
 
-
-class ChatRun:
-    """A running chat. A context manager: leaving it aborts choices that have not ended.
-
-    async with await start_chat(service, body) as run:
-        async for events in run.steps(): ...
-    run.usage
-    """
-
-    def __init__(self, prepared: PreparedChat) -> None:
-        self._generation = prepared.generation
-        self._readers = prepared.readers
-
-    async def __aenter__(self) -> Self:
-        """Raises what the engine raises."""
-        await self._generation.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._generation.__aexit__(kind, error, trace)
-
-    async def steps(self) -> AsyncIterator[list[ChatEvent]]:
-        """The events of each step, until every choice has ended. Raises EngineError if one fails."""
-        async for deltas in self._generation.steps():
-            yield [event for delta in deltas for event in self._readers[delta.choice.index].read(delta)]
-
-    @property
-    def usage(self) -> Usage:
-        """So far."""
-        return self._generation.read_usage()
+    def read(self, deltas: Iterable[ChoiceDelta]) -> list[ChatEvent]:
+        """The events of one step."""
+        return [event for delta in deltas for event in self.readers[delta.choice.index].read(delta)]
 
 
-async def start_chat(service: GenerationService, body: ChatBody) -> ChatRun:
-    """Prepare a chat, which runs once the result is entered. Raises InvalidRequest and QueueFull."""
-    return ChatRun(await prepare_chat(service, body))
-
-
-async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
+async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> ChatRun:
     """Check the rest of the body, render and encode the prompt, create choices and their readers.
 
-    `first_index`: the index of its first choice.
+    Raises InvalidRequest and QueueFull. `first_index`: the index of its first choice.
     """
     model = service.model
     model.check_name(body.model)
     # OpenAI: with "none" the model calls no tool, so it isn't shown any.
     has_tools = bool(body.tools) and body.tool_choice != "none"
-    tool_parser = model.tool_parser if has_tools else None
-    if has_tools and tool_parser is None and body.tool_choice not in (None, "auto"):
+    tool_format = model.tool_format if has_tools else None
+    if has_tools and tool_format is None and body.tool_choice not in (None, "auto"):
         raise InvalidRequest(
             "tool_choice needs a tool parser, and none was detected for this model: start the engine "
             "with --tool-call-parser.",
@@ -103,11 +66,11 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
     )
     max_tokens = limit.resolve(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
     reasoning = PromptReasoning.of(model, text)
-    spec = find_spec(body, tool_parser)
+    spec = find_spec(body, tool_format)
     if spec is not None and reasoning is not None and reasoning.state is ReasoningState.POSSIBLE:
         reasoning = await _detect_disabled_reasoning(service, body, reasoning, text, with_tools=has_tools)
     make_constraint = await service.constraint_for(spec, reasoning, budget=body.thinking_token_budget)
-    show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
+    show_special = tool_format is not None and tool_format.needs_special_tokens
     generation, choices = await service.create_generation(
         body,
         [Prompt(token_ids, max_tokens)],
@@ -115,12 +78,12 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
         skip_special_tokens=body.skip_special_tokens and not show_special,
         first_index=first_index,
     )
-    make_reader = _reader_factory(body, reasoning, tool_parser)
-    return PreparedChat(
+    make_reader = _reader_factory(body, reasoning, tool_format)
+    return ChatRun(
         generation,
         choices,
         {choice.index: make_reader(choice.index) for choice in choices},
-        is_plain_content=tool_parser is None and reasoning is None and not body.echoed,
+        is_plain_content=tool_format is None and reasoning is None and not body.echoed,
         prompt_text=text,
     )
 
@@ -140,12 +103,12 @@ async def _detect_disabled_reasoning(
 
 
 def _reader_factory(
-    body: ChatBody, reasoning: PromptReasoning | None, tool_parser: str | None
+    body: ChatBody, reasoning: PromptReasoning | None, tool_format: ToolFormat | None
 ) -> Callable[[int], ChoiceReader]:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
 
     def make(index: int) -> ChoiceReader:
-        parser: ToolParser | None = None if tool_parser is None else make_tool_parser(tool_parser, tools)
+        parser: ToolParser | None = None if tool_format is None else tool_format.parser(tools)
         reasoning_parser: ReasoningParser | None = None if reasoning is None else reasoning.make_parser()
         return ChoiceReader(
             index,
