@@ -32,7 +32,7 @@ NAMED_PACKAGES = "|".join(
 NAMED = re.compile(rf"(?<![\w/.-])(?:(?:{NAMED_PACKAGES})/[\w/.-]*|app\.py)")  # in text and in diagrams
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_every_file_that_the_architecture_names_exists(page: Path) -> None:
     named = NAMED.findall(page.read_text(encoding="utf-8"))
     assert len(named) >= 15

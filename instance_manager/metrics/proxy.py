@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -44,37 +46,53 @@ class Histogram:
         return pairs
 
 
+def _counter(name: str, text: str, *more_labels: str) -> Any:
+    metadata = {"family": CounterMetricFamily, "name": name, "help": text, "labels": more_labels}
+    return field(default_factory=dict if more_labels else int, metadata=metadata)
+
+
+def _gauge(name: str, text: str) -> Any:
+    return field(default=0, metadata={"family": GaugeMetricFamily, "name": name, "help": text})
+
+
+def _histogram(name: str, text: str) -> Any:
+    metadata = {"family": HistogramMetricFamily, "name": name, "help": text}
+    return field(default_factory=Histogram, metadata=metadata)
+
+
+@dataclass(slots=True)
 class InstanceMetrics:
-    """Totals of one instance's requests."""
+    """Totals of one instance's requests. A field with a name and a help text is a metric on the page."""
 
-    __slots__ = (
-        "_on_usage",
-        "bytes_in",
-        "bytes_out",
-        "completion_tokens",
-        "first_byte_s",
-        "in_flight",
-        "instance_id",
-        "model",
-        "prompt_tokens",
-        "queue_wait_s",
-        "request_s",
-        "requests",
+    instance_id: str
+    model: str
+    on_usage: OnUsage
+    # By method and status; 499: the client disconnected.
+    requests: dict[tuple[str, int], int] = _counter(
+        "berth_requests",
+        "Requests answered, by instance; without an instance if refused before one was chosen.",
+        "method",
+        "code",
     )
-
-    def __init__(self, instance_id: str, model: str, on_usage: OnUsage) -> None:
-        self.instance_id = instance_id
-        self.model = model
-        self._on_usage = on_usage
-        self.requests: dict[tuple[str, int], int] = {}  # by method and status; 499: the client disconnected
-        self.request_s = Histogram()
-        self.first_byte_s = Histogram()
-        self.queue_wait_s = Histogram()  # only of requests that had to wait
-        self.in_flight = 0
-        self.bytes_in = 0  # bodies, client to engine
-        self.bytes_out = 0  # bodies, engine to client
-        self.prompt_tokens = 0  # as engines report, see api/telemetry/token_usage.py
-        self.completion_tokens = 0
+    in_flight: int = _gauge("berth_requests_in_flight", "Requests being served.")
+    bytes_in: int = _counter("berth_request_bytes", "Request body bytes sent to engines.")
+    bytes_out: int = _counter("berth_response_bytes", "Response body bytes from engines.")
+    # As engines report them, see api/telemetry/token_usage.py.
+    prompt_tokens: int = _counter("berth_prompt_tokens", "Prompt tokens, as reported by responses.")
+    completion_tokens: int = _counter(
+        "berth_completion_tokens",
+        "Completion tokens, as reported by responses; events of streams that report none.",
+    )
+    request_s: Histogram = _histogram(
+        "berth_request_seconds", "Time from a request's arrival to the last byte of its response."
+    )
+    first_byte_s: Histogram = _histogram(
+        "berth_time_to_first_byte_seconds", "Time from a request's arrival to the head of its response."
+    )
+    queue_wait_s: Histogram = _histogram(
+        "berth_queue_wait_seconds",
+        "Time that requests waited in a queue; requests that did not wait are not counted.",
+    )
 
     def count(self, method: str, status: int) -> None:
         key = (method if method in _METHODS else "other", status)
@@ -84,7 +102,7 @@ class InstanceMetrics:
         """Tokens that a response reported; `key_id` names the caller's key."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        self._on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
+        self.on_usage(key_id, self.model, 1, prompt_tokens, completion_tokens)
 
 
 class PeerMetrics(InstanceMetrics):
@@ -135,52 +153,21 @@ class ProxyMetrics(Collector):
             yield [metrics.instance_id, metrics.model], metrics
 
     def collect(self) -> Iterable[Metric]:
-        labels = ["instance", "model"]
-        requests = CounterMetricFamily(
-            "berth_requests",
-            "Requests answered, by instance; without an instance if refused before one was chosen.",
-            labels=[*labels, "method", "code"],
-        )
-        in_flight = GaugeMetricFamily("berth_requests_in_flight", "Requests being served.", labels=labels)
-        bytes_in = CounterMetricFamily(
-            "berth_request_bytes", "Request body bytes sent to engines.", labels=labels
-        )
-        bytes_out = CounterMetricFamily(
-            "berth_response_bytes", "Response body bytes from engines.", labels=labels
-        )
-        prompt_tokens = CounterMetricFamily(
-            "berth_prompt_tokens", "Prompt tokens, as reported by responses.", labels=labels
-        )
-        completion_tokens = CounterMetricFamily(
-            "berth_completion_tokens",
-            "Completion tokens, as reported by responses; events of streams that report none.",
-            labels=labels,
-        )
-        request_s = HistogramMetricFamily(
-            "berth_request_seconds",
-            "Time from a request's arrival to the last byte of its response.",
-            labels=labels,
-        )
-        first_byte_s = HistogramMetricFamily(
-            "berth_time_to_first_byte_seconds",
-            "Time from a request's arrival to the head of its response.",
-            labels=labels,
-        )
-        queue_wait_s = HistogramMetricFamily(
-            "berth_queue_wait_seconds",
-            "Time that requests waited in a queue; requests that did not wait are not counted.",
-            labels=labels,
-        )
+        for metric in fields(InstanceMetrics):
+            if metric.metadata:
+                yield self._family(metric.name, **metric.metadata)
+
+    def _family(
+        self, attribute: str, *, family: Any, name: str, help: str, labels: Sequence[str] = ()
+    ) -> Metric:
+        rendered = family(name, help, labels=["instance", "model", *labels])
         for names, metrics in self._all():
-            for (method, code), number in metrics.requests.items():
-                requests.add_metric([*names, method, str(code)], number)
-            in_flight.add_metric(names, metrics.in_flight)
-            bytes_in.add_metric(names, metrics.bytes_in)
-            bytes_out.add_metric(names, metrics.bytes_out)
-            prompt_tokens.add_metric(names, metrics.prompt_tokens)
-            completion_tokens.add_metric(names, metrics.completion_tokens)
-            request_s.add_metric(names, metrics.request_s.cumulated(), metrics.request_s.total)
-            first_byte_s.add_metric(names, metrics.first_byte_s.cumulated(), metrics.first_byte_s.total)
-            queue_wait_s.add_metric(names, metrics.queue_wait_s.cumulated(), metrics.queue_wait_s.total)
-        counters = (requests, in_flight, bytes_in, bytes_out, prompt_tokens, completion_tokens)
-        return (*counters, request_s, first_byte_s, queue_wait_s)
+            value = getattr(metrics, attribute)
+            if isinstance(value, Histogram):
+                rendered.add_metric(names, value.cumulated(), value.total)
+            elif isinstance(value, dict):
+                for key, number in value.items():
+                    rendered.add_metric([*names, *map(str, key)], number)
+            else:
+                rendered.add_metric(names, value)
+        return rendered  # type: ignore[no-any-return]
