@@ -149,7 +149,7 @@ class Follower:
             self._follow(token)
         except EngineError as error:
             self._failure = error
-        except Exception as error:  # foreign code, for one client: reported to it
+        except BaseException as error:  # foreign code, for one client; also its panics: reported to it
             self._failure = GenerationFailed(f"The output's grammar failed: {type(error).__name__}: {error}")
         spent = time.thread_time() - started
         if spent > _SLOW_MASK_S:

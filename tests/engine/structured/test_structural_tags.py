@@ -209,7 +209,7 @@ async def test_a_tag_takes_its_texts(walker: Walker, name: str) -> None:
             "tag.format.tags[0].begin",
             "none of the triggers",
         ),
-        ({"structures": [3], "triggers": []}, "tag", "structures must be objects"),
+        ({"structures": [3], "triggers": []}, "tag", "a list of objects with begin, schema and end"),
         (tag({"type": "sequence", "elements": []}), "tag.format.elements", "with something in it"),
         ([], "tag", "must be an object"),
     ],
