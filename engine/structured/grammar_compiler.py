@@ -138,8 +138,8 @@ class GrammarCompiler:
                 if walker.is_accepting():
                     return
                 raise InvalidRequest(
-                    f"{param} can't be enforced: it matches no finite text, or none that the tokens can "
-                    "spell.",
+                    f"{param} can't be enforced: it matches no finite text, or none that the model's tokens "
+                    "can spell.",
                     param=param,
                 )
             if not walker.consume_token(token) or walker.is_stopped():
