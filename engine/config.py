@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float", "half")
 _PARSER = "a parser's name, or none; default: detected from the chat template"
 _LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def flag(
-    default: Any,
+    default: _T | Callable[[], _T],
     *names: str,
     kind: str | None = None,
     is_negated: bool = False,
     also: Mapping[str, str | None] | None = None,
     **options: Any,
-) -> Any:
+) -> _T:
     """A field with a command-line flag: `names`, or the field's name with dashes. `options` are argparse's.
 
     `default`: a value, or a function that makes one. `kind`: how values are read (a key of READERS in
