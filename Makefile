@@ -6,11 +6,11 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token soak faults demo-model clean
+.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token soak faults attack demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.example)
 	@exec $(BIN)/python app.py
@@ -32,7 +32,7 @@ check: $(DEV) ## Lint, format, types, import boundaries, words, dead code
 	$(BIN)/python -m docs.words
 	$(BIN)/python -m docs.dead_code
 
-format: $(DEV) ## Put the code into shape
+format: $(DEV) ## Fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,7 +48,7 @@ test-llama-cpp: $(DEV) ## llama-cpp-python's server behind Berth: LLAMA_PYTHON=/
 conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MODEL=…] [ARGS=…]
 	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-fuzz: $(DEV) ## Ask engine and Berth thousands of things they allow, and forbid; thousands of settings and catalogs
+fuzz: $(DEV) ## Thousands of generated requests, valid and invalid, settings and catalogs
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine -k nothing_that_may_be_asked
 	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/api/test_fuzzing.py tests/configs/test_fuzzing.py
 
@@ -73,11 +73,14 @@ bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM
 bench-structured: $(DEV) ## What a JSON schema costs the engine: ARGS="--model DIR"
 	$(BIN)/python -m benchmarks.structured $(ARGS)
 
-soak: $(DEV) ## Three models, memory for two, 16 clients for minutes: ARGS="--seconds 600"; the storm: ARGS="--faults", --store redis
+soak: $(DEV) ## Three models, memory for two, 16 clients for minutes: ARGS="--seconds 600"; with kills: ARGS="--faults"; ARGS="--store redis"
 	$(BIN)/python -m tests.soak $(ARGS)
 
 faults: $(DEV) ## Engines, clients, disks and clocks that fail, for minutes: ARGS="--list", ARGS="NAME"
 	$(BIN)/python -m tests.faults $(ARGS)
+
+attack: $(DEV) ## Attacks on a local Berth: what each got, and how long it held up another client: ARGS="--help"
+	$(BIN)/python -m tests.attack $(ARGS)
 
 bench-first-token: $(DEV) ## From a request by name to its first token: running, asleep, stopped
 	$(BIN)/python -m benchmarks.first_token $(ARGS)

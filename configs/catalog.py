@@ -214,7 +214,7 @@ class _Reader:
         if not is_model_name(name):
             raise self._error(
                 keys,
-                "a name must be printable text without surrounding spaces, with more than dots between '/'",
+                "a name must be printable text without spaces around it, and no part of it '', '.' or '..'",
             )
         merged = merge_defaults(defaults, self._mapping(fields, keys))
         return self._validated(ModelEntry, merged, keys).located(name, self._folder)

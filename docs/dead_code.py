@@ -1,6 +1,6 @@
 """Finds code that only tests use, or nothing: `python -m docs.dead_code`; 1 if there is any.
 
-Fields are left out: bodies declare fields that Berth accepts and does not read.
+Fields are left out: bodies declare fields that Berth accepts and does not read, and metrics are read by name.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def find() -> Iterator[Item]:
     """Functions, methods, classes, properties and attributes that no code outside tests/ uses."""
     vulture = Vulture(ignore_decorators=_DECORATORS, ignore_names=_NAMES)
     vulture.scavenge([str(ROOT / package) for package in PACKAGES])
+    declared = {item.name for item in vulture.defined_vars}
     for item in vulture.get_unused_code(min_confidence=60):
-        if item.typ != "variable":
+        is_field = item.typ == "variable" or (item.typ == "attribute" and item.name in declared)
+        if not is_field:
             yield item
 
 

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float", "half")
+_PARSER = "a parser's name, or none; default: detected from the chat template"
+_LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+
+def flag(
+    default: _T | Callable[[], _T],
+    *names: str,
+    kind: str | None = None,
+    is_negated: bool = False,
+    also: Mapping[str, str | None] | None = None,
+    **options: Any,
+) -> _T:
+    """A field with a command-line flag: `names`, or the field's name with dashes. `options` are argparse's.
+
+    `default`: a value, or a function that makes one. `kind`: how values are read (a key of READERS in
+    engine/launch/flag_values.py), unless the field's type says it. `is_negated`: the flag turns the field
+    off. `also`: further switches, with their help.
+    """
+    metadata = {"names": names, "kind": kind, "is_negated": is_negated, "also": also, "options": options}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,50 +42,81 @@ class EngineConfig:
     """
 
     model: Path  # a directory in Hugging Face layout
-    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    device: str = "auto"  # auto | cpu | cuda
-    max_model_len: int | None = None  # tokens of prompt and output together
-    max_num_seqs: int = 64  # sequences in one step
-    max_num_batched_tokens: int = 2048  # tokens in one step; longer prompts are prefilled in chunks
+    dtype: str = flag("auto", kind="dtype", choices=_DTYPES, help="type of weights and KV cache")
+    device: str = flag("auto", choices=("auto", "cpu", "cuda"))
+    max_model_len: int | None = flag(
+        None,
+        kind="length",
+        help="maximum number of tokens in prompt and output together, such as 4096, 4k or 4K",
+    )
+    max_num_seqs: int = flag(64, help="maximum number of sequences in one step")
+    max_num_batched_tokens: int = flag(2048)  # tokens in one step; longer prompts are prefilled in chunks
     max_prefill_beside_decodes: int | None = None  # prompt tokens in a step that has decodes
-    block_size: int = 16  # tokens in a KV-cache block
-    num_gpu_blocks_override: int | None = None  # KV-cache blocks, exactly (vLLM's name; applies to a CPU too)
-    kv_cache_memory_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9
-    enable_prefix_caching: bool = True
-    num_threads: int | None = None  # torch's intra-op threads on a CPU
-    runner: str = "auto"  # auto | generate | pooling
-    convert: str = "auto"  # auto | none | embed | classify: what a pooling runner makes of the model
-    hf_overrides: Mapping[str, Any] = field(default_factory=dict)  # override config.json
-    pooler_config: Mapping[str, Any] = field(default_factory=dict)  # read by engine/pooling/plan.py
+    block_size: int = flag(16, help="number of tokens in a KV-cache block")
+    num_gpu_blocks_override: int | None = flag(None, help="number of KV-cache blocks, also on CPUs")
+    kv_cache_memory_bytes: int | None = flag(None)
+    gpu_memory_utilization: float = flag(0.9, kind="fraction")
+    enable_prefix_caching: bool = flag(True)
+    num_threads: int | None = flag(None, help="number of PyTorch's threads on a CPU")
+    runner: str = flag("auto", choices=("auto", "generate", "pooling"))
+    # what a pooling runner makes of the model
+    convert: str = flag("auto", choices=("auto", "none", "embed", "classify"))
+    hf_overrides: Mapping[str, Any] = flag(dict, help="JSON that overrides config.json")
+    # read by engine/pooling/plan.py
+    pooler_config: Mapping[str, Any] = flag(dict, help="JSON: pooling_type, use_activation, …")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The HTTP server's configuration."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_model_names: tuple[str, ...] = ()  # the first is reported; all are accepted
-    api_keys: tuple[str, ...] = ()  # from --api-key or VLLM_API_KEY; empty = no key is required
+    host: str = flag("127.0.0.1")
+    port: int = flag(8000, kind="port")
+    served_model_names: tuple[str, ...] = flag(
+        (), "--served-model-name", help="names that requests may use; responses contain the first"
+    )
+    api_keys: tuple[str, ...] = flag(  # empty = no key is required
+        (),
+        "--api-key",
+        action="extend",
+        help="one or more keys; may be repeated; the environment variable VLLM_API_KEY is safer",
+    )
     berth_key: str | None = None  # Berth's own, of api_keys: its sender may name the tenant it acts for
-    tokenizer: Path | None = None  # a directory; None = the model's
-    chat_template: str | None = None  # Jinja source; None = the checkpoint's own
-    chat_template_content_format: str = "auto"  # auto | string | openai
-    trust_request_chat_template: bool = False  # requests may contain their own template
-    tool_call_parser: str | None = None  # None = detected from the chat template; "none" = none
-    reasoning_parser: str | None = None  # likewise
-    stream_interval: int = 1  # tokens in each piece of a stream; requests may ask for more
-    max_logprobs: int = 20  # most that a request may ask for per position; -1 = no limit
-    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    generation_config: str = "auto"  # auto: the checkpoint's sampling defaults; vllm: neutral ones
-    override_generation_config: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None  # of the generator that gives requests without a seed theirs
-    max_waiting: int = 1024  # requests in the engine before new ones get 429
-    shutdown_timeout_s: float = 5.0  # running requests may take this long to end after SIGTERM
-    enable_sleep_mode: bool = False  # routes that control the engine: /sleep, /reset_prefix_cache …
-    unknown_fields: str = "warn"  # warn | refuse: undeclared fields in request bodies
-    access_log: bool = False
-    log_requests: bool = True  # a line per request, with its tokens and times
-    log_stats: bool = True  # a line of throughput every ten seconds in which there is work
-    log_level: str = "info"
+    tokenizer: Path | None = flag(None, help="directory with the tokenizer; default: the model's directory")
+    chat_template: str | None = flag(None, help="a file, or Jinja source")  # here: its source
+    chat_template_content_format: str = flag("auto", choices=("auto", "string", "openai"))
+    trust_request_chat_template: bool = flag(False)  # requests may contain their own template
+    tool_call_parser: str | None = flag(None, help=_PARSER, also={"--enable-auto-tool-choice": None})
+    reasoning_parser: str | None = flag(None, help=_PARSER)
+    max_logprobs: int = flag(20, kind="integer", help="-1 = no limit")  # per position of a request
+    stream_interval: int = flag(
+        1, help="number of tokens per event of a stream; requests may choose a higher number"
+    )
+    default_chat_template_kwargs: Mapping[str, Any] = flag(dict)
+    # auto: the checkpoint's sampling defaults; vllm: neutral ones
+    generation_config: str = flag("auto", choices=("auto", "vllm"))
+    override_generation_config: Mapping[str, Any] = flag(dict)
+    seed: int | None = flag(
+        None, kind="integer", help="makes the outputs of requests without a seed repeatable"
+    )
+    # requests in the engine before new ones get 429
+    max_waiting: int = flag(1024, "--max-num-queued-reqs", "--max-waiting")
+    # running requests may take this long to end after SIGTERM
+    shutdown_timeout_s: float = flag(5.0, "--shutdown-timeout", kind="seconds")
+    enable_sleep_mode: bool = flag(False, help="serve the routes for sleep mode, such as /sleep and /wake_up")
+    unknown_fields: str = flag(
+        "warn",
+        choices=("warn", "refuse"),
+        help="unknown fields of requests: warn = name them in a Warning header; refuse = return 400",
+    )
+    access_log: bool = flag(False, "--disable-uvicorn-access-log", is_negated=True)
+    log_requests: bool = flag(
+        True,
+        "--enable-log-requests",
+        help="log a line for each request, without its text",
+        also={"--disable-log-requests": "log no requests"},
+    )
+    log_stats: bool = flag(
+        True, "--disable-log-stats", is_negated=True, help="don't log the throughput every ten seconds"
+    )
+    log_level: str = flag("info", "--uvicorn-log-level", "--log-level", kind="word", choices=_LOG_LEVELS)

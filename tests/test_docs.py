@@ -63,12 +63,30 @@ def test_every_state_and_failure_class_is_listed() -> None:
     assert {*InstanceState, *FailureClass} <= set(re.findall(r"`(\w+)`", states))
 
 
+_ELSEWHERE = ("https:", "http:", "mailto:")  # docs/http.md is here
+
+
 def test_every_link_leads_to_a_file() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     links = [(page, to) for page in pages for to in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())]
     assert len(links) > 15
-    own = [(page, to) for page, to in links if not to.startswith(("http", "mailto"))]
+    own = [(page, to) for page, to in links if not to.startswith(_ELSEWHERE)]
     assert [(page.name, to) for page, to in own if not (page.parent / to).exists()] == []
+
+
+def test_every_anchor_is_a_heading() -> None:
+    found = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for to, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if not to.startswith(_ELSEWHERE) and anchor not in anchors(page.parent / to if to else page):
+                found.append((page.name, to, anchor))
+    assert found == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_test_that_the_threats_name_exists() -> None:

@@ -62,7 +62,9 @@ class InstancePatch(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     timeout: Seconds | None = None
-    pinned: StrictBool | None = Field(None, description="A pinned instance never expires")
+    pinned: StrictBool | None = Field(
+        None, description="A pinned instance never expires and is never evicted"
+    )
 
 
 class InstanceList(BaseModel):

@@ -50,7 +50,7 @@ class JsonWorkerPool:
         async with self._turns:
             line, output = await _run(json.dumps(order).encode() + b"\n", body)
         if not line.endswith(b"\n"):
-            raise InvalidBody("the body could not be parsed in time or memory; send a smaller one")
+            raise InvalidBody("the body takes too much time or memory to parse; send a smaller one")
         answer: dict[str, Any] = json.loads(line)
         raise_failure(answer)
         return answer, output

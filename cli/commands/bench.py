@@ -72,7 +72,7 @@ def bench(
 
     Streams responses to prompts of random words; --url may name any OpenAI-compatible server. The server
     counts the tokens. Ctrl-C ends the measurement early and shows the results so far. A model that isn't
-    running is started first, which isn't measured.
+    running is started first; its start isn't measured.
     """
     rng = random.Random(seed)  # noqa: S311  # not for security
     with session.server() as server:

@@ -38,7 +38,7 @@ def assign(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Idle seconds until it expires; 0 = never")
     ] = None,
-    pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never evict it")] = None,
+    pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never expire or evict it")] = None,
     param: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A parameter of the engine; may be repeated"),
@@ -54,8 +54,8 @@ def assign(
     """Change how a model is run; settings that aren't named stay.
 
     Writes models.yaml and keeps its comments. A parameter's value is JSON if it can be parsed as such (8,
-    0.5, true, [1, 2]), else text. --unset accepts names of parameters, and devices, gpu_memory_utilization,
-    max_model_len, pinned and timeout.
+    0.5, true, [1, 2]), else text. --unset takes the name of a parameter, or devices, gpu_memory_utilization,
+    max_model_len, pinned or timeout.
     """
     changes: dict[str, Any] = {
         "gpu_memory_utilization": gpu_memory,
@@ -137,7 +137,7 @@ def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[
         session.print_json(record)
         return
     if starts:
-        session.remark(f"model {record['name']} is changed and restarts")
+        session.remark(f"model {record['name']} is changed; restarting it")
         bring_up(session, record["name"], "start", timeout_s=_DRAIN_S, wait=_START_S)
         return
     later = (

@@ -65,7 +65,10 @@ def sleep(
         int, typer.Option(min=1, max=3, help="1 = free the KV cache, 2 = also the weights, 3 = stop")
     ] = 1,
 ) -> None:
-    """Put a model or an instance to sleep to free its memory; the next request wakes it."""
+    """Put a model or an instance to sleep.
+
+    This frees its memory; the next request wakes it.
+    """
     _act(session, name, "sleep", level=level)
 
 

@@ -15,13 +15,14 @@ from engine.launch.flag_values import fraction, human_int, json_object, model_le
 
 VLLM_VERSION = "0.32"  # engine/launch/vllm_flags.py lists this version's flags
 
-_KINDS = {
+_KINDS: dict[Any, str] = {
     human_int: "count",
     model_len: "length",
     fraction: "fraction",
     seconds: "seconds",
     json_object: "object",
     int: "integer",
+    str.lower: "word",
 }
 
 
@@ -50,14 +51,9 @@ def _entry(action: argparse.Action) -> dict[str, Any]:
     if isinstance(action, argparse.BooleanOptionalAction):
         entry: dict[str, Any] = {"kind": "switch"}
     else:
-        kind = "text" if action.type is None else _KINDS.get(action.type, "text")
-        if action.dest == "chat_template":
-            kind = "template"
-        entry = {"kind": kind}
+        entry = {"kind": "template" if action.dest == "chat_template" else _KINDS.get(action.type, "text")}
     if action.choices is not None:
         entry["choices"] = list(action.choices)
-        if action.type is str.lower:
-            entry["kind"] = "word"
     if action.nargs in ("+", "*"):
         entry["is_list"] = True
         entry["may_be_bare"] = action.nargs == "*"

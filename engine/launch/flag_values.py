@@ -1,10 +1,12 @@
-"""Readers of flags' values, for argparse: counts, lengths, seconds, ports, JSON objects."""
+"""Readers of flags' values, for argparse, by kind: counts, lengths, seconds, ports, JSON objects …"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _UNITS = {
@@ -18,6 +20,7 @@ _UNITS = {
     "G": 2**30,
     "T": 2**40,
 }
+_DTYPE_SYNONYMS = {"float": "float32", "half": "float16"}
 
 
 def human_int(text: str) -> int:
@@ -68,3 +71,24 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
+
+
+def dtype(text: str) -> str:
+    return _DTYPE_SYNONYMS.get(text, text)
+
+
+# By a field's type, or its flag's `kind` (engine/config.py).
+READERS: dict[str, Callable[[str], Any]] = {
+    "Mapping[str, Any]": json_object,
+    "Path": Path,
+    "dtype": dtype,
+    "fraction": fraction,
+    "int": human_int,
+    "integer": int,
+    "length": model_len,
+    "port": port,
+    "seconds": seconds,
+    "str": str,
+    "tuple[str, ...]": str,
+    "word": str.lower,
+}

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.config import EngineConfig, ServerConfig
 from engine.errors import ConfigError
 from engine.launch.flag_parser import FOREIGN, build_parser, describe_unknown, normalise
 from engine.launch.flag_rules import RULES
 
-_DTYPE_SYNONYMS = {"float": "float32", "half": "float16"}
+_Config = TypeVar("_Config", EngineConfig, ServerConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,9 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     values["model"] = _model_of(values, environ)
     foreign = {name.removeprefix(FOREIGN): values[name] for name in values if name.startswith(FOREIGN)}
     warnings = _check_foreign(foreign)
+    engine = _config(EngineConfig, {**values, "model": Path(values["model"])})
     try:
-        return Flags(engine=_engine_config(values), server=_server_config(values, environ), warnings=warnings)
+        return Flags(engine=engine, server=_server_config(values, environ), warnings=warnings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -94,64 +95,33 @@ def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return str(model)
 
 
-def _engine_config(values: Mapping[str, Any]) -> EngineConfig:
-    return EngineConfig(
-        model=Path(values["model"]),
-        dtype=_DTYPE_SYNONYMS.get(values["dtype"], values["dtype"]),
-        device=values["device"],
-        max_model_len=values["max_model_len"],
-        max_num_seqs=values["max_num_seqs"],
-        max_num_batched_tokens=values["max_num_batched_tokens"],
-        block_size=values["block_size"],
-        num_gpu_blocks_override=values["num_gpu_blocks_override"],
-        kv_cache_memory_bytes=values["kv_cache_memory_bytes"],
-        gpu_memory_utilization=values["gpu_memory_utilization"],
-        enable_prefix_caching=values["enable_prefix_caching"],
-        num_threads=values["num_threads"],
-        runner=values["runner"],
-        convert=values["convert"],
-        hf_overrides=values["hf_overrides"],
-        pooler_config=values["pooler_config"],
-    )
-
-
 def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
-    environment_key = environ.get("VLLM_API_KEY")
-    api_keys = tuple(key for key in values["api_key"] if key) or (
-        (environment_key,) if environment_key else ()
-    )
-    return ServerConfig(
-        host=values["host"],
-        port=values["port"],
-        served_model_names=tuple(values["served_model_name"]) or (values["model"],),
-        api_keys=api_keys,
-        berth_key=environment_key if environ.get("BERTH_INSTANCE_TOKEN") and not values["api_key"] else None,
-        tokenizer=values["tokenizer"],
-        chat_template=_chat_template(values["chat_template"]),
-        chat_template_content_format=values["chat_template_content_format"],
-        trust_request_chat_template=values["trust_request_chat_template"],
-        tool_call_parser=values["tool_call_parser"] if values["enable_auto_tool_choice"] else "none",
-        reasoning_parser=values["reasoning_parser"] or None,
-        stream_interval=values["stream_interval"],
-        max_logprobs=values["max_logprobs"],
-        default_chat_template_kwargs=values["default_chat_template_kwargs"],
-        generation_config=values["generation_config"],
-        override_generation_config=values["override_generation_config"],
-        seed=values["seed"],
-        max_waiting=values["max_num_queued_reqs"],
-        shutdown_timeout_s=values["shutdown_timeout"],
-        enable_sleep_mode=_sleep_mode(values["enable_sleep_mode"], environ),
-        unknown_fields=values["unknown_fields"],
-        access_log=not values["disable_uvicorn_access_log"],
-        log_requests=values["enable_log_requests"] and not values["disable_log_requests"],
-        log_stats=not values["disable_log_stats"],
-        log_level=values["uvicorn_log_level"],
+    given = _config(ServerConfig, values)
+    key = environ.get("VLLM_API_KEY")
+    dev_mode = environ.get("VLLM_SERVER_DEV_MODE") == "1"  # vLLM's variable for routes such as /sleep
+    return replace(
+        given,
+        served_model_names=given.served_model_names or (values["model"],),
+        api_keys=tuple(filter(None, given.api_keys)) or ((key,) if key else ()),
+        berth_key=key if environ.get("BERTH_INSTANCE_TOKEN") and not given.api_keys else None,
+        chat_template=_chat_template(given.chat_template),
+        tool_call_parser=given.tool_call_parser if values.get("enable_auto_tool_choice", True) else "none",
+        reasoning_parser=given.reasoning_parser or None,
+        enable_sleep_mode=values.get("enable_sleep_mode", dev_mode),
+        log_requests=given.log_requests and not values.get("disable_log_requests", False),
     )
 
 
-def _sleep_mode(flag: bool | None, environ: Mapping[str, str]) -> bool:
-    """The flag; without it, vLLM's environment variable for such routes."""
-    return environ.get("VLLM_SERVER_DEV_MODE") == "1" if flag is None else flag
+def _config(config: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """The fields whose flags are given; the others have their defaults."""
+    return config(**{f.name: _value(f, values[f.name]) for f in fields(config) if f.name in values})
+
+
+def _value(field: Field[Any], value: Any) -> Any:
+    """As the field holds it. `value`: the flag's."""
+    if isinstance(value, bool):
+        return value != field.metadata["is_negated"]
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _chat_template(value: str | None) -> str | None:

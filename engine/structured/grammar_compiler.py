@@ -25,8 +25,9 @@ from engine.structured.vocabulary import read_vocabulary
 from engine.structured.writers import Writers
 
 if TYPE_CHECKING:
-    from engine.text.tokenizer import Tokenizer
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+    from engine.text.tokenizer import Tokenizer
 
 _MAX_CACHED = 64
 _NUM_TURNS = 4

@@ -290,10 +290,12 @@ class Fleet:
 
 
 def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:
-    has, wants = ("pools", "generates") if need is RunnerKind.GENERATE else ("generates", "pools")
+    has, wants = "generates text", "computes embeddings or scores"
+    if need is RunnerKind.GENERATE:
+        has, wants = wants, has
     return WrongRunner(
-        f"this request needs an engine that {wants}, but model {model.name!r} {has}: use another model, or "
-        f"create an instance of it with `runner: {need}` if its checkpoint can do both",
+        f"this request needs an engine that {wants}, but model {model.name!r} {has}: use another model, "
+        f"or create an instance of it with the parameter `runner: {need}` if its checkpoint can do both",
         param="model",
     )
 

@@ -70,7 +70,7 @@ class InstanceMetrics:
     # By method and status; 499: the client disconnected.
     requests: dict[tuple[str, int], int] = _counter(
         "berth_requests",
-        "Requests answered, by instance; without an instance if refused before one was chosen.",
+        "Requests answered; `instance` is empty for those refused before one was chosen.",
         "method",
         "code",
     )
@@ -81,7 +81,7 @@ class InstanceMetrics:
     prompt_tokens: int = _counter("berth_prompt_tokens", "Prompt tokens, as reported by responses.")
     completion_tokens: int = _counter(
         "berth_completion_tokens",
-        "Completion tokens, as reported by responses; events of streams that report none.",
+        "Completion tokens, as reported by responses; for streams that report none, their events.",
     )
     request_s: Histogram = _histogram(
         "berth_request_seconds", "Time from a request's arrival to the last byte of its response."

@@ -114,7 +114,7 @@ class StateMetrics(Collector):
         )
         oldest = GaugeMetricFamily(
             "berth_model_oldest_wait_seconds",
-            "How long the longest-waiting of these requests has waited.",
+            "How long the request that waits longest for a model has waited.",
             labels=["model"],
         )
         now = time.monotonic()

@@ -100,7 +100,7 @@ def test_it_is_started_with_its_own_flags_settings_and_key(client: httpx.Client,
         ({"params": {"dtype": "auto"}}, "params.dtype", "scratch has no such flag"),
         ({"command": ["serve", "{port}"]}, "command", "engine 'scratch' builds its own"),
         ({"env": {"SCRATCH_KEY": "mine"}}, "env.SCRATCH_KEY", "Berth sets it"),
-        ({"engine": "skratch"}, "engine", "known engines: engine, vllm, command, scratch"),
+        ({"engine": "skratch"}, "engine", f"known engines: {', '.join(BACKENDS)}, scratch"),
     ],
 )
 def test_what_it_cannot_run_is_refused(
@@ -161,7 +161,8 @@ def test_it_is_listed_where_kinds_are(client: httpx.Client, catalog: Path) -> No
     assert "`scratch` (in a test)" in client.get("/openapi.json").text
     catalog.write_text(json.dumps({"models": {**MODELS, "wrong": {"engine": "skratch"}}}))
     message = client.post("/reload").json()["error"]["message"]
-    assert "must be 'auto', 'engine', 'vllm', 'command' or 'scratch'; did you mean scratch?" in message
+    known = ", ".join(repr(name) for name in ("auto", *BACKENDS))
+    assert f"must be {known} or 'scratch'; did you mean scratch?" in message
 
 
 def test_no_kind_needs_an_admin_key_for_another_s_requests() -> None:

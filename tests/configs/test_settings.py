@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from composition.policies import engine_kinds
+from configs.engine_kinds import one_of
 from configs.engine_variables import engine_variables
 from configs.root import CODE as ROOT
 from configs.settings import Settings
@@ -100,7 +101,10 @@ def _unknown_user(uid: int) -> None:
     [
         ("APP_PORT=none", ["APP_PORT=none", "integer"]),
         ("APP_PORT=70000", ["APP_PORT=70000", "65535"]),
-        ("DEFAULT_ENGINE=ollama", ["DEFAULT_ENGINE=ollama: Input should be 'auto', 'engine' or 'vllm'"]),
+        (
+            "DEFAULT_ENGINE=ollama",
+            [f"DEFAULT_ENGINE=ollama: Input should be {one_of(engine_kinds().for_default)}"],
+        ),
         ("VLLM_DEFAULT_TIMEOUT=-1", ["VLLM_DEFAULT_TIMEOUT=-1", "0"]),
         ("STOP_GRACE=inf", ["STOP_GRACE=inf", "finite"]),
         ("VLLM_BASE_PROT=9000", ["VLLM_BASE_PROT=9000", "VLLM_BASE_PORT"]),
