@@ -50,6 +50,7 @@ _NAMES = [
     "pre_tokenizer",  # tokenizers.Tokenizer
     "process_redirect",  # websockets.asyncio.client.connect
     "redirect_slashes",  # starlette.routing.Router
+    "special_token_ids",  # llguidance.TokenizerWrapper
     "text_factory",  # sqlite3.Connection
     "total_requests",  # uvicorn.Server
     "waiting_for_100_continue",  # uvicorn's request-response cycle
