@@ -377,9 +377,7 @@ async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(
 
 
 @pytest.mark.parametrize("more", [b"", b"3e9\r\n" + b"x" * 1001, b"zz\r\n"], ids=["late", "too long", "bad"])
-async def test_a_request_that_was_answered_early_gets_no_second_response(
-    served: Served, more: bytes
-) -> None:
+async def test_a_request_that_was_answered_early_gets_no_second_response(served: Served, more: bytes) -> None:
     """Whatever its body turns out to be: a client would take it for its next request's."""
     client = await served.connect()
     head = b"POST /early HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -68,12 +69,10 @@ class InstanceRecord:
 
         Raises ValueError, TypeError, KeyError, AttributeError or RecursionError for an invalid record.
         """
-        known = {item.name for item in fields(cls)}
-        data = {name: value for name, value in json.loads(text).items() if name in known}
-        _check_types(data, cls)
+        data = _read(json.loads(text), cls)
         data["state"] = InstanceState(data["state"])
         data["spec"] = _spec(data["spec"])
-        data["command"] = tuple(data.get("command") or ())
+        data["command"] = tuple(map(str, data.get("command") or ()))
         return cls(**data)
 
 
@@ -102,32 +101,44 @@ _JSON_TYPES: Mapping[Any, type] = {
 
 
 @cache
-def _json_types(cls: type) -> Mapping[str, type]:
-    """Of each field, by its annotation; null apart."""
+def _json_types(cls: type) -> Mapping[str, tuple[type, bool]]:
+    """Of each field, by its annotation: the type, and whether it may be null."""
     found = {}
     for name, hint in get_type_hints(cls).items():
         options = [one for one in get_args(hint) if one is not NoneType]
-        kind = options[0] if get_origin(hint) is UnionType else hint
-        found[name] = _JSON_TYPES.get(get_origin(kind) or kind, kind)
+        is_union = get_origin(hint) is UnionType
+        kind = options[0] if is_union else hint
+        found[name] = _JSON_TYPES.get(get_origin(kind) or kind, kind), is_union
     return found
 
 
-def _check_types(data: Mapping[str, Any], cls: type) -> None:
-    """Raise TypeError for a non-null field of another type: damage is found here, not where it is used."""
-    for name, kind in _json_types(cls).items():
-        value = data.get(name)
-        is_valid = isinstance(value, (int, float) if kind is float else kind) or value is None
+def _read(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The fields that the class has; a null that a field can't be counts as missing.
+
+    Raises TypeError for a field of another type, ValueError for NaN: damage is found here, not where it is
+    used.
+    """
+    data = {}
+    for name, (kind, may_be_null) in _json_types(cls).items():
+        value = stored.get(name)
+        if value is None:
+            if may_be_null and name in stored:
+                data[name] = None
+            continue
+        is_valid = isinstance(value, (int, float) if kind is float else kind)
         if not is_valid or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} is {value}")
+        data[name] = value
+    return data
 
 
 def _spec(data: dict[str, Any]) -> InstanceSpec:
-    known = {item.name for item in fields(InstanceSpec)}
-    data = {name: value for name, value in data.items() if name in known}
-    _check_types(data, InstanceSpec)
+    data = _read(data, InstanceSpec)
     for name in ("devices", "command"):
         if data.get(name) is not None:
-            data[name] = tuple(data[name])
+            data[name] = tuple(map(str, data[name]))
     if data.get("expire_action") is not None:
         data["expire_action"] = ExpireAction(data["expire_action"])
     return InstanceSpec(**data)
