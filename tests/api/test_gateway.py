@@ -114,6 +114,26 @@ def test_invalid_bodies_are_refused_by_the_gateway(
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("content-type", "multipart/form-data; boundary=x", "invalid_form"),
+        ("content-encoding", "gzip", "invalid_content_encoding"),
+        ("content-encoding", "br", "unsupported_content_encoding"),
+    ],
+)
+def test_a_short_body_is_read_as_its_head_says_like_a_long_one(
+    client: httpx.Client, header: str, value: str, code: str
+) -> None:
+    body = b'{"model": "gone", "prompt": "a"}'
+    headers = {"content-type": "application/json"}
+    for _ in range(2):  # then an engine's connection is idle, which the fast path needs
+        assert client.post("/v1/completions", content=body, headers=headers).status_code == 200
+    for padded in (body, body + b" " * 100_000):
+        refused = client.post("/v1/completions", content=padded, headers={**headers, header: value})
+        assert refused.json()["error"]["code"] == code
+
+
 def test_bodies_are_changed_only_by_the_profile(client: httpx.Client) -> None:
     raw = b'{ "model":"filtered",  "user": "me", "input": "\xc3\xa9", "temperature": 1}'
     headers = {"content-type": "application/json"}
