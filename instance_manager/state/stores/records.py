@@ -101,36 +101,30 @@ _JSON_TYPES: Mapping[Any, type] = {
 
 
 @cache
-def _json_types(cls: type) -> Mapping[str, tuple[type, bool]]:
-    """Of each field, by its annotation: the type, and whether it may be null."""
+def _json_types(cls: type) -> Mapping[str, type]:
+    """Of each field, by its annotation; null apart."""
     found = {}
     for name, hint in get_type_hints(cls).items():
         options = [one for one in get_args(hint) if one is not NoneType]
-        is_union = get_origin(hint) is UnionType
-        kind = options[0] if is_union else hint
-        found[name] = _JSON_TYPES.get(get_origin(kind) or kind, kind), is_union
+        kind = options[0] if get_origin(hint) is UnionType else hint
+        found[name] = _JSON_TYPES.get(get_origin(kind) or kind, kind)
     return found
 
 
 def _read(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    """The fields that the class has; a null that a field can't be counts as missing.
+    """The class's fields without nulls: where a field may be null, that is its default.
 
-    Raises TypeError for a field of another type, ValueError for NaN: damage is found here, not where it is
-    used.
+    Raises TypeError or ValueError for damage, so that it is found here, not where it is used.
     """
-    data = {}
-    for name, (kind, may_be_null) in _json_types(cls).items():
-        value = stored.get(name)
-        if value is None:
-            if may_be_null and name in stored:
-                data[name] = None
-            continue
+    kinds = _json_types(cls)
+    data = {name: value for name, value in stored.items() if name in kinds and value is not None}
+    for name, value in data.items():
+        kind = kinds[name]
         is_valid = isinstance(value, (int, float) if kind is float else kind)
         if not is_valid or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{name} is {value}")
-        data[name] = value
+            raise ValueError(f"{name} is not a number")
     return data
 
 
