@@ -25,6 +25,7 @@ from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
+from api.http.headers import find_header
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
@@ -113,9 +114,9 @@ class Gateway:
                 await stream.close()
 
     def handler(self, scope: Scope, app: App) -> Handler:
-        """The fast path for a POST whose query names no model; `app` leads here, for all other requests."""
+        """The fast path for a POST of JSON whose query names no model; `app` leads here, for all others."""
         try:
-            is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
+            is_short = _posts_json(scope) and model_in_query(scope["query_string"]) is None
         except UnclearModel:
             is_short = False
         if not is_short:
@@ -243,6 +244,13 @@ class Gateway:
         if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
         raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
+
+
+def _posts_json(scope: Scope) -> bool:
+    """Whether it may be so by its head: no parts of a form, and no coding to be undone."""
+    headers = scope["headers"]
+    is_form = find_header(headers, b"content-type").lower().startswith(b"multipart/")
+    return scope["method"] == "POST" and not is_form and not find_header(headers, b"content-encoding")
 
 
 def _engine_path(scope: Scope) -> bytes:

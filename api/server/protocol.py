@@ -282,7 +282,8 @@ class HttpProtocol(asyncio.Protocol):
         is_own = parser.has_head  # the application is serving the refused request
         self._disconnect()
         if not pending or (is_own and len(pending) == 1 and not pending[0].is_started):
-            self.transport.write(encode_refusal(error, parser.url, parser.headers, self._server.origins))
+            if pending or not is_own:  # else its response was sent before its body had arrived
+                self.transport.write(encode_refusal(error, parser.url, parser.headers, self._server.origins))
             self.transport.write_eof()  # closing with unread input would reset the connection
             self.resume_reading()  # incoming data is dropped
             self._loop.call_later(_LINGER_S, self.transport.close)

@@ -27,6 +27,7 @@ _NOT_RESTORED = frozenset(
     )
 )
 _RESTORED = tuple(name for name in SHARED_FIELDS if name not in _NOT_RESTORED)
+_MAX_NUMBER = 2**62
 
 
 def new_instance(
@@ -89,7 +90,7 @@ def instance_of(
     instance.idle_timeout_s = record.timeout_s
     instance.command = list(record.command)
     instance.level = record.sleep_level
-    instance.log_start = int(record.extra.get("log_start", 0))
+    instance.log_start = int(_number(record, "log_start") or 0)
     if (precision_s := _last_active_precision_s(record)) is not None:
         instance.gate.last_active = last_used_at(
             record.last_active, precision_s=precision_s, wall_now=time.time(), now=clock()
@@ -108,8 +109,15 @@ def _last_active_precision_s(record: InstanceRecord) -> float | None:
         return None
     if record.state.is_terminal:
         return 0.0
-    precision_s = record.extra.get("last_active_precision_s")
-    return float(precision_s) if isinstance(precision_s, int | float) else None
+    return _number(record, "last_active_precision_s")
+
+
+def _number(record: InstanceRecord, name: str) -> float | None:
+    """A number of the record's `extra`, whose types nothing has checked; None if it isn't one."""
+    value = record.extra.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < _MAX_NUMBER else None
 
 
 def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
@@ -127,12 +135,12 @@ def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
 
 def _failure(stored: dict[str, Any]) -> InstanceFailure:
     """A failure class that this version doesn't know (a newer one wrote it) counts as a crash."""
-    name = stored.get("class")
+    name, log_tail = str(stored.get("class")), stored.get("log_tail")
     failure_class = FailureClass(name) if name in set(FailureClass) else FailureClass.CRASHED
     return InstanceFailure(
         failure_class,
         str(stored.get("message", "")),
         stored.get("exit_code"),
         stored.get("signal"),
-        tuple(stored.get("log_tail") or ()),
+        tuple(map(str, log_tail)) if isinstance(log_tail, list) else (),
     )

@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def test_invalid_bodies_are_refused_by_the_gateway(
     response = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == status
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("content-type", "multipart/form-data; boundary=x", "invalid_form"),
+        ("content-encoding", "gzip", "invalid_content_encoding"),
+        ("content-encoding", "br", "unsupported_content_encoding"),
+    ],
+)
+def test_a_short_body_is_read_as_its_head_says_like_a_long_one(
+    client: httpx.Client, berth: BerthProcess, header: str, value: str, code: str
+) -> None:
+    body = b'{"model": "gone", "prompt": "a"}'
+    assert ask(client, "gone").status_code == 200  # then an engine's connection is idle
+    connection = HTTPConnection("127.0.0.1", berth.port, timeout=60)
+    with closing(connection):
+        for padded in (body, body, body + b" " * 100_000):  # a short one arrives with its head
+            connection.request("POST", "/v1/completions", padded, {header: value})
+            refused = connection.getresponse().read()
+            assert json.loads(refused)["error"]["code"] == code
 
 
 def test_bodies_are_changed_only_by_the_profile(client: httpx.Client) -> None:

@@ -45,7 +45,7 @@ class Echo:
         if scope["type"] != "http":
             return
         size, message = 0, await receive()
-        while message["type"] == "http.request":
+        while message["type"] == "http.request" and scope["path"] != "/early":
             size += len(message["body"])
             if not message.get("more_body"):
                 break
@@ -372,6 +372,17 @@ async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(
     async with asyncio.timeout(TIMEOUT_S):
         await served.app.arrived.get()
     client.write(refused)
+    assert await client.is_closed()
+    client.close()
+
+
+@pytest.mark.parametrize("more", [b"", b"3e9\r\n" + b"x" * 1001, b"zz\r\n"], ids=["late", "too long", "bad"])
+async def test_a_request_that_was_answered_early_gets_no_second_response(served: Served, more: bytes) -> None:
+    """Whatever its body turns out to be: a client would take it for its next request's."""
+    client = await served.connect()
+    head = b"POST /early HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert await client.ask(head + b"1\r\na\r\n") == (200, b"0")
+    client.write(more)
     assert await client.is_closed()
     client.close()
 

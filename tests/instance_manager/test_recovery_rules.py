@@ -166,9 +166,51 @@ async def test_every_shared_field_of_a_record_is_the_instance_s(name: str) -> No
         ('"concurrency_limit":3', '"concurrency_limit":"3"'),
         ('"env":{"A":"b"}', '"env":["A"]'),
         ('"state":"failed"', '"state":"of the future"'),
+        ('"state":"failed"', '"state":null'),
+        ('"engine":"vllm"', '"engine":null'),
+        ('"last_active":6.0', '"last_active":NaN'),
     ],
 )
 def test_a_field_of_another_type_makes_a_record_unreadable(old: str, damaged: str) -> None:
     assert STORED.count(old) == 1
     with pytest.raises(UNREADABLE):
         InstanceRecord.from_json(STORED.replace(old, damaged))
+
+
+REQUIRED = {"instance_id", "state", "owner", "spec"}
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(STORED).keys() - REQUIRED))
+async def test_a_field_without_a_value_is_as_if_it_were_missing(name: str) -> None:
+    """One such record must neither keep Berth from starting nor fail later."""
+    without = {key: value for key, value in json.loads(STORED).items() if key != name}
+    missing = InstanceRecord.from_json(json.dumps(without))
+    null = InstanceRecord.from_json(json.dumps({**without, name: None}))
+    assert null.to_json() == missing.to_json() or getattr(null, name) is None
+    one = instance_of(null, ManagerConfig(), EventLog(), lambda: 100.0)
+    assert json.loads(one.stored("berth", None, is_wanted=True).to_json()).keys() == json.loads(STORED).keys()
+    assert sorted([null, missing], key=lambda record: record.created_at)
+
+
+@pytest.mark.parametrize(
+    ("old", "damaged"),
+    [
+        ('"log_start":12', '"log_start":null'),
+        ('"log_start":12', '"log_start":"12"'),
+        ('"log_start":12', '"log_start":-1'),
+        ('"log_start":12', '"log_start":NaN'),
+        ('"log_start":12', '"log_start":0,"last_active_precision_s":NaN'),
+        ('"log_start":12', '"log_start":0,"last_active_precision_s":true'),
+        ('"class":"crashed"', '"class":["crashed"]'),
+        ('"log_tail":["a"]', '"log_tail":5'),
+        ('"command":["vllm","serve","--port","9000"]', '"command":[1]'),
+    ],
+)
+async def test_what_a_record_says_besides_never_prevents_its_recovery(old: str, damaged: str) -> None:
+    assert STORED.count(old) == 1
+    stored = STORED.replace('"state":"failed"', '"state":"running"').replace(old, damaged)
+    record = InstanceRecord.from_json(stored)
+    one = instance_of(record, ManagerConfig(), EventLog(), lambda: 100.0)
+    assert one.log_start in (0, 12)
+    assert one.gate.last_active == 100.0
+    assert one.record()["error"]["message"] == "m"

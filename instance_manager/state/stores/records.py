@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -68,12 +69,10 @@ class InstanceRecord:
 
         Raises ValueError, TypeError, KeyError, AttributeError or RecursionError for an invalid record.
         """
-        known = {item.name for item in fields(cls)}
-        data = {name: value for name, value in json.loads(text).items() if name in known}
-        _check_types(data, cls)
+        data = _read(json.loads(text), cls)
         data["state"] = InstanceState(data["state"])
         data["spec"] = _spec(data["spec"])
-        data["command"] = tuple(data.get("command") or ())
+        data["command"] = tuple(map(str, data.get("command") or ()))
         return cls(**data)
 
 
@@ -112,22 +111,28 @@ def _json_types(cls: type) -> Mapping[str, type]:
     return found
 
 
-def _check_types(data: Mapping[str, Any], cls: type) -> None:
-    """Raise TypeError for a non-null field of another type: damage is found here, not where it is used."""
-    for name, kind in _json_types(cls).items():
-        value = data.get(name)
-        is_valid = isinstance(value, (int, float) if kind is float else kind) or value is None
+def _read(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The class's fields without nulls: where a field may be null, that is its default.
+
+    Raises TypeError or ValueError for damage, so that it is found here, not where it is used.
+    """
+    kinds = _json_types(cls)
+    data = {name: value for name, value in stored.items() if name in kinds and value is not None}
+    for name, value in data.items():
+        kind = kinds[name]
+        is_valid = isinstance(value, (int, float) if kind is float else kind)
         if not is_valid or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} is not a number")
+    return data
 
 
 def _spec(data: dict[str, Any]) -> InstanceSpec:
-    known = {item.name for item in fields(InstanceSpec)}
-    data = {name: value for name, value in data.items() if name in known}
-    _check_types(data, InstanceSpec)
+    data = _read(data, InstanceSpec)
     for name in ("devices", "command"):
         if data.get(name) is not None:
-            data[name] = tuple(data[name])
+            data[name] = tuple(map(str, data[name]))
     if data.get("expire_action") is not None:
         data["expire_action"] = ExpireAction(data["expire_action"])
     return InstanceSpec(**data)
