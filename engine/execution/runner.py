@@ -124,7 +124,7 @@ class ModelRunner:
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states of the sampled rows [S, hidden] and of the scored rows [P, hidden]."""
         model, cache = self._residency.model, self._residency.cache
-        inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
+        inputs = build_inputs(batch, self.block_size, model.device, reader=cache.reader)
         hidden = model(inputs, cache)
         return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
 
