@@ -96,7 +96,7 @@ def build_inputs(
 ) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
     inputs = flatten(batch, block_size, reader)
-    return inputs.on(_upload(inputs.numbers, device), block_size)
+    return inputs.on(upload(inputs.numbers, device), block_size)
 
 
 def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
@@ -122,9 +122,11 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
     num_padding = max(0, pad_to - len(token_ids))
     for column, filling in ((token_ids, 0), (positions, 0), (slots, -1), (starts, 0), (contexts, 0)):
         column.extend([filling] * num_padding)
+    first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
+    wanted_rows = sampled_rows + scored_rows if selects_rows else array("q")
     spanned = zip(batch.sequences[len(paged) :], first_rows[len(paged) :], strict=False)
     numbers, sections = _end_to_end(
-        token_ids, positions, slots, sampled_rows + scored_rows, starts, contexts, first_rows, blocks
+        token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
     )
     return HostInputs(
         numbers=numbers,
@@ -165,7 +167,8 @@ def _end_to_end(*columns: array[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
     return torch.frombuffer(flat, dtype=torch.int64), tuple(sections)
 
 
-def _upload(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+def upload(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On a GPU the copy is made beside whatever the CPU does next: its source must be page-locked memory."""
     if device.type != "cuda":
         return numbers.to(device)
     return numbers.pin_memory().to(device, non_blocking=True)

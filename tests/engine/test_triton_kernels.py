@@ -77,7 +77,9 @@ class Case:
             (torch.tensor(table)[:, None] * block_size + torch.arange(block_size)).flatten()[:stop]
             for table, (_, stop) in zip(tables, chunks, strict=True)
         ]
-        self.keys, self.values = torch.full((2, kv_heads, num_blocks * block_size, head_dim), torch.nan).to(dtype)
+        self.keys, self.values = torch.full((2, kv_heads, num_blocks * block_size, head_dim), torch.nan).to(
+            dtype
+        )
         for slots in self.slots:
             self.keys[:, slots] = torch.randn(kv_heads, len(slots), head_dim).to(dtype)
             self.values[:, slots] = torch.randn(kv_heads, len(slots), head_dim).to(dtype)
@@ -95,9 +97,7 @@ class Case:
         kernel.attend(self.queries, self.keys, self.values, self.paged, self.out)
         rows = self.queries.split(self.num_rows)
         expected = [
-            attended(
-                q, self.keys, self.values, slots, window=kernel.window, softcap=kernel.softcap
-            )
+            attended(q, self.keys, self.values, slots, window=kernel.window, softcap=kernel.softcap)
             for q, slots in zip(rows, self.slots, strict=True)
         ]
         assert_close(self.out, torch.cat(expected))
@@ -108,7 +108,9 @@ SHAPES = [(4, 2, 32, 16), (6, 2, 80, 4), (5, 1, 64, 7), (3, 3, 128, 32), (24, 1,
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), SHAPES)
-def test_attention_of_decodes(heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> None:
+def test_attention_of_decodes(
+    heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype
+) -> None:
     """Some alone, some split over several programs, of which a short context leaves some without work."""
     for contexts in ([1, block_size, block_size + 1, 65, 300], [700, 3]):
         case = Case(

@@ -55,6 +55,7 @@ class PagedKVCache:
         self.shape = shape
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.device = device
         size = (1, shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
         # Not zeroed: unwritten slots are never read, and on a CPU use no memory.
         self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]

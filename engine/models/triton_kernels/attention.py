@@ -18,22 +18,21 @@ from engine.models.inputs import BlockReader, PagedSequences
 from engine.models.triton_kernels.launch import is_interpreted, padded
 from engine.models.triton_kernels.layers import TritonOperators
 
-_DECODE_ROWS, _PREFILL_ROWS = 16, 128  # queries in a tile: the least for a tensor core, and what pays off
-_WIDE_ROW_BYTES = 256  # of a key: longer ones are read fewer at a time
+_DECODE_ROWS = 16  # queries in a tile: the least for a tensor core
 _PROGRAMS_PER_PROCESSOR = 4  # what splitting aims for
 _LEAST_SPLIT = 128  # positions that are worth a program of their own
 _MAX_SPLITS = 64
 
 
 @triton.jit
-def _first_tile(first_rows, sequence, num_decodes, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _first_tile(first_rows, sequence, num_decodes, TOKENS: tl.constexpr):
     """The first tile of a sequence after the decodes, which have a row each; some tiles in between are empty."""
     row = tl.load(first_rows + sequence).to(tl.int32)
     return (row - num_decodes) // TOKENS + sequence - num_decodes
 
 
 @triton.jit
-def _find_sequence(first_rows, tile, num_decodes, num_sequences, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _find_sequence(first_rows, tile, num_decodes, num_sequences, TOKENS: tl.constexpr):
     """The sequence that a tile belongs to: the last that begins at or before it."""
     low, high = num_decodes, num_sequences
     while low + 1 < high:
@@ -46,7 +45,7 @@ def _find_sequence(first_rows, tile, num_decodes, num_sequences, TOKENS: tl.cons
 
 
 @triton.jit(do_not_specialize=["num_decodes", "num_sequences"])
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries,
     keys,
     values,
@@ -156,7 +155,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _combine(  # type: ignore[no-untyped-def]
+def _combine(
     partial,
     partial_weights,
     out,
@@ -178,6 +177,16 @@ def _combine(  # type: ignore[no-untyped-def]
     total = tl.sum(weights, 0)
     joined = tl.sum(parts * weights[:, None], 0) / tl.where(total == 0, 1.0, total)
     tl.store(out + row * HEAD_DIM + dim, joined.to(out.dtype.element_ty), is_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """How much a program holds: queries, keys at a time, and the keys' stages on their way from memory."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +214,7 @@ class PagedAttention:
         if paged.num_decodes:
             self._decode(queries, keys, values, paged, out)
         if paged.num_decodes < paged.num_sequences:
-            tokens = _PREFILL_ROWS // (self.num_heads // self.num_kv_heads)
+            tokens = self._tile(queries.dtype, is_decode=False).rows // self._group
             num_rows = queries.shape[0] - paged.num_decodes
             num_prefills = paged.num_sequences - paged.num_decodes
             self._launch(
@@ -216,6 +225,20 @@ class PagedAttention:
         """How many programs share a decode's context, so that all processors have work."""
         wanted = -(-self.num_processors * _PROGRAMS_PER_PROCESSOR // (num_decodes * self.num_kv_heads))
         return max(1, min(wanted, _MAX_SPLITS, max_context // _LEAST_SPLIT))
+
+    @property
+    def _group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    def _tile(self, dtype: torch.dtype, *, is_decode: bool) -> _Tile:
+        """Found by the registers and the shared memory that each takes on a Hopper GPU: none spills much."""
+        rows = max(_DECODE_ROWS, padded(self._group))
+        is_wide = self.head_dim > 128
+        if dtype is torch.float32:  # has no tensor cores
+            return _Tile(rows if is_decode else max(rows, 16 if is_wide else 32), 16, 4, 2)
+        if is_decode:
+            return _Tile(rows, 32 if is_wide else 64, 4, 2 if is_wide else 3)
+        return _Tile(max(rows, 128), 32 if is_wide else 64, 8, 2)
 
     def _decode(
         self,
@@ -261,8 +284,7 @@ class PagedAttention:
         parts: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> None:
-        is_wide = padded(self.head_dim) * queries.element_size() > _WIDE_ROW_BYTES
-        group = self.num_heads // self.num_kv_heads
+        tile = self._tile(queries.dtype, is_decode=is_decode)
         _attend[(num_tiles, self.num_kv_heads, splits)](
             queries,
             keys,
@@ -280,17 +302,17 @@ class PagedAttention:
             queries.stride(0),
             keys.stride(0),
             KV_HEADS=self.num_kv_heads,
-            GROUP=group,
+            GROUP=self._group,
             HEAD_DIM=self.head_dim,
             PADDED_DIM=padded(self.head_dim),
             BLOCK_SIZE=self.block_size,
-            TILE_ROWS=max(_DECODE_ROWS, padded(group)) if is_decode else _PREFILL_ROWS,
-            TILE_KEYS=32 if is_wide else 64,
+            TILE_ROWS=tile.rows,
+            TILE_KEYS=tile.keys,
             SPLITS=splits,
             IS_DECODE=is_decode,
             WINDOW=self.window,
             SOFTCAP=self.softcap,
             WIDEN=is_interpreted(),
-            num_warps=4 if is_decode else 8,
-            num_stages=2 if is_wide or not is_decode else 3,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )

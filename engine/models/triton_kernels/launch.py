@@ -12,4 +12,4 @@ def is_interpreted() -> bool:
 
 def padded(size: int, *, least: int = 16) -> int:
     """The next power of two, as Triton's ranges must be; 16 at least for products of matrices."""
-    return max(least, triton.next_power_of_2(size))
+    return max(least, 1 << (size - 1).bit_length())

@@ -12,7 +12,7 @@ _GATE_TILE = 1024
 
 
 @triton.jit
-def _add_and_normalise(  # type: ignore[no-untyped-def]
+def _add_and_normalise(
     residual, delta, weight, out, eps, SIZE: tl.constexpr, PADDED: tl.constexpr, HAS_DELTA: tl.constexpr
 ):
     offset = tl.arange(0, PADDED)
@@ -30,7 +30,7 @@ def _add_and_normalise(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _silu_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     offset = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_inside = offset < SIZE
@@ -41,7 +41,7 @@ def _silu_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr):  #
 
 
 @triton.jit
-def _rotate_and_store(  # type: ignore[no-untyped-def]
+def _rotate_and_store(
     heads,
     weights,
     cos,
