@@ -39,7 +39,7 @@ def _profile(runner: ModelRunner, batch: Batch) -> None:
     counts: Counter[str] = Counter()
     operators = 0
     for event in profiler.events() or []:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             kernels[_short(event.name)] += event.device_time
             counts[_short(event.name)] += 1
         elif event.name.startswith("aten::"):

@@ -71,12 +71,12 @@ def _agreement(ours: list[int], expected: list[int]) -> str:
 def _compare_bfloat16() -> None:
     """Both computed in bfloat16, by their distance to float32's logits of the same prompt."""
     try:
-        from transformers import AutoModelForCausalLM
+        import transformers
     except ImportError:
         print("transformers isn't installed: bfloat16 was not compared.\n")
         return
-    truth: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).to("cuda")
-    plain: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).to("cuda")
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    truth, plain = (load(MODEL, dtype=dtype).to("cuda") for dtype in (torch.float32, torch.bfloat16))
     runner = _core("cuda", "bfloat16")._runner
     if not isinstance(runner, ModelRunner):
         raise TypeError(f"An unexpected runner: {runner!r}.")

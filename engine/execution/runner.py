@@ -135,7 +135,7 @@ class ModelRunner:
             graphs.record_all(max_rows)
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The sampled rows' logits [S, vocab_size], None if S is 0; the scored rows' hidden states [P, hidden].
+        """The sampled rows' logits [S, vocab_size], None if S is 0; the scored rows' hidden states [P, …].
 
         The logits are valid until the next step.
         """

@@ -68,7 +68,7 @@ def _attend(
     BLOCK_SIZE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_KEYS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     IS_DECODE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -76,7 +76,7 @@ def _attend(
 ):
     tile = tl.program_id(0)
     kv_head = tl.program_id(1).to(tl.int64)
-    split = tl.program_id(2)
+    split, num_splits = tl.program_id(2), tl.num_programs(2)
     TOKENS: tl.constexpr = 1 if IS_DECODE else TILE_ROWS // GROUP
     if IS_DECODE:
         sequence, row, num_rows, first_token = tile, tile, 1, 0
@@ -107,7 +107,7 @@ def _attend(
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(before + first_token - WINDOW + 1, 0) // TILE_KEYS * TILE_KEYS
-    span = tl.cdiv(tl.cdiv(stop - begin, SPLITS), TILE_KEYS) * TILE_KEYS
+    span = tl.cdiv(tl.cdiv(stop - begin, num_splits), TILE_KEYS) * TILE_KEYS
     begin += split * span
     stop = tl.minimum(stop, begin + span)
 
@@ -146,33 +146,33 @@ def _attend(
     gathered = gathered / total[:, None]
     is_written = is_query[:, None] & is_dim[None, :]
     output_row = tile_row * (KV_HEADS * GROUP) + head
-    if SPLITS == 1:
+    if not IS_SPLIT:
         tl.store(out + output_row[:, None] * HEAD_DIM + dim[None, :], gathered.to(out.dtype.element_ty), is_written)
     else:
-        output_row = output_row * SPLITS + split
+        output_row = output_row * num_splits + split
         tl.store(partial + output_row[:, None] * HEAD_DIM + dim[None, :], gathered, is_written)
         tl.store(partial_weights + output_row, peak + tl.log2(total), is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _combine(
     partial,
     partial_weights,
     out,
+    num_splits,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
     PADDED_SPLITS: tl.constexpr,
 ):
     """One output row and head from the splits' results, weighted by their sums of exponentials."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PADDED_SPLITS)
     dim = tl.arange(0, PADDED_DIM)
-    is_split, is_dim = split < SPLITS, dim < HEAD_DIM
-    exponents = tl.load(partial_weights + row * SPLITS + split, mask=is_split, other=float("-inf"))
+    is_split, is_dim = split < num_splits, dim < HEAD_DIM
+    exponents = tl.load(partial_weights + row * num_splits + split, mask=is_split, other=float("-inf"))
     peak = tl.max(exponents, 0)
     weights = tl.exp2(exponents - tl.where(peak == float("-inf"), 0.0, peak))
-    offset = (row * SPLITS + split)[:, None] * HEAD_DIM + dim[None, :]
+    offset = (row * num_splits + split)[:, None] * HEAD_DIM + dim[None, :]
     parts = tl.load(partial + offset, mask=is_split[:, None] & is_dim[None, :], other=0.0)
     total = tl.sum(weights, 0)
     joined = tl.sum(parts * weights[:, None], 0) / tl.where(total == 0, 1.0, total)
@@ -263,9 +263,9 @@ class PagedAttention:
             parts,
             weights,
             out,
+            splits,
             HEAD_DIM=self.head_dim,
             PADDED_DIM=padded(self.head_dim),
-            SPLITS=splits,
             PADDED_SPLITS=padded(splits, least=2),
             num_warps=2,
         )
@@ -308,7 +308,7 @@ class PagedAttention:
             BLOCK_SIZE=self.block_size,
             TILE_ROWS=tile.rows,
             TILE_KEYS=tile.keys,
-            SPLITS=splits,
+            IS_SPLIT=parts is not None,
             IS_DECODE=is_decode,
             WINDOW=self.window,
             SOFTCAP=self.softcap,
