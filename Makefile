@@ -6,7 +6,7 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-clients test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults demo-model clean
+.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -18,12 +18,19 @@ serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.exampl
 test: $(DEV) $(BIN)/berth ## Run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(DEV) ## Lint, format, types, import boundaries, words
+cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; fails below the floor in pyproject.toml
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(DEV) ## Lint, format, types, import boundaries, words, dead code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.words
+	$(BIN)/python -m docs.dead_code
 
 format: $(DEV) ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-OWN = ["api*", "cli*", "composition*", "configs*", "engine*", "instance_manager*", "log_output*"]
+OWN = [
+    *("api*", "cli*", "composition*", "configs*", "engine*", "host_limits*"),
+    *("instance_manager*", "log_output*"),
+]
 DATA = [
     "LICENSE",
     "env.example",

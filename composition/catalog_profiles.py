@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.process.environment import child_environment
 from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import ExpireAction
+
+# An entry's fields that a profile has under the same name; `_profile` converts some of them.
+_SAME_FIELDS = ModelEntry.model_fields.keys() & {each.name for each in fields(ModelProfile)}
 
 
 class CatalogProfiles:
@@ -106,27 +109,18 @@ class CatalogProfiles:
         default_engine = (
             "engine" if self._settings.default_engine == "auto" else self._settings.default_engine
         )
-        return ModelProfile(
-            name=name,
-            model=str(entry.path) if entry.path is not None else (entry.model or name),
-            engine=default_engine if entry.engine in (None, "auto") else entry.engine,
-            params=entry.engine_params(),
-            aliases=tuple(entry.aliases),
-            devices=entry.devices,
-            idle_timeout_s=entry.timeout,
-            expire_action=None if entry.expire_action is None else ExpireAction(entry.expire_action),
-            min_replicas=entry.min_replicas,
-            max_replicas=entry.max_replicas,
-            pinned=entry.pinned,
-            concurrency_limit=entry.concurrency_limit,
-            env=entry.env,
-            command=entry.command,
-            health_path=entry.health_path,
-            protocol=entry.protocol,
-            set_params=entry.filters.set_params,
-            strip_params=frozenset(entry.filters.strip_params),
-            preload=entry.preload,
-        )
+        same = {field: getattr(entry, field) for field in _SAME_FIELDS}
+        converted = {
+            "name": name,
+            "model": str(entry.path) if entry.path is not None else (entry.model or name),
+            "engine": default_engine if entry.engine in (None, "auto") else entry.engine,
+            "params": entry.engine_params(),
+            "idle_timeout_s": entry.timeout,
+            "expire_action": None if entry.expire_action is None else ExpireAction(entry.expire_action),
+            "set_params": entry.filters.set_params,
+            "strip_params": frozenset(entry.filters.strip_params),
+        }
+        return ModelProfile(**(same | converted))
 
     def _check(self, catalog: Catalog) -> None:
         for name, entry in catalog.models.items():

@@ -43,11 +43,6 @@ class Discovery:
     remarks: list[Remark]
 
 
-def discover_models(model_dirs: Sequence[Path], hub_cache: Path) -> list[FoundModel]:
-    """The models that `scan_models` finds."""
-    return scan_models(model_dirs, hub_cache).models
-
-
 def scan_models(model_dirs: Sequence[Path], hub_cache: Path) -> Discovery:
     """Blocks for milliseconds. `hub_cache`: where engines store downloads."""
     found: dict[str, FoundModel] = {}

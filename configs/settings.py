@@ -108,12 +108,13 @@ class Settings(BaseSettings):
         30.0, description="Seconds that requests in flight get to finish before a stop"
     )
     restart_policy: Literal["never", "on-failure"] = Field(
-        "on-failure", description="Whether to restart an instance that fails while running"
+        "on-failure",
+        description="Whether to restart an instance, or a model of the catalog, that fails while running",
     )
     restart_limit: int = Field(
         5,
         ge=1,
-        description="Restarts within ten minutes, after which an instance stays failed until it is started",
+        description="Restarts within ten minutes, after which it stays failed until started or requested",
     )
     health_interval: Seconds = Field(
         10.0, description="Seconds between health probes of running engines; 0 = no probes"

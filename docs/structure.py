@@ -27,11 +27,12 @@ PACKAGES = (
     "composition",
     "configs",
     "log_output",
+    "host_limits",
     "cli",
 )
 PROCESSES = {
-    "berth": ("app", "api", "instance_manager", "composition", "configs", "log_output"),
-    "engine": ("engine",),
+    "berth": ("app", "api", "instance_manager", "composition", "configs", "log_output", "host_limits"),
+    "engine": ("engine", "host_limits"),
     "cli": ("cli",),
 }
 

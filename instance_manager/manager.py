@@ -21,6 +21,7 @@ from instance_manager.lifecycle.expiry import ExpiryLoop
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_leases import InstanceLeases, shutting_down
+from instance_manager.lifecycle.last_use import LastUse
 from instance_manager.lifecycle.ports import PortRange
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.shutdown import Shutdown, wait_shielded
@@ -99,6 +100,7 @@ class InstanceManager(InstanceActions):
         expiry = ExpiryLoop(
             self._supervisors, self.events, self._clock, expire_action=self.config.expire_action
         )
+        self._last_use = LastUse(self._registry.gates, self.state.keeper.mark)
         error: BaseException | None = None
         async with self.state.running(), probe_client() as client, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -108,11 +110,13 @@ class InstanceManager(InstanceActions):
             stop_expiry = expiry.start(tasks)
             try:
                 await self._recover(tasks, self._context)
+                self._last_use.start(tasks)
                 yield
             except BaseException as body_error:  # raised again below, so that no task group wraps it
                 error = body_error
             await wait_shielded(self.begin_shutdown())
             stop_expiry()
+            self._last_use.stop()
         if error is not None:
             raise error
 
@@ -234,12 +238,7 @@ class InstanceManager(InstanceActions):
         instance = self.get(instance_id)
         if idle_timeout_s is not None:
             check_idle_timeout(idle_timeout_s)
-            instance.idle_timeout_s = idle_timeout_s
-        if pinned is not None:
-            instance.pinned = pinned
-        self.events.publish(
-            "instance.updated", instance_id, {"timeout": instance.idle_timeout_s, "pinned": instance.pinned}
-        )
+        instance.set_policy(idle_timeout_s, pinned)
         return instance
 
     def check_sleep(self, instance_id: str) -> None:

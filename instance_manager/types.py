@@ -6,7 +6,7 @@ Knows nothing of HTTP, processes or particular engines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -83,8 +83,25 @@ class ExpireAction(StrEnum):
     SLEEP2 = "sleep2"  # weights are freed too
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """What a catalog's model says of each of its replicas, and a spec of its instance."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    devices: Sequence[str] | None = None  # None = Berth chooses
+    command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for "command" only
+    health_path: str | None = None
+    pinned: bool = False  # never expired, never evicted
+    concurrency_limit: int = 0  # requests in flight; 0 = the manager's limit
+    expire_action: ExpireAction | None = None  # None = the manager's
+
+    def replica_options(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(ReplicaOptions)}
+
+
 @dataclass(frozen=True, slots=True)
-class InstanceSpec:
+class InstanceSpec(ReplicaOptions):
     """A validated request for an instance, from which everything else about it follows."""
 
     model_name: str
@@ -92,14 +109,7 @@ class InstanceSpec:
     params: Mapping[str, Any] = field(default_factory=dict)  # of the request only; None removes a key
     timeout_s: float | None = None  # idle timeout (the name is stored); 0 = never; None = the default
     name: str | None = None  # becomes the instance id
-    env: Mapping[str, str] = field(default_factory=dict)
-    devices: Sequence[str] | None = None
-    command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for "command" only
-    health_path: str | None = None
     profile: str | None = None  # the catalog model whose replica this is
-    pinned: bool = False
-    concurrency_limit: int = 0  # requests in flight; 0 = the manager's limit
-    expire_action: ExpireAction | None = None  # None = the manager's
 
 
 @dataclass(frozen=True, slots=True)

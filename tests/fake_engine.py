@@ -119,7 +119,7 @@ class FakeEngine:
         self._args = args
         self._name = args.served_model_name or args.model
         self._key = os.environ.get("VLLM_API_KEY", "")
-        self._ballast = bytearray(os.urandom(1 << 20)) * args.ballast_mb  # written to, so it is really held
+        self._ballast = [bytearray(os.urandom(1 << 20)) * args.ballast_mb]  # written to: it is really held
 
     def serve(self) -> None:
         """Listen and answer until the process ends. Raises OSError when the port is taken."""
@@ -177,7 +177,7 @@ class FakeEngine:
         elif path in ("/headers", "/v1/headers"):
             _send(connection, 200, dict(headers))
         elif path == "/grow":  # by as many MB as the body says
-            self._ballast += bytearray(os.urandom(1 << 20)) * int(body)
+            self._ballast.append(bytearray(os.urandom(1 << 20)) * int(body))
             _send(connection, 200, {})
         elif path == "/env":
             _send(connection, 200, dict(os.environ))

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.berth_process import BerthProcess
+from tests.berth_process import ROOT, BerthProcess
 from tests.fake_engine import command
 
 PATIENCE_S = 30.0
@@ -21,8 +21,10 @@ PATIENCE_S = 30.0
 class Berths:
     """One Berth after another, in one folder, on the same ports."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, root: Path = ROOT) -> None:
+        """`root`: where app.py is."""
         self.folder = folder
+        self._root = root
         self._all: list[BerthProcess] = []
 
     def begin(self, **settings: str) -> BerthProcess:
@@ -36,7 +38,7 @@ class Berths:
         if self._all:
             first = self._all[0]
             settings = {"APP_PORT": str(first.port), "VLLM_BASE_PORT": str(first.base_port), **settings}
-        self._all.append(BerthProcess(self.folder, **settings))
+        self._all.append(BerthProcess(self.folder, root=self._root, **settings))
         return self._all[-1]
 
     def survivors(self) -> list[psutil.Process]:

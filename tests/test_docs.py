@@ -26,7 +26,7 @@ PAGES = [ARCHITECTURE, *sorted((ROOT / "docs" / "architecture").glob("*.md"))]
 NAMED_PACKAGES = "|".join(
     (
         *("api", "benchmarks", "cli", "composition", "configs", "conformance", "docs", "engine"),
-        *("instance_manager", "log_output", "tests", "training"),
+        *("host_limits", "instance_manager", "log_output", "tests", "training"),
     )
 )
 NAMED = re.compile(rf"(?<![\w/.-])(?:(?:{NAMED_PACKAGES})/[\w/.-]*|app\.py)")  # in text and in diagrams

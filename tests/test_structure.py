@@ -146,4 +146,5 @@ def test_check_passes_where_every_target_is_met(tmp_path: Path, capsys: pytest.C
     build(tmp_path, {**files, "pyproject.toml": "".join(contract.format(*order) for order in orders)})
     assert main([str(tmp_path), "--check", "--classes"]) == 0
     of_berth = "api.only, instance_manager.only, composition.only, configs.only, log_output.only"
+    of_berth += ", host_limits.only"
     assert f"berth Same: {of_berth}" in capsys.readouterr().out

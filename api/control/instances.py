@@ -21,7 +21,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.lifecycle.instance_record import peer_instance_json
+from instance_manager.lifecycle.instance_view import InstanceView
 from instance_manager.memory.placement.local import choose_devices
 from instance_manager.types import InstanceSpec, InstanceState
 
@@ -73,7 +73,7 @@ async def list_instances(
     """Includes those of other nodes that share the state store, each with its `owner`."""
     found = manager.list(status=status, model=model, include_terminal=include_ended or status is not None)
     remote = [
-        peer_instance_json(record, is_alive=is_alive)
+        InstanceView(record, owner_is_alive=is_alive).to_json()
         for record, is_alive in await manager.state.instances_of_peers()
         if (status is None or record.state == status)
         and (model is None or model in (record.model_name, record.served_model_name))
@@ -89,7 +89,7 @@ async def get_instance(instance_id: str, manager: Manager) -> dict[str, Any]:
     except InstanceNotFound:
         for record, is_alive in await manager.state.instances_of_peers():
             if record.instance_id == instance_id:
-                return peer_instance_json(record, is_alive=is_alive)
+                return InstanceView(record, owner_is_alive=is_alive).to_json()
         raise
 
 

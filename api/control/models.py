@@ -218,6 +218,6 @@ def model_record(model: Model) -> dict[str, Any]:
         "in_flight": model.in_flight,
         "queued": len(model.queue),
         "memory_bytes": sum(instance.memory_bytes or 0 for instance in live) if live else None,
-        "last_used": max((each.record()["last_active"] for each in replicas if each.ready_at), default=None),
+        "last_used": max((each.last_active_at for each in replicas if each.ready_at), default=None),
         "error": error,
     }

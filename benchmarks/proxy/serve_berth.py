@@ -30,7 +30,8 @@ from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
 from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.lifecycle.gate import Lease
-from instance_manager.lifecycle.instance import Instance, new_instance
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import new_instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.measurements import Measurements

@@ -118,7 +118,10 @@ async def of_the_prompt_alone(api: Api) -> None:
 
 @group.case()
 async def of_the_prompt_are_those_of_generating_it(api: Api) -> None:
-    """Greedily generated tokens have the same logprobs when read as a prompt."""
+    """Greedily generated tokens have the same logprobs when read as a prompt.
+
+    In bfloat16, logits between 16 and 32 are 0.125 apart, and prompts take other kernels than steps.
+    """
     generated = (await api.complete(logprobs=1, max_tokens=8, return_token_ids=True))["choices"][0]
     prompt = [*api.facts.prompt_ids, *generated["token_ids"]]
     read = await _completion(api, 1, prompt=prompt, echo=True, max_tokens=1)
@@ -126,7 +129,7 @@ async def of_the_prompt_are_those_of_generating_it(api: Api) -> None:
     for one, other in zip(
         generated["logprobs"]["token_logprobs"], read["token_logprobs"][start : start + 8], strict=True
     ):
-        close(one, other, "a token's log-probability", within=0.05)
+        close(one, other, "a token's log-probability", within=0.15)
 
 
 @group.each({"0": 0, "3": 3})

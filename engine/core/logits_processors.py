@@ -113,10 +113,6 @@ class LogitsProcessors:
         """The tokens that would complete a bad word of several tokens, int64."""
         return self.rules.completing(self._recent)
 
-    def forbidden_token_ids(self) -> array[int]:
-        """The tokens that would complete a bad word now, int64."""
-        return self.rules.always_forbidden + self.completing_token_ids()
-
 
 class LastResult(Generic[T]):
     """Caches the last result for as long as it is requested for the identical objects.

@@ -1,18 +1,16 @@
-"""How much memory there is, and how many KV-cache blocks to allocate."""
+"""How much memory the KV cache may use, and how many blocks to allocate."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineError, OutOfMemory
+from host_limits.host_memory import host_available_bytes, host_total_bytes
 
 _GIB = 1 << 30
-_CGROUP = Path("/sys/fs/cgroup")
 _NEGLIGIBLE_BYTES = _GIB // 4  # of a GPU: what an idle driver or a desktop may use
 _MAX_UTILIZATION = 0.95
 CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless more is requested
@@ -110,14 +108,14 @@ def _gib(num_bytes: int) -> str:
 
 
 def cpu_budget() -> MemoryBudget:
-    available_bytes = available_host_bytes()
+    available_bytes = host_available_bytes()
     return MemoryBudget(
         default_bytes=min(CPU_CACHE_LIMIT_BYTES, int(available_bytes * CPU_CACHE_SHARE)),
         limit_bytes=int(available_bytes * CPU_MEMORY_SHARE),
         description=f"{_gib(available_bytes)} of main memory are available, and a cache may use "
         f"{CPU_MEMORY_SHARE:.0%} of that.",
         remedy="free main memory that other programs and models use",
-        total_bytes=total_host_bytes(),
+        total_bytes=host_total_bytes(),
     )
 
 
@@ -145,37 +143,3 @@ def cuda_budget(device: torch.device, utilization: float) -> MemoryBudget:
             f"{_sentence([remedy])}"
         )
     return MemoryBudget(default_bytes=left, limit_bytes=left, description=f"{description}.", remedy=remedy)
-
-
-def total_host_bytes() -> int:
-    """The machine's main memory, or its control group's limit."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def available_host_bytes() -> int:
-    """Main memory that can be used without swapping: the machine's, or its control group's if less."""
-    return min(_machine_available_bytes(), _cgroup_available_bytes())
-
-
-def _machine_available_bytes() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    # Elsewhere (macOS) the total: available memory cannot be read without further packages.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_available_bytes() -> int:
-    """For a version 2 control group, as containers have; page cache counts as used, to be cautious."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 1 << 62
-    return 1 << 62 if limit == "max" else max(int(limit) - used, 0)

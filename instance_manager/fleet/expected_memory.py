@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
+from host_limits.host_memory import host_available_bytes
 from instance_manager.backends import plan_launch
 from instance_manager.backends.model_paths import find_model
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.memory.checkpoint_size import Estimate, estimate
-from instance_manager.memory.device_memory import host_available_bytes
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint

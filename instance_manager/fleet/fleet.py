@@ -17,7 +17,6 @@ from functools import partial
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
-    InstanceFailedToStart,
     InstanceNotFound,
     InstanceNotRunning,
     ShuttingDown,
@@ -29,6 +28,7 @@ from instance_manager.fleet.load_monitor import LoadMonitor
 from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.model_registry import ModelRegistry
 from instance_manager.fleet.models import Model
+from instance_manager.fleet.next_replica import NextReplica
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.scaler import Scaler
 from instance_manager.fleet.scaling import ScalePolicy
@@ -39,8 +39,6 @@ from instance_manager.memory.checkpoint import unsupported
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
-
-_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,12 @@ class Fleet:
     ) -> None:
         self.manager = manager
         self.config = config
-        self._clock = clock
         self._num_waiting = 0  # requests, for any model
         self._news = Broadcast()
         self._registry = ModelRegistry(manager, config.max_queue, clock)
         self._models = self._registry.by_name
-        self._scaler = Scaler(manager, planner, self._models, self._news, clock)
+        self._replicas = NextReplica(manager)
+        self._scaler = Scaler(manager, planner, self._replicas, self._models, self._news, clock)
         self._load_monitor = LoadMonitor(
             manager, self._registry, planner, self._scaler, config.scale, self._news, clock
         )
@@ -158,7 +156,7 @@ class Fleet:
 
     def request_start(self, model: Model) -> None:
         """Start or wake a replica unless one runs. Raises ManagerError where that can't be tried now."""
-        if not model.is_up_for(self._scaler.own_runner(model)):
+        if not model.is_up_for(self._replicas.own_runner(model)):
             self._check_may_start(model)
             model.start_requested = True
             self._news.notify_all()
@@ -173,7 +171,7 @@ class Fleet:
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:
         """Return when a replica runs, when the start has failed, or after `timeout_s`."""
-        runner = self._scaler.own_runner(model)
+        runner = self._replicas.own_runner(model)
         try:
             async with asyncio.timeout(timeout_s):
                 while not model.is_awake_for(runner) and (model.start_requested or model.is_starting):
@@ -188,7 +186,7 @@ class Fleet:
         if model.is_up_for(need):
             return
         self._check_can_run(model)  # before the check of the runner: such an engine serves nothing
-        if need is not None and not self._scaler.can_bring_up(model, need):
+        if need is not None and not self._replicas.can_bring_up(model, need):
             raise _wrong_runner(model, need)
         if not self.config.autostart:
             raise InstanceNotRunning(
@@ -198,7 +196,7 @@ class Fleet:
 
     def _check_may_start(self, model: Model) -> None:
         self._check_can_run(model)
-        wait_s = model.retry_at - self._clock()
+        wait_s = model.backoff.wait_s
         if (error := model.error) is None or wait_s <= 0:
             return
         if isinstance(error, UnsupportedModel):
@@ -253,6 +251,8 @@ class Fleet:
 
     def _on_event(self, event: Event) -> None:
         if event.type == "instance.deleted":
+            for model in self._registry.having_replica(event.instance_id):
+                model.backoff.restart_at = None  # nor should another take its place unasked
             self._registry.remove_replica(event.instance_id)
         elif event.type == "instance.state":
             self._on_state(event)
@@ -265,15 +265,10 @@ class Fleet:
         if not status.is_terminal:
             with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
                 self.adopt(self.manager.get(event.instance_id))
-            return
         for model in self._registry.having_replica(event.instance_id):
-            if status is InstanceState.FAILED and event.data["previous"] in _ALIVE:
-                what = f"model {model.name!r} died while it ran"
-                public = f"{what}; an admin can read the reason in GET /instances/{event.instance_id}"
-                model.record_crash(InstanceFailedToStart(f"{what}: {event.data['reason']}", public=public))
-            elif status is InstanceState.STOPPED and event.data["previous"] == InstanceState.FAILED:
-                model.clear_failure()  # a failed replica was stopped on request
-            self._registry.remove_if_unused(model)
+            model.record_state(model.replicas[event.instance_id], event)
+            if status.is_terminal:
+                self._registry.remove_if_unused(model)
 
     def _is_sought(self, instance: Instance) -> bool:
         """Whether a request waits for a model that the instance serves."""

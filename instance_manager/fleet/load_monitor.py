@@ -15,6 +15,7 @@ from instance_manager.fleet.models import Model
 from instance_manager.fleet.scaler import Scaler
 from instance_manager.fleet.scaling import ScalePolicy, wanted_replicas
 from instance_manager.manager import InstanceManager
+from instance_manager.memory.victims import EvictionStep, plan_scale_down
 
 logger = logging.getLogger("berth.fleet")
 
@@ -45,19 +46,17 @@ class LoadMonitor:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        for number in itertools.count(1):
-            if number % _SAMPLES_PER_MEASUREMENT == 0 or self._planner.is_tight:
-                self._scaler.measure()
-            for model in list(self._registry.by_name.values()):
-                if model.profile is None:  # it may have left the catalog while requests waited
-                    self._registry.remove_if_unused(model)
-                try:
-                    await self._scale(model)
-                except ManagerError as error:
-                    logger.info("model=%s is not scaled: %s", model.name, error)
-            await asyncio.sleep(_SAMPLE_INTERVAL_S)
+        async with asyncio.TaskGroup() as tasks:
+            for number in itertools.count(1):
+                if number % _SAMPLES_PER_MEASUREMENT == 0 or self._planner.is_tight:
+                    self._scaler.measure()
+                for model in list(self._registry.by_name.values()):
+                    if model.profile is None:  # it may have left the catalog while requests waited
+                        self._registry.remove_if_unused(model)
+                    self._scale(model, tasks)
+                await asyncio.sleep(_SAMPLE_INTERVAL_S)
 
-    async def _scale(self, model: Model) -> None:
+    def _scale(self, model: Model, tasks: asyncio.TaskGroup) -> None:
         profile = model.profile
         if (
             profile is None
@@ -70,10 +69,18 @@ class LoadMonitor:
         del samples[: -self._policy.window_samples]
         awake = [one for one in model.awake if one.spec.profile is not None]  # others aren't the catalog's
         wanted = wanted_replicas(profile, samples, len(awake), self._policy)
-        if wanted > len(awake) and not model.is_starting and self._clock() >= model.retry_at:
-            model.start_requested = True
-            self._news.notify_all()
+        if wanted > len(awake):
+            if model.backoff.may_start_unasked and not (model.is_starting or model.is_changing):
+                model.start_requested = True
+                self._news.notify_all()
         elif wanted < len(awake):
-            least_loaded = min(awake, key=lambda one: (one.gate.in_flight, one.gate.last_active))
-            if not least_loaded.pinned:
-                await self._manager.stop(least_loaded.instance_id, reason="scaled down", patient=True)
+            step = plan_scale_down([one.resident() for one in awake], self._clock())
+            if step is not None:
+                tasks.create_task(self._stop(model, step), name=f"scale down {model.name}")
+
+    async def _stop(self, model: Model, step: EvictionStep) -> None:
+        """Takes as long as the replica's requests, which must not hold up the other models."""
+        try:
+            await self._manager.evict(step, reason="scaled down")
+        except ManagerError as error:
+            logger.info("model=%s is not scaled: %s", model.name, error)

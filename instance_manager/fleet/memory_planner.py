@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from host_limits.host_memory import host_total_bytes
 from instance_manager.backends import plan_launch
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.expected_memory import ExpectedMemory, kind_of
@@ -19,24 +19,14 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.advice import Limits, advise
-from instance_manager.memory.device_memory import host_total_bytes, wait_until_freed
-from instance_manager.memory.eviction import (
-    HOST,
-    SLOT,
-    CapacityPlan,
-    Device,
-    Evict,
-    EvictionAction,
-    EvictionPolicy,
-    EvictionStep,
-    NeverFits,
-    Resident,
-    plan_capacity,
-)
+from instance_manager.memory.device_memory import wait_until_freed
+from instance_manager.memory.devices import HOST, SLOT, Device
+from instance_manager.memory.eviction import CapacityPlan, Evict, EvictionPolicy, NeverFits, plan_capacity
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.measurements import Footprint, Measurements
 from instance_manager.memory.placement.local import choose_devices
-from instance_manager.types import InstanceSpec, InstanceState
+from instance_manager.memory.victims import EvictionAction, EvictionStep, Resident
+from instance_manager.types import InstanceSpec
 
 logger = logging.getLogger("berth.fleet")
 
@@ -107,7 +97,7 @@ class MemoryPlanner:
                 devices = self._choose_devices(snapshot, spec, expected)
             gpus = devices or ()
             need = {**expected.on(gpus), SLOT: 1}
-        residents = [_with_slot(one, self._resident(one, snapshot)) for one in self._live()]
+        residents = [self._resident(one, snapshot) for one in self._live()]
         has_free_slot = self._manager.has_free_slot
         limits = {**snapshot.budgets, SLOT: sum(one.held.get(SLOT, 0) for one in residents) + has_free_slot}
 
@@ -185,25 +175,26 @@ class MemoryPlanner:
         )
         return plan.steps if isinstance(plan, Evict) else ()
 
-    async def execute(self, steps: Sequence[EvictionStep], *, for_model: str) -> None:
-        """Put to sleep or stop, in this order, each once its leases have ended; then plan again."""
+    async def execute(self, steps: Sequence[EvictionStep], *, for_model: str) -> bool:
+        """Put to sleep or stop, in this order; then plan again.
+
+        False: a victim has come into use since it was chosen. It stays, and the steps after it aren't taken.
+        """
         for step in steps:
             logger.info("instance=%s %s to make room for %s", step.instance_id, step.action.name, for_model)
-            self._manager.events.publish(
-                "instance.evicted", step.instance_id, {"action": step.action.name.lower(), "for": for_model}
-            )
             before = await asyncio.to_thread(self._measure, self._live())
             try:
-                if step.action is EvictionAction.STOP:
-                    await self._manager.stop(
-                        step.instance_id, reason=f"made room for {for_model}", patient=True
-                    )
-                else:
-                    await self._manager.sleep(step.instance_id, int(step.action))
+                was_evicted = await self._manager.evict(
+                    step, reason=f"made room for {for_model}", for_model=for_model
+                )
             except ManagerError as error:  # its state has changed meanwhile
                 logger.info("instance=%s: %s", step.instance_id, error)
                 continue
+            if not was_evicted:
+                logger.info("instance=%s is in use by now, and stays", step.instance_id)
+                return False
             await self._wait_until_freed(step, before)
+        return True
 
     async def _wait_until_freed(self, step: EvictionStep, before: MemorySnapshot) -> None:
         """Wait for GPU memory to be free: the driver releases it some time after the process has ended."""
@@ -234,7 +225,7 @@ class MemoryPlanner:
             held = snapshot.held.get(one.instance_id)
             if not held or snapshot.run_states[one.instance_id] != RunState.of(one):
                 continue
-            one.memory_bytes = sum(held.values())
+            one.set_memory(sum(held.values()))
             if not one.state.is_pending:
                 run = f"{one.instance_id}/{one.generation}"
                 self._measurements.record(kind_of(one.spec), run, one.level, Footprint.of(held))
@@ -261,21 +252,11 @@ class MemoryPlanner:
             known = self._measurements.peak(kind_of(one.spec), one.level)
         if known is not None:
             held = {device: max(size, held.get(device, 0)) for device, size in known.on(gpus).items()}
-        is_stopping = one.state is InstanceState.STOPPING
-        return Resident(
-            instance_id=one.instance_id,
-            model_name=one.spec.profile or one.model_name,
-            level=0 if one.state.is_pending else one.level,  # a waking instance counts as awake
-            held=held,
-            held_asleep=self._held_asleep(one, gpus),
-            in_flight=one.gate.in_flight,
-            queued=one.gate.queued,
-            pinned=one.pinned,
-            last_used=one.gate.last_active,
-            # A starting instance isn't evicted, even without a minimum residency.
-            resident_since=math.inf if one.state.is_pending else (one.awake_since or 0.0),
-            leaving=EvictionAction.STOP if is_stopping else None,
-        )
+        held_asleep = self._held_asleep(one, gpus)
+        if one.port is not None:  # it holds a slot however deep it sleeps
+            held = {**held, SLOT: 1}
+            held_asleep = {level: {**sizes, SLOT: 1} for level, sizes in held_asleep.items()}
+        return one.resident(held, held_asleep)
 
     def _held_asleep(self, one: Instance, gpus: tuple[Device, ...]) -> dict[int, dict[Device, int]]:
         """By level; only those that were measured or can be estimated."""
@@ -283,11 +264,3 @@ class MemoryPlanner:
             return {}
         expected = {level: self._expected.of_instance(one, level) for level in SLEEP_LEVELS}
         return {level: size.on(gpus) for level, size in expected.items() if size is not None}
-
-
-def _with_slot(one: Instance, resident: Resident) -> Resident:
-    """An instance holds a slot for as long as it has a port, however deep it sleeps."""
-    if one.port is None:
-        return resident
-    asleep = {level: {**held, SLOT: 1} for level, held in resident.held_asleep.items()}
-    return replace(resident, held={**resident.held, SLOT: 1}, held_asleep=asleep)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.memory.device_memory import budgets, measure_groups
-from instance_manager.memory.eviction import HOST, Device
+from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import Gpu, GpuDriver, find_gpu
 from instance_manager.types import InstanceState
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet.models import Model
+from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
-from instance_manager.fleet.scaler import spec_of
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.checkpoint import Checkpoint
@@ -100,7 +100,7 @@ class ModelRegistry:
                 continue
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
-                instance.other_names = model.profile.other_names
+                instance.set_other_names(model.profile.other_names)
         return True
 
     def remove_replica(self, instance_id: str) -> None:
@@ -138,7 +138,12 @@ class ModelRegistry:
     def _get_or_add(self, name: str) -> Model:
         if name not in self.by_name:
             self.by_name[name] = Model(
-                name, None, self._max_queue, self._clock, find_checkpoint=self._checkpoint_of
+                name,
+                None,
+                self._max_queue,
+                self._clock,
+                restart=self._manager.config.restart,
+                find_checkpoint=self._checkpoint_of,
             )
         return self.by_name[name]
 
@@ -154,6 +159,5 @@ def _publish_names(model: Model) -> None:
     """Let other nodes know what the catalog calls the replicas that run here."""
     names = () if model.profile is None else model.profile.other_names
     for one in model.replicas.values():
-        if one.spec.profile is not None and one.other_names != names:
-            one.other_names = names
+        if one.spec.profile is not None and one.set_other_names(names):
             one.publish_update({"names": list(one.names)})

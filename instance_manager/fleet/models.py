@@ -7,17 +7,17 @@ from functools import partial
 from hashlib import blake2b
 
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
-from instance_manager.errors import ManagerError
+from instance_manager.config import RestartRules
+from instance_manager.errors import InstanceFailedToStart, ManagerError
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.memory.checkpoint import Checkpoint
-from instance_manager.types import InstanceState
+from instance_manager.types import Event, InstanceState
 
-_FIRST_BACK_OFF_S = 10.0
-_LONGEST_BACK_OFF_S = 300.0
-_CRASH_WINDOW_S = 600.0
+_ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
 
 class Model:
@@ -30,6 +30,7 @@ class Model:
         max_queue: int,
         clock: Callable[[], float],
         *,
+        restart: RestartRules | None = None,
         find_checkpoint: Callable[[ModelProfile], Checkpoint | None] = lambda profile: None,
     ) -> None:
         """`profile`: None where instances were created by hand and the catalog has no entry."""
@@ -43,10 +44,7 @@ class Model:
         self.start_requested = False  # of one replica more than are awake
         self.load_samples: list[int] = []  # requests in flight plus waiting, the latest last
         self.error: ManagerError | None = None  # of the last start, until one succeeds
-        self.retry_at = 0.0  # monotonic seconds; nothing is started before
-        self._failures = 0
-        self._crashes: list[float] = []  # times at which running replicas failed, the latest last
-        self._clock = clock
+        self.backoff = RestartBackoff(restart or RestartRules(), clock)
         self._find_checkpoint = find_checkpoint
         self._checkpoint: tuple[ModelProfile, Checkpoint | None] | None = None
 
@@ -83,6 +81,18 @@ class Model:
         """Whether a replica is starting or waking and needs nothing further."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a replica is about to stop, sleep or fail: what it lacks is known only afterwards."""
+        return any(
+            one.state is InstanceState.RUNNING and not one.gate.is_open for one in self.replicas.values()
+        )
+
+    @property
+    def max_replicas(self) -> int:
+        """At least 1; for instances created by hand, as many as there are."""
+        return len(self.live) if self.profile is None else max(self.profile.max_replicas, 1)
+
     def is_up_for(self, need: RunnerKind | None) -> bool:
         """Whether a replica accepts requests with this need, or is starting or waking to do so."""
         if self.is_loading and can_serve(self.loading_runner, need):
@@ -115,7 +125,8 @@ class Model:
             return "starting"
         if InstanceState.SLEEPING in states or InstanceState.RUNNING in states:  # or about to sleep
             return "sleeping"
-        return "failed" if self.error is not None else "stopped"
+        has_failed = self.error is not None or self.backoff.restart_at is not None
+        return "failed" if has_failed else "stopped"
 
     def try_lease(self, affinity: bytes = b"", need: RunnerKind | None = None) -> Lease | None:
         """A lease of the replica with the fewest requests in flight; `affinity` breaks ties.
@@ -137,31 +148,46 @@ class Model:
                 self.queue.grant(partial(self.try_lease, need=need), need)
 
     def record_start(self) -> None:
-        self.error, self._failures, self.retry_at = None, 0, 0.0
+        self.error = None
+        self.backoff.record_start()
 
     def reset_backoff(self) -> None:
         """An explicit request: try the next start at once."""
-        self.retry_at = 0.0
-        self._crashes.clear()
+        self.backoff.reset()
 
     def clear_failure(self) -> None:
         """Count the model as stopped, not failed; its next start is a first one."""
-        self.record_start()
-        self._crashes.clear()
+        self.error = None
+        self.backoff.reset()
 
     def record_failure(self, error: ManagerError) -> None:
-        """A start failed: delay the next one, longer each time."""
-        back_off_s = min(_FIRST_BACK_OFF_S * 2**self._failures, _LONGEST_BACK_OFF_S)
-        self._failures += 1
-        self.error, self.retry_at = error, self._clock() + back_off_s
+        """A start failed."""
+        self.error = error
+        self.backoff.record_failure(was_ready=False)
+        if self.profile is None:
+            self.backoff.restart_at = None  # the supervisor of its instance restarts it
 
-    def record_crash(self, error: ManagerError) -> None:
-        """A running replica failed: the first is replaced at once, further ones after a growing delay."""
-        now = self._clock()
-        self._crashes = [time for time in self._crashes if now - time < _CRASH_WINDOW_S] + [now]
-        if len(self._crashes) > 1:
-            back_off_s = min(_FIRST_BACK_OFF_S * 2 ** (len(self._crashes) - 2), _LONGEST_BACK_OFF_S)
-            self.error, self.retry_at = error, now + back_off_s
+    def record_state(self, replica: Instance, event: Event) -> None:
+        """A replica's state has changed, whether the fleet, a client or a failure has caused that."""
+        status, previous = event.data["status"], event.data["previous"]
+        if status == InstanceState.RUNNING:
+            self.record_start()
+        elif status == InstanceState.STARTING:
+            self.backoff.restart_at = None  # this is the restart, or takes its place
+        elif status == InstanceState.FAILED and previous in _ALIVE:
+            self._record_crash(replica, event.data["reason"])
+        elif status == InstanceState.STOPPED and previous == InstanceState.FAILED:
+            self.clear_failure()  # a failed replica was stopped on request
+
+    def _record_crash(self, replica: Instance, reason: str) -> None:
+        """A running replica failed. The first is replaced at once if a request needs it."""
+        self.backoff.record_failure(was_ready=True)
+        if self.backoff.wait_s > 0:
+            what = f"model {self.name!r} died while it ran"
+            public = f"{what}; an admin can read the reason in GET /instances/{replica.instance_id}"
+            self.error = InstanceFailedToStart(f"{what}: {reason}", public=public)
+        if replica.spec.profile is None:
+            self.backoff.restart_at = None  # as above
 
     def _by_load(self, affinity: bytes, need: RunnerKind | None) -> Iterator[Instance]:
         awake = [one for one in self.awake if can_serve(one.runner, need)]

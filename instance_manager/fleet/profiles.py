@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from instance_manager.backends.params import adapter_names
-from instance_manager.types import ExpireAction
+from instance_manager.types import ReplicaOptions
 
 
 class ModelSource(StrEnum):
@@ -19,7 +19,7 @@ class ModelSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelProfile:
+class ModelProfile(ReplicaOptions):
     """A model of the catalog, or one that was found on disk. None = the manager's default."""
 
     name: str  # what clients send in `model`
@@ -28,16 +28,9 @@ class ModelProfile:
     source: ModelSource = ModelSource.CATALOG
     params: Mapping[str, Any] = field(default_factory=dict)  # the engine's flags in snake_case
     aliases: tuple[str, ...] = ()
-    devices: tuple[str, ...] | None = None
     idle_timeout_s: float | None = None  # 0 = never
-    expire_action: ExpireAction | None = None
     min_replicas: int = 0
     max_replicas: int = 1
-    pinned: bool = False  # never expired, never evicted
-    concurrency_limit: int = 0  # requests in flight per replica; 0 = MAX_IN_FLIGHT
-    env: Mapping[str, str] = field(default_factory=dict)
-    command: tuple[str, ...] | None = None  # for the engine "command"
-    health_path: str | None = None
     protocol: str | None = None  # the name of a protocol adapter; None = OpenAI's
     set_params: Mapping[str, Any] = field(default_factory=dict)  # put into each request's body
     strip_params: frozenset[str] = frozenset()  # taken out of each request's body

@@ -12,12 +12,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from instance_manager.backends import plan_launch
-from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
     InstanceNotFound,
-    InstanceNotRunning,
     ManagerError,
     ModelNotFound,
     NoCapacity,
@@ -25,17 +22,19 @@ from instance_manager.errors import (
 )
 from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.models import Model
-from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.next_replica import NextReplica
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.eviction import Device, Fits, NeverFits, Wait
+from instance_manager.memory.devices import Device
+from instance_manager.memory.eviction import Evict, Fits, NeverFits, Wait
 from instance_manager.memory.start_order import WaitingModel, next_to_start
 from instance_manager.types import InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.fleet")
 
 _RETRY_S = 1.0  # for changes that nothing reports, such as another program's memory
+_PLANS_PER_TURN = 3  # while victims come into use between plan and eviction
 
 
 class Scaler:
@@ -45,17 +44,20 @@ class Scaler:
         self,
         manager: InstanceManager,
         planner: MemoryPlanner,
+        replicas: NextReplica,
         models: Mapping[str, Model],
         news: Broadcast,
         clock: Callable[[], float],
     ) -> None:
         self._manager = manager
         self._planner = planner
+        self._replicas = replicas
         self._models = models
         self._news = news
         self._clock = clock
         self._starting: dict[asyncio.Task[None], frozenset[Device]] = {}  # with the devices it fills
         self._measure_due = False
+        self._num_abandoned = 0  # evictions in a row
 
     def measure(self) -> None:
         """Check soon whether engines hold more memory than their budgets."""
@@ -86,8 +88,8 @@ class Scaler:
             self._measure_due = False
             if steps := await self._planner.plan_reclaim():
                 await self._planner.execute(steps, for_model="what runs")
+        retries = self._request_restarts()
         waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
-        retries: list[float] = []
         while waiting:
             now = self._clock()
             order = [
@@ -104,13 +106,28 @@ class Scaler:
                 retries.append(delay_s)
         return min(retries, default=None)
 
+    def _request_restarts(self) -> list[float]:
+        """Request the start of models whose restart is due; seconds until each of the others is."""
+        later: list[float] = []
+        for model in self._models.values():
+            if (at := model.backoff.restart_at) is None:
+                continue
+            if (wait_s := at - self._clock()) > 0:
+                later.append(wait_s)
+                continue
+            model.backoff.restart_at = None
+            if len(model.live) < model.max_replicas:  # else another has taken its place
+                logger.info("model=%s is restarted after a failure", model.name)
+                model.start_requested = True
+        return later
+
     async def _try_start(self, model: Model, now: float) -> float | None:
         """Seconds until the next try: 0 = something was done, None = at the next change."""
-        need = self._need(model)
-        sleeping = self._instance_to_wake(model, need)
-        spec = self.spec_of_next(model, need)
+        need = self._replicas.need_of(model)
+        sleeping = self._replicas.instance_to_wake(model, need)
+        spec = self._replicas.spec_of_next(model, need)
         if sleeping is None and spec is None:
-            if not self._may_come_back(model, need):
+            if not self._replicas.may_come_back(model, need):
                 self._reject_gone(model)
             return None
         try:
@@ -125,7 +142,7 @@ class Scaler:
                 if spec is not None and placement.devices is not None:
                     spec = replace(spec, devices=placement.devices)
                 model.is_loading, model.start_requested = True, False
-                model.loading_runner = self._runner_of(sleeping, spec)
+                model.loading_runner = self._replicas.runner_of(sleeping, spec)
                 task = asyncio.create_task(self._bring_up(model, sleeping, spec), name=f"start {model.name}")
                 self._starting[task] = placement.fills
                 task.add_done_callback(self._on_start_done)
@@ -134,8 +151,12 @@ class Scaler:
             case Wait(until, reason):
                 logger.info("model=%s waits: %s", model.name, reason)
                 return _RETRY_S if until is None else max(0.01, until - now)
-            case evict:
-                await self._planner.execute(evict.steps, for_model=model.name)
+            case Evict(steps):
+                if await self._planner.execute(steps, for_model=model.name):
+                    self._num_abandoned = 0
+                else:  # plan again, but not for ever: other models want their turn
+                    self._num_abandoned += 1
+                    return 0 if self._num_abandoned % _PLANS_PER_TURN else _RETRY_S
         return 0
 
     async def _bring_up(self, model: Model, sleeping: Instance | None, spec: InstanceSpec | None) -> None:
@@ -148,7 +169,7 @@ class Scaler:
                     model.start_requested = True
                     return
             else:
-                instance = self._start_replica(model, spec)
+                instance = self._replicas.start(model, spec)
                 while instance.state.is_pending:
                     await instance.wait_for_change()
         except ManagerError as error:
@@ -173,72 +194,6 @@ class Scaler:
             logger.error("%s failed unexpectedly", task.get_name(), exc_info=error)
         self._news.notify_all()
 
-    def own_runner(self, model: Model) -> RunnerKind | None:
-        """The runner that the catalog, or the checkpoint, selects for the model; None = unknown."""
-        return None if model.profile is None else self._runner_of(None, spec_of(model.profile))
-
-    def can_bring_up(self, model: Model, need: RunnerKind | None) -> bool:
-        """Whether a replica that serves this need could be started or woken, memory aside."""
-        if any(can_serve(one.runner, need) for one in model.live):
-            return True
-        spec = self.spec_of_next(model, need)
-        if spec is None:
-            return not model.live
-        return can_serve(self._runner_of(None, spec), need)
-
-    def spec_of_next(self, model: Model, need: RunnerKind | None) -> InstanceSpec | None:
-        """The spec of the next replica; None where nothing is left to start."""
-        if model.profile is not None:
-            return spec_of(model.profile)
-        ended = self._startable(model)
-        fitting = [one for one in ended if can_serve(one.runner, need)]
-        return (fitting or ended)[-1].spec if ended else None
-
-    def _runner_of(self, sleeping: Instance | None, spec: InstanceSpec | None) -> RunnerKind | None:
-        if sleeping is not None:
-            return sleeping.runner
-        try:
-            return None if spec is None else plan_launch(spec, self._manager.config).runner
-        except ManagerError:  # the start will report the reason
-            return None
-
-    def _need(self, model: Model) -> RunnerKind | None:
-        """What the next replica has to serve."""
-        for need in model.queue.needs:
-            if not model.is_up_for(need):
-                return need
-        return self.own_runner(model)
-
-    def _instance_to_wake(self, model: Model, need: RunnerKind | None) -> Instance | None:
-        """Prefers an instance that requests address by its id."""
-        asleep = [one for one in model.live if self._manager.is_asleep(one.instance_id)]
-        addressed = [one for one in asleep if one.gate.queued]
-        return next(iter(addressed + [one for one in asleep if can_serve(one.runner, need)]), None)
-
-    def _start_replica(self, model: Model, spec: InstanceSpec | None) -> Instance:
-        """Start an ended replica again, or create a new one. Raises ManagerError."""
-        if spec is None:
-            raise InstanceNotRunning(f"model {model.name!r} has no instance left to start")
-        # An instance that was created without naming GPUs matches a spec for which Berth chose some.
-        unplaced = replace(spec, devices=None)
-        same = [one for one in self._startable(model) if one.spec in (spec, unplaced)]
-        return self._manager.start(same[-1].instance_id) if same else self._manager.create(spec)
-
-    def _startable(self, model: Model) -> list[Instance]:
-        """Ended replicas, except those being deleted and those that the catalog has dropped."""
-        ended = [one for one in model.replicas.values() if one.state.is_terminal]
-        return [one for one in ended if self._is_kept(model, one)]
-
-    def _is_kept(self, model: Model, one: Instance) -> bool:
-        is_from_catalog = one.spec.profile is not None
-        is_dropped = is_from_catalog and model.profile is None
-        return not is_dropped and not self._manager.is_being_deleted(one.instance_id)
-
-    def _may_come_back(self, model: Model, need: RunnerKind | None) -> bool:
-        """Whether a replica is just stopping, and can be started again, or is restarting by itself."""
-        closed = [one for one in model.live if not one.gate.is_open and can_serve(one.runner, need)]
-        return any(self._is_kept(model, one) for one in closed)
-
     def _reject_gone(self, model: Model) -> None:
         """The model left the catalog, or was deleted, while requests waited for it."""
         logger.info("model=%s is gone; %d requests waited for it", model.name, len(model.queue))
@@ -254,7 +209,7 @@ class Scaler:
         model.record_failure(error)
         # If this was an additional replica, the waiting requests are served by the existing ones.
         message, kind = str(error), type(error)
-        retry_after_s = None if error.is_lasting else model.retry_at - self._clock()
+        retry_after_s = None if error.is_lasting else model.backoff.wait_s
         model.queue.reject(
             lambda: kind(message, retry_after_s=retry_after_s, public=error.public),
             lambda need: not model.is_awake_for(need),
@@ -265,7 +220,7 @@ class Scaler:
         """Whether a replica should be started or woken now."""
         if model.is_loading or _is_full(model):
             return False
-        if model.error is not None and self._clock() < model.retry_at:
+        if model.error is not None and model.backoff.wait_s > 0:
             return False
         if model.start_requested and not model.is_starting:
             return True
@@ -277,24 +232,3 @@ def _is_full(model: Model) -> bool:
     stopping = [one for one in model.live if one.state is InstanceState.STOPPING]
     limit = max(model.profile.max_replicas, 1) if model.profile is not None else len(model.live) + 1
     return bool(stopping) and len(model.live) >= limit
-
-
-def spec_of(profile: ModelProfile) -> InstanceSpec:
-    """The spec of a replica of the profile. It serves the profile's name."""
-    params = dict(profile.params)
-    if profile.engine != "command":
-        params.setdefault("served_model_name", profile.name)
-    return InstanceSpec(
-        model_name=profile.model,
-        engine=profile.engine,
-        params=params,
-        timeout_s=profile.idle_timeout_s,
-        env=dict(profile.env),
-        devices=profile.devices,
-        command=profile.command,
-        health_path=profile.health_path,
-        profile=profile.name,
-        pinned=profile.pinned,
-        concurrency_limit=profile.concurrency_limit,
-        expire_action=profile.expire_action,
-    )

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
+from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
-from instance_manager.fleet.scaler import spec_of
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices

@@ -12,14 +12,18 @@ from collections.abc import AsyncIterator
 
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, SleepFailed
+from instance_manager.events import EventLog
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.sleep_client import SLEEP_LEVELS
+from instance_manager.memory.victims import EvictionAction, EvictionStep
 from instance_manager.state.store_state import State
 
 
 class InstanceActions(ABC):
     """The part of the manager that acts on one instance, by its id. All raise InstanceNotFound."""
+
+    events: EventLog
 
     def __init__(self, config: ManagerConfig, registry: InstanceRegistry) -> None:
         self.config = config
@@ -62,11 +66,14 @@ class InstanceActions(ABC):
         await self.state.keeper.settled(instance_id)
         return supervisor.instance
 
-    def start(self, instance_id: str) -> Instance:
-        """Start a stopped or failed instance. Raises WrongState, NoCapacity or ShuttingDown."""
+    def start(self, instance_id: str, *, on_demand: bool = False) -> Instance:
+        """Start a stopped or failed instance. Raises WrongState, NoCapacity or ShuttingDown.
+
+        `on_demand`: no client asked for it, but a request needs it; its earlier failures still count.
+        """
         self._running_context()
         supervisor = self._find(instance_id)
-        supervisor.request_start()
+        supervisor.request_start(on_demand=on_demand)
         return supervisor.instance
 
     async def restart(self, instance_id: str) -> Instance:
@@ -97,6 +104,24 @@ class InstanceActions(ABC):
             raise SleepFailed(f"instance {instance_id!r} could not be put to sleep: {supervisor.sleep.error}")
         await self.state.keeper.settled(instance_id)
         return supervisor.instance
+
+    async def evict(self, step: EvictionStep, *, reason: str, for_model: str | None = None) -> bool:
+        """Execute the step; False: the victim stays, as it is in use by now or was pinned meanwhile.
+
+        Leases end first, however long they take; without `must_drain` there are none. With `for_model`,
+        `instance.evicted` is emitted. Raises what `stop` and `sleep` raise.
+        """
+        # No await from this check until the gate is closed: no request can slip in between.
+        if not step.still_applies(self._find(step.instance_id).instance.resident()):
+            return False
+        if for_model is not None:
+            data = {"action": step.action.name.lower(), "for": for_model}
+            self.events.publish("instance.evicted", step.instance_id, data)
+        if step.action is EvictionAction.STOP:
+            await self.stop(step.instance_id, patient=True, reason=reason)
+        else:
+            await self.sleep(step.instance_id, int(step.action))
+        return True
 
     def is_asleep(self, instance_id: str) -> bool:
         """Whether it sleeps or is about to, and can be woken. Raises InstanceNotFound."""

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from instance_manager.events import EventLog
-from instance_manager.lifecycle.idle_policy import is_expired, next_check_at
 from instance_manager.lifecycle.supervisor import Supervisor
+from instance_manager.memory.victims import Resident, expired, next_expiry_check
 from instance_manager.types import Event, ExpireAction, InstanceState
 
 logger = logging.getLogger("berth.manager")
@@ -68,17 +68,17 @@ class ExpiryLoop:
     def _expire_due(self) -> float | None:
         """Expire what is due; seconds until the next check. No await between checking and closing a gate."""
         now = self._clock()
-        running = [s for s in self._supervisors.values() if s.instance.gate.is_open]
-        for supervisor in running:
-            instance = supervisor.instance
-            if is_expired(instance.idleness, now):
-                reason = f"idle for {now - instance.gate.last_active:.1f} s"
-                action = self._expire(supervisor, reason)
-                self._events.publish(
-                    "instance.expired", instance.instance_id, {"reason": reason, "action": action.value}
-                )
-        check_at = next_check_at((s.instance.idleness for s in running if s.wants_running), now)
+        for victim in expired(self._residents(), now):
+            reason = f"idle for {now - victim.last_used:.1f} s"
+            action = self._expire(self._supervisors[victim.instance_id], reason)
+            self._events.publish(
+                "instance.expired", victim.instance_id, {"reason": reason, "action": action.value}
+            )
+        check_at = next_expiry_check(self._residents(), now)
         return None if check_at is None else max(0.0, check_at - now)
+
+    def _residents(self) -> list[Resident]:
+        return [s.instance.resident() for s in self._supervisors.values() if s.instance.gate.is_open]
 
     def _expire(self, supervisor: Supervisor, reason: str) -> ExpireAction:
         """Stop the instance, or put it to sleep if that is its action and it has a sleep mode."""

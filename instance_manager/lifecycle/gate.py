@@ -139,10 +139,15 @@ class Gate:
                 self._waiters.remove(waiter)
             raise
 
-    def open(self, endpoint: Endpoint) -> None:
-        """Accept requests for this endpoint, waiting ones first. The idle time starts."""
+    @property
+    def last_use(self) -> float:
+        """When a lease was last out: now, if one is."""
+        return self._clock() if self.in_flight else self.last_active
+
+    def open(self, endpoint: Endpoint, *, idle_since: float | None = None) -> None:
+        """Accept requests for this endpoint, waiting ones first. The idle time starts, or started before."""
         self._endpoint = endpoint
-        self.last_active = self._clock()
+        self.last_active = self._clock() if idle_since is None else idle_since
         self._grant_waiting()
 
     def close(self) -> None:

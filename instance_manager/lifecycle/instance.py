@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from instance_manager.backends import LaunchPlan
-from instance_manager.backends.params import adapter_names, mask_command, mask_params
+from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
-from instance_manager.config import ManagerConfig
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.idle_policy import Idleness, expires_at
+from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
+from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S
+from instance_manager.memory.devices import Device
+from instance_manager.memory.victims import EvictionAction, Resident
+from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
     TRANSITIONS,
     Endpoint,
@@ -27,16 +32,32 @@ from instance_manager.types import (
 
 logger = logging.getLogger("berth.manager")
 
+# Fields of a record that `Instance.stored` converts; all others are the instance's, under the same name.
+_CONVERTED = frozenset(
+    (
+        *("owner", "params", "command", "boot_id", "token", "api_key", "log_path", "failure", "timeout_s"),
+        *("sleep_level", "last_active", "updated_at", "extra", "version"),
+    )
+)
+SHARED_FIELDS = tuple(each.name for each in fields(InstanceRecord) if each.name not in _CONVERTED)
+
 
 class InvalidTransition(RuntimeError):
     """A state change that TRANSITIONS forbids: a bug in Berth."""
 
 
 class Instance:
-    """Written by its supervisor and the supervisor's helpers, `state` by nothing else.
+    """Written on the event loop only, without an await between writing and publishing. Writers, by attribute:
 
-    `pinned`, `idle_timeout_s`, `other_names` and `memory_bytes` are set by the manager and the fleet. Times
-    without `_at` in the name are durations.
+    - state, reason, failure and their times: `set_state` and `set_initial_state`, called by the supervisor,
+      its run and its sleep helpers. A request that takes effect at once (`request_start`, `request_stop` of a
+      failed instance, `record_sleep`) calls them from the caller's task; all others set the desired state.
+    - level, process, port, secrets, command and log position: the same classes, and the port lease.
+    - idle timeout and pin: the manager (`set_policy`). Other names: the fleet (`set_other_names`). Memory:
+      the memory planner (`set_memory`).
+    - everything, before it is published: `new_instance`, `instance_of` and the registry.
+
+    Nothing outside this package assigns an attribute (tested). Times without `_at` in the name are durations.
     """
 
     def __init__(
@@ -109,9 +130,27 @@ class Instance:
         """What its engine can serve; None = unknown."""
         return self.plan.runner
 
-    @property
-    def idleness(self) -> Idleness:
-        return Idleness(self.idle_timeout_s, self.pinned, self.gate.in_flight, self.gate.last_active)
+    def resident(
+        self,
+        held: Mapping[Device, int] | None = None,
+        held_asleep: Mapping[int, Mapping[Device, int]] | None = None,
+    ) -> Resident:
+        """What decides whether it may have to go; `held`: its bytes now and by level of sleep, if known."""
+        is_pending = self.state.is_pending  # a waking instance counts as awake, and isn't evicted
+        return Resident(
+            instance_id=self.instance_id,
+            model_name=self.spec.profile or self.model_name,
+            level=0 if is_pending else self.level,
+            held=held or {},
+            held_asleep=held_asleep or {},
+            in_flight=self.gate.in_flight,
+            queued=self.gate.queued,
+            pinned=self.pinned,
+            last_used=self.gate.last_active,
+            resident_since=math.inf if is_pending else (self.awake_since or 0.0),
+            leaving=EvictionAction.STOP if self.state is InstanceState.STOPPING else None,
+            idle_timeout_s=self.idle_timeout_s,
+        )
 
     def endpoint(self, port: int, api_key: str) -> Endpoint:
         """Where its current process listens."""
@@ -158,6 +197,30 @@ class Instance:
             self.failure = failure
         self._publish_state(previous)
 
+    def set_policy(self, idle_timeout_s: float | None, pinned: bool | None) -> None:
+        """Called by the manager: change what is not None. Equal values, as in each request, are no event."""
+        before = (self.idle_timeout_s, self.pinned)
+        if idle_timeout_s is not None:
+            self.idle_timeout_s = idle_timeout_s
+        if pinned is not None:
+            self.pinned = pinned
+        if before != (self.idle_timeout_s, self.pinned):
+            self.publish_update({"timeout": self.idle_timeout_s, "pinned": self.pinned})
+
+    def set_other_names(self, names: tuple[str, ...]) -> bool:
+        """Called by the fleet: the catalog's other names for its model. Returns whether they are new."""
+        before, self.other_names = self.other_names, names
+        return names != before
+
+    def set_memory(self, num_bytes: int) -> None:
+        """Called by the memory planner, which has measured the process."""
+        self.memory_bytes = num_bytes
+
+    def set_process(self, pid: int | None, start_time: float | None, start_ticks: int | None) -> None:
+        """Called by its run: the process to which everything from here on refers; None = it is gone."""
+        self.pid, self.pid_start_time, self.pid_start_ticks = pid, start_time, start_ticks
+        self.memory_bytes = None
+
     async def wait_for_change(self) -> None:
         """Return after the next `notify`, which follows every change of state."""
         await self._changed.wait()
@@ -167,45 +230,55 @@ class Instance:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def stored(self, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
+        """All that a later Berth process needs. `is_wanted`: it runs, or will without further requests."""
+        secrets = self.secrets
+        return InstanceRecord(
+            **{name: getattr(self, name) for name in SHARED_FIELDS},
+            owner=owner,
+            params=self.plan.params,
+            command=tuple(mask_command(self.command)),
+            boot_id=boot_id,
+            token=None if secrets is None else secrets.token,
+            api_key=None if secrets is None else secrets.api_key,
+            log_path=str(self.log_path),
+            failure=None if self.failure is None else failure_record(self.failure),
+            timeout_s=self.idle_timeout_s,
+            sleep_level=self.level,
+            last_active=self._at(self.gate.last_use),
+            updated_at=time.time(),
+            extra={
+                "is_wanted": is_wanted,
+                "last_active_precision_s": LAST_USE_PRECISION_S,
+                "log_start": self.log_start,
+                "names": list(self.names),
+                "runner": self.runner,
+            },
+        )
+
+    def view(self) -> InstanceView:
+        """The instance as clients see it now."""
+        expires = self.resident().expires_at if self.state is InstanceState.RUNNING else None
+        live = LiveFacts(
+            pid_start_time=self.pid_start_time,
+            expires_at=None if expires is None else self._at(expires),
+            last_active=self.last_active_at,
+            in_flight=self.gate.in_flight,
+        )
+        return InstanceView(self.stored("", None, is_wanted=False), live)
+
     def record(self) -> dict[str, Any]:
-        """The instance as JSON. Points in time are seconds since the epoch, durations seconds."""
-        gate = self.gate
-        wall_offset = time.time() - self._clock()
-        expires = expires_at(self.idleness) if self.state is InstanceState.RUNNING else None
-        return {
-            "instance_id": self.instance_id,
-            "model_name": self.spec.model_name,
-            "served_model_name": self.served_model_name,
-            "engine": self.spec.engine,
-            "status": self.state.value,
-            "status_reason": self.status_reason,
-            "sleep_level": self.level or None,
-            "profile": self.spec.profile,
-            "pinned": self.pinned,
-            "host": self.host,
-            "port": self.port,
-            "pid": self.pid,
-            "pid_start_time": self.pid_start_time,
-            "params": mask_params(self.plan.params),
-            "command": mask_command(self.command),
-            "timeout": self.idle_timeout_s,
-            "expires_at": None if expires is None else expires + wall_offset,
-            "last_active": self.last_active_at,
-            "in_flight": gate.in_flight,
-            "devices": None if self.spec.devices is None else list(self.spec.devices),
-            "memory_bytes": self.memory_bytes,
-            "created_at": self.created_at,
-            "ready_at": self.ready_at,
-            "load_seconds": None if self.ready_at is None else self.ready_at - self.started_at,
-            "restarts": max(0, self.generation - 1),
-            "log_path": str(self.log_path),
-            "error": None if self.failure is None else failure_record(self.failure),
-        }
+        """The view as JSON."""
+        return self.view().to_json()
 
     @property
     def last_active_at(self) -> float:
         """When it was last used; seconds since the epoch."""
-        return self.gate.last_active + time.time() - self._clock()
+        return self._at(self.gate.last_active)
+
+    def _at(self, moment: float) -> float:
+        """A moment of our clock in seconds since the epoch."""
+        return moment + time.time() - self._clock()
 
     def __repr__(self) -> str:
         return f"<Instance {self.instance_id} {self.state} port={self.port} pid={self.pid}>"
@@ -233,39 +306,6 @@ class Instance:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
         self.notify()
-
-
-def new_instance(
-    instance_id: str,
-    spec: InstanceSpec,
-    plan: LaunchPlan,
-    *,
-    config: ManagerConfig,
-    events: EventLog,
-    clock: Callable[[], float],
-    port: int | None,
-    log_path: Path,
-) -> Instance:
-    """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
-    gate = Gate(
-        instance_id,
-        spec.model_name,
-        max_in_flight=spec.concurrency_limit or config.max_in_flight,
-        max_queue=config.max_queue,
-        clock=clock,
-    )
-    return Instance(
-        instance_id,
-        spec,
-        plan,
-        gate=gate,
-        events=events,
-        host=config.host,
-        port=port,
-        idle_timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
-        log_path=log_path,
-        clock=clock,
-    )
 
 
 def failure_record(failure: InstanceFailure) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Converts instances to stored records and back. Knows no store and no process."""
+"""Makes instances, of specs and of stored records; `Instance.stored` is the other direction."""
 
 from __future__ import annotations
 
@@ -8,61 +8,64 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.backends import LaunchPlan, plan_launch
-from instance_manager.backends.params import mask_command, mask_params
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
-from instance_manager.lifecycle.instance import Instance, failure_record, new_instance
+from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance
+from instance_manager.lifecycle.last_use import last_used_at
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
 
+# The rest of these fields comes back unchanged. A port, a process and what was measured of it come back only
+# by adoption.
+_NOT_RESTORED = frozenset(
+    (
+        *("instance_id", "spec", "model_name", "served_model_name", "host"),
+        *("port", "pid", "pid_start_ticks", "memory_bytes"),
+    )
+)
+_RESTORED = tuple(name for name in SHARED_FIELDS if name not in _NOT_RESTORED)
 
-def record_of(instance: Instance, owner: str, boot_id: str | None, *, is_wanted: bool) -> InstanceRecord:
-    """All that a later Berth process needs. `is_wanted`: it runs, or will without further requests."""
-    secrets = instance.secrets
-    return InstanceRecord(
-        instance_id=instance.instance_id,
-        state=instance.state,
-        owner=owner,
-        spec=instance.spec,
-        model_name=instance.model_name,
-        served_model_name=instance.served_model_name,
-        params=instance.plan.params,
-        command=tuple(mask_command(instance.command)),
-        host=instance.host,
-        port=instance.port,
-        pid=instance.pid,
-        pid_start_ticks=instance.pid_start_ticks,
-        boot_id=boot_id,
-        token=None if secrets is None else secrets.token,
-        api_key=None if secrets is None else secrets.api_key,
-        generation=instance.generation,
-        log_path=str(instance.log_path),
-        status_reason=instance.status_reason,
-        failure=None if instance.failure is None else failure_record(instance.failure),
-        timeout_s=instance.idle_timeout_s,
-        pinned=instance.pinned,
-        sleep_level=instance.level,
-        memory_bytes=instance.memory_bytes,
-        created_at=instance.created_at,
-        started_at=instance.started_at,
-        ready_at=instance.ready_at,
-        last_active=instance.last_active_at,
-        updated_at=time.time(),
-        extra={
-            "is_wanted": is_wanted,
-            "log_start": instance.log_start,
-            "names": list(instance.names),
-            "runner": instance.runner,
-        },
+
+def new_instance(
+    instance_id: str,
+    spec: InstanceSpec,
+    plan: LaunchPlan,
+    *,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    port: int | None,
+    log_path: Path,
+) -> Instance:
+    """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
+    gate = Gate(
+        instance_id,
+        spec.model_name,
+        max_in_flight=spec.concurrency_limit or config.max_in_flight,
+        max_queue=config.max_queue,
+        clock=clock,
+    )
+    return Instance(
+        instance_id,
+        spec,
+        plan,
+        gate=gate,
+        events=events,
+        host=config.host,
+        port=port,
+        idle_timeout_s=config.default_idle_timeout_s if spec.timeout_s is None else spec.timeout_s,
+        log_path=log_path,
+        clock=clock,
     )
 
 
 def instance_of(
     record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
 ) -> Instance:
-    """An unpublished instance without a process. Unless it has ended, its idle time starts anew."""
+    """An unpublished instance without a process, idle since its stored last use."""
     instance = new_instance(
         record.instance_id,
         record.spec,
@@ -73,62 +76,33 @@ def instance_of(
         port=None,
         log_path=Path(record.log_path or config.log_path(record.instance_id)),
     )
-    instance.state = record.state
-    instance.status_reason = record.status_reason
+    for name in _RESTORED:
+        setattr(instance, name, getattr(record, name))
     instance.failure = None if record.failure is None else _failure(dict(record.failure))
     instance.idle_timeout_s = record.timeout_s
-    instance.pinned = record.pinned
     instance.command = list(record.command)
-    instance.created_at, instance.started_at = record.created_at, record.started_at
-    instance.ready_at = record.ready_at
-    instance.generation = record.generation
     instance.level = record.sleep_level
     instance.log_start = int(record.extra.get("log_start", 0))
-    if record.state.is_terminal and record.last_active:
-        instance.gate.last_active = clock() - (time.time() - record.last_active)
+    if (precision_s := _last_active_precision_s(record)) is not None:
+        instance.gate.last_active = last_used_at(
+            record.last_active, precision_s=precision_s, wall_now=time.time(), now=clock()
+        )
     if record.token and record.api_key:
         instance.secrets = RunSecrets(record.token, record.api_key)
     return instance
 
 
-def peer_instance_json(record: InstanceRecord, *, is_alive: bool) -> dict[str, Any]:
-    """Another node's instance as JSON: like `Instance.record`, with null for what only its owner knows.
+def _last_active_precision_s(record: InstanceRecord) -> float | None:
+    """How much too early the record's `last_active` may be; None = it says nothing.
 
-    `owner` is that node, `owner_is_alive` whether it has renewed its lease lately.
+    Until an instance ended, earlier versions stored it with changes of the state only.
     """
-    spec = record.spec
-    ready_at = record.ready_at
-    return {
-        "instance_id": record.instance_id,
-        "model_name": record.model_name,
-        "served_model_name": record.served_model_name,
-        "engine": spec.engine,
-        "status": record.state.value,
-        "status_reason": record.status_reason,
-        "sleep_level": record.sleep_level or None,
-        "profile": spec.profile,
-        "pinned": record.pinned,
-        "host": record.host,
-        "port": record.port,
-        "pid": record.pid,
-        "pid_start_time": None,
-        "params": mask_params(record.params),
-        "command": list(record.command),
-        "timeout": record.timeout_s,
-        "expires_at": None,
-        "last_active": None,
-        "in_flight": None,
-        "devices": None if spec.devices is None else list(spec.devices),
-        "memory_bytes": record.memory_bytes,
-        "created_at": record.created_at,
-        "ready_at": ready_at,
-        "load_seconds": None if ready_at is None else ready_at - record.started_at,
-        "restarts": max(0, record.generation - 1),
-        "log_path": record.log_path,
-        "error": None if record.failure is None else dict(record.failure),
-        "owner": record.owner,
-        "owner_is_alive": is_alive,
-    }
+    if not record.last_active:
+        return None
+    if record.state.is_terminal:
+        return 0.0
+    precision_s = record.extra.get("last_active_precision_s")
+    return float(precision_s) if isinstance(precision_s, int | float) else None
 
 
 def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:

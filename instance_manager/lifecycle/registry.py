@@ -13,8 +13,8 @@ from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.instance import Instance, new_instance
-from instance_manager.lifecycle.instance_record import instance_of, record_of
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import instance_of, new_instance
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.process.logs import LogFile
@@ -102,7 +102,7 @@ class InstanceRegistry:
         supervisor = self.supervisors.get(instance_id)
         if supervisor is None:
             return None
-        return record_of(supervisor.instance, session.owner, session.boot_id, is_wanted=supervisor.should_run)
+        return supervisor.instance.stored(session.owner, session.boot_id, is_wanted=supervisor.should_run)
 
     def _add(self, supervisor: Supervisor, tasks: asyncio.TaskGroup) -> None:
         instance = supervisor.instance

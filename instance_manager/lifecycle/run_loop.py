@@ -130,7 +130,8 @@ class RunLoop:
         await self._wait_healthy(engine)
         if instance.plan.sleep_style is not None:
             await self._sleep_controller(engine).sync_level()
-        self._set_ready(engine, f"adopted process {engine.pid} of a previous Berth process")
+        idle_since = instance.gate.last_active if found.was_ready else None
+        self._set_ready(engine, f"adopted process {engine.pid} of a previous Berth process", idle_since)
         return engine
 
     async def _kill_leftovers(self, token: str, engine: ProcessId | None) -> None:
@@ -156,9 +157,8 @@ class RunLoop:
         return engine
 
     def _publish_process(self, engine: EngineHandle) -> None:
-        instance = self._instance
-        instance.pid, instance.pid_start_time = engine.pid, engine.pid_start_time
-        instance.pid_start_ticks = ProcessId.of(engine.pid).start_ticks
+        start_ticks = ProcessId.of(engine.pid).start_ticks
+        self._instance.set_process(engine.pid, engine.pid_start_time, start_ticks)
 
     async def _wait_healthy(self, engine: EngineHandle) -> None:
         instance, context, desired = self._instance, self._context, self._desired
@@ -170,11 +170,11 @@ class RunLoop:
         if not instance.plan.must_name_model:
             instance.reported_name = await engine.reported_name(context.client, instance)
 
-    def _set_ready(self, engine: EngineHandle, reason: str) -> None:
+    def _set_ready(self, engine: EngineHandle, reason: str, idle_since: float | None = None) -> None:
         is_awake = self._instance.level == 0
         self._instance.set_state(InstanceState.RUNNING if is_awake else InstanceState.SLEEPING, reason)
         if is_awake:
-            self._open_gate(engine)
+            self._open_gate(engine, idle_since)
 
     async def _watch(self, engine: EngineHandle) -> None:
         """Return when the run is to end. Raises EngineFailed when the engine exits by itself."""
@@ -217,10 +217,10 @@ class RunLoop:
             engine, self._instance, self._desired, client, lambda: self.is_over, self._open_gate
         )
 
-    def _open_gate(self, engine: EngineHandle) -> None:
+    def _open_gate(self, engine: EngineHandle, idle_since: float | None = None) -> None:
         instance = self._instance
         if not self._desired.sleep_level:
-            instance.gate.open(instance.endpoint(engine.port, engine.api_key))
+            instance.gate.open(instance.endpoint(engine.port, engine.api_key), idle_since=idle_since)
 
     async def _drain(self, engine: EngineHandle) -> None:
         """Wait until no lease is out, the drain time has passed or the engine exits."""
@@ -267,8 +267,7 @@ class RunLoop:
             return None
         stuck = await self._engine.end(grace_s)
         self._engine = None
-        self._instance.pid = self._instance.pid_start_time = self._instance.memory_bytes = None
-        self._instance.pid_start_ticks = None
+        self._instance.set_process(None, None, None)
         if stuck is not None:
             self._port_lease.abandon()  # the surviving process may still listen on it
         return stuck

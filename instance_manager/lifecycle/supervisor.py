@@ -51,8 +51,7 @@ class Supervisor:
         self._desired = DesiredState()
         self._port_lease = PortLease(context.ports, instance, port)
         self._run_loop: RunLoop | None = None  # of the current run or the last one
-        self._backoff = RestartBackoff(context.config.restart)
-        self._next_run_at = 0.0  # monotonic seconds; no run begins before
+        self._backoff = RestartBackoff(context.config.restart)  # unused if the fleet restarts it
         self._found: FoundRun | None = None
         self.sleep = SleepRequests(instance, self._desired, context.client, lambda: self._is_ending)
         if found is not None:
@@ -88,12 +87,17 @@ class Supervisor:
         while self.ended_run < run_number:
             await self.instance.wait_for_change()
 
-    def request_start(self) -> None:
-        """Start a new run, from a terminal state only. Raises WrongState or NoCapacity."""
-        self._backoff.reset()
+    def request_start(self, *, on_demand: bool = False) -> None:
+        """Start a new run, from a terminal state only. Raises WrongState or NoCapacity.
+
+        `on_demand`: a request needs it, so earlier failures still count.
+        """
+        if not on_demand:
+            self._backoff.reset()
         if self._is_backing_off:
-            self._next_run_at = 0.0
+            self._backoff.restart_at = None
             self._desired.notify()
+            self.instance.set_state(InstanceState.STARTING, "started by request")
             return
         if self._desired.phase is not DesiredPhase.STOPPED or not self.instance.state.is_terminal:
             raise wrong_state(self.instance, self._desired, "be started")
@@ -109,6 +113,7 @@ class Supervisor:
         if self._desired.phase is not DesiredPhase.RUNNING:
             raise wrong_state(self.instance, self._desired, "be restarted")
         ending = self._desired.run_number
+        self._backoff.reset()
         self.instance.gate.close()
         self._desired.reason = "restarted by request"
         self._desired.drain_timeout_s = self._context.config.drain_timeout_s
@@ -127,6 +132,7 @@ class Supervisor:
         instance.gate.close()
         instance.gate.reject(lambda: self._rejection(shutting_down))
         if instance.state is InstanceState.FAILED and not delete:
+            self._backoff.reset()
             instance.failure = None  # it has been published
             instance.set_state(InstanceState.STOPPED, reason)
         self._desired.notify()
@@ -177,7 +183,9 @@ class Supervisor:
     async def _wait_for_backoff(self) -> None:
         """Wait out the back-off after a failure, unless the desired state changes or a start is requested."""
         desired = self._desired
-        while (wait_s := self._next_run_at - time.monotonic()) > 0 and desired.phase is DesiredPhase.RUNNING:
+        while (at := self._backoff.restart_at) is not None and desired.phase is DesiredPhase.RUNNING:
+            if (wait_s := at - time.monotonic()) <= 0:
+                return
             await asyncio.wait((desired.changed,), timeout=wait_s)
 
     def _finish_run(self, run_loop: RunLoop, failure: InstanceFailure | None) -> None:
@@ -187,7 +195,11 @@ class Supervisor:
             self.ended_run = run_loop.number
             instance.notify()
             return
-        delay_s = None if failure is None else self._schedule_restart(run_loop, failure)
+        delay_s = None
+        if failure is not None:
+            delay_s = self._schedule_restart(run_loop, failure)
+        elif run_loop.was_ready:
+            self._backoff.record_start()
         another_follows = desired.run_number != run_loop.number
         if not another_follows and desired.phase is DesiredPhase.RUNNING:
             desired.phase = DesiredPhase.STOPPED  # it starts again only on request
@@ -212,10 +224,8 @@ class Supervisor:
         """Request another run if the restart policy allows it; seconds until it begins, None = no restart."""
         if run_loop.is_over or self.instance.spec.profile is not None:
             return None  # the fleet starts a model's replicas, when it has capacity for them
-        now = time.monotonic()
-        delay_s = self._backoff.next_delay_s(now, was_ready=run_loop.was_ready)
+        delay_s = self._backoff.record_failure(was_ready=run_loop.was_ready)
         if delay_s is not None:
-            self._next_run_at = now + delay_s
             self._desired.reason = f"restarted after {failure.failure_class}: {failure.message}"
             self._desired.run_number += 1
         return delay_s

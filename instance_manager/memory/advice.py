@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instance_manager.memory.eviction import HOST, Device, Resident
+from instance_manager.memory.devices import HOST, Device
+from instance_manager.memory.victims import Resident
 
 _GIB = 1 << 30
 _SHORT_CONTEXT = 2048

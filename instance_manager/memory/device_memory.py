@@ -1,4 +1,4 @@
-"""How much memory there is, how much each engine really holds, and when it is free again.
+"""How much memory engines may hold, how much each one really holds, and when it is free again.
 
 Everything here reads the machine's state and blocks for milliseconds, except `wait_until_freed`.
 """
@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
-from instance_manager.memory.eviction import HOST, Device
+from host_limits.host_memory import host_available_bytes, host_total_bytes
+from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import Gpu, GpuDriver
 
 _POLL_MIN_S = 0.01
 _POLL_MAX_S = 0.1
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def measure_groups(pgids: Iterable[int], driver: GpuDriver) -> dict[int, dict[Device, int]]:
@@ -100,61 +99,3 @@ async def wait_until_freed(device: Device, free_bytes: int, timeout_s: float, dr
 
 def _free_on(device: Device, driver: GpuDriver) -> int:
     return host_available_bytes() if device == HOST else driver.free_bytes(device) or 0
-
-
-def host_total_bytes() -> int:
-    """The machine's memory, or the control group's limit if that is less."""
-    limits = [limit for limit, _ in cgroup_memory(_OWN_CGROUP, _CGROUP_ROOT)]
-    return min([int(psutil.virtual_memory().total), *limits])
-
-
-def host_available_bytes() -> int:
-    """Memory available without swapping, on the machine and within each control group's limit."""
-    available = [max(limit - used, 0) for limit, used in cgroup_memory(_OWN_CGROUP, _CGROUP_ROOT)]
-    return min([int(psutil.virtual_memory().available), *available])
-
-
-def cgroup_memory(own: Path, root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use in bytes of each readable control group around this process, version 2 or 1.
-
-    Use excludes the page cache that the kernel would drop first. `own`: /proc/self/cgroup.
-    """
-    for line in _lines(own):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit_name, used_name, cache = root, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit_name, used_name = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for directory in (group, *group.parents):
-            if directory == base.parent:
-                break
-            limit, used = _number(directory / limit_name), _number(directory / used_name)
-            if limit is not None and used is not None:
-                yield limit, max(used - _stat(directory / "memory.stat", cache), 0)
-
-
-def _number(path: Path) -> int | None:
-    """None where there is no such file, or "max"."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _stat(path: Path, name: str) -> int:
-    for line in _lines(path):
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

@@ -1,7 +1,8 @@
 """Which instances to put to sleep or to stop so that a model fits.
 
 Pure: bytes and monotonic seconds are passed in; nothing is measured or stopped here. Knows nothing of how a
-sleep or a stop is done. Instance slots count as one more device, of which each process holds one.
+sleep or a stop is done. Instance slots count as one more device, of which each process holds one. victims.py
+says which instances may go, and in which order; here is how many, and whether they sleep or stop.
 """
 
 from __future__ import annotations
@@ -11,44 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-Device = str  # "cpu" = host memory; else a GPU's UUID
-HOST: Device = "cpu"
-SLOT: Device = "slot"  # an instance slot (a port), not bytes: one per instance with a process, also asleep
-
-
-class EvictionAction(IntEnum):
-    """What is done to a victim; the value is its level afterwards."""
-
-    SLEEP1 = 1
-    SLEEP2 = 2
-    STOP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """An instance that holds memory, as the policy sees it. Times are monotonic seconds."""
-
-    instance_id: str
-    model_name: str
-    level: int  # 0 awake (or starting), 1 and 2 asleep
-    held: Mapping[Device, int]  # bytes now; of a starting instance, its expected need
-    held_asleep: Mapping[int, Mapping[Device, int]]  # level -> bytes; empty: it can't sleep
-    in_flight: int
-    queued: int
-    pinned: bool
-    last_used: float
-    resident_since: float  # when it last became awake
-    leaving: EvictionAction | None = None  # already under way: its memory counts as about to be free
-
-    @property
-    def is_busy(self) -> bool:
-        return self.in_flight > 0 or self.queued > 0
-
-    def held_after(self, action: EvictionAction | None) -> Mapping[Device, int]:
-        """Bytes that it holds after the action; None = no action."""
-        if action is None:
-            return self.held
-        return {} if action is EvictionAction.STOP else self.held_asleep[action]
+from instance_manager.memory.devices import HOST, SLOT, Device
+from instance_manager.memory.victims import EvictionAction, EvictionStep, Resident, may_go
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +22,6 @@ class EvictionPolicy:
 
     min_residency_s: float = 10.0
     max_wait_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class EvictionStep:
-    """One victim. `must_drain`: it is in use, so its gate closes and its leases end first."""
-
-    instance_id: str
-    action: EvictionAction
-    must_drain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,37 +146,38 @@ class _Question:
 
     def plan(self, now: float, overdue_at: float, policy: EvictionPolicy) -> tuple[EvictionStep, ...]:
         """The mildest steps that suffice at the time `now`; empty = there are none."""
-        allowed = [
-            r
-            for r in self.residents
-            if self._is_evictable(r) and (r.level > 0 or r.resident_since + policy.min_residency_s <= now)
-        ]
+        others = (r for r in self.residents if self._is_evictable(r))
+        allowed = may_go(others, now, min_residency_s=policy.min_residency_s)
         idle = [r for r in allowed if not r.is_busy]
-        for victims in (idle, allowed) if now >= overdue_at else (idle,):
+        is_overdue = now >= overdue_at
+        for victims in (idle, allowed) if is_overdue else (idle,):
             for tier in _EvictionTier:
                 choice = self._choose(victims, tier)
                 if choice:
-                    return self._in_order(choice)
+                    return self._in_order(choice, is_overdue)
         return ()
 
     def _is_evictable(self, resident: Resident) -> bool:
-        return not resident.pinned and resident.leaving is None and resident.model_name != self.model_name
+        return resident.may_be_chosen and resident.model_name != self.model_name
 
     def _choose(self, victims: Sequence[Resident], tier: _EvictionTier) -> dict[str, EvictionAction | None]:
-        """Everything that the tier allows, then undone as far as possible, the last in victim order first."""
+        """Everything that the tier allows, then undone as far as possible, the last victim first."""
         actions = {r.instance_id: _allowed_actions(r, tier) for r in victims}
         choice: dict[str, EvictionAction | None] = {name: m[-1] for name, m in actions.items() if m}
         if not self.fits(choice):
             return {}
-        for resident in sorted(victims, key=_victim_order, reverse=True):
+        for resident in reversed(victims):
             name = resident.instance_id
             if name in choice:
                 options = (None, *actions[name])
                 choice[name] = next(o for o in options if self.fits({**choice, name: o}))
         return {name: action for name, action in choice.items() if action is not None}
 
-    def _in_order(self, choice: _Choice) -> tuple[EvictionStep, ...]:
-        """Steps that free host memory before those that take it; idle victims before busy ones."""
+    def _in_order(self, choice: _Choice, is_overdue: bool) -> tuple[EvictionStep, ...]:
+        """Steps that free host memory before those that take it; idle victims before busy ones.
+
+        A model that is overdue waits no longer for victims that come into use once they are chosen.
+        """
         chosen = [(r, action) for r in self.residents if (action := choice.get(r.instance_id))]
 
         def order(pair: tuple[Resident, EvictionAction]) -> tuple[bool, bool, float, str]:
@@ -228,7 +185,7 @@ class _Question:
             takes_host = resident.held_after(action).get(HOST, 0) > resident.held.get(HOST, 0)
             return takes_host, resident.is_busy, resident.last_used, resident.instance_id
 
-        return tuple(EvictionStep(r.instance_id, a, r.is_busy) for r, a in sorted(chosen, key=order))
+        return tuple(EvictionStep(r.instance_id, a, is_overdue) for r, a in sorted(chosen, key=order))
 
     def why_wait(self, now: float, policy: EvictionPolicy) -> str:
         candidates = [r for r in self.residents if self._is_evictable(r)]
@@ -268,10 +225,6 @@ def _allowed_actions(resident: Resident, tier: _EvictionTier) -> list[EvictionAc
     if resident.level > 0:
         return [] if tier is _EvictionTier.SLEEP else [*sleeps, EvictionAction.STOP]
     return [*sleeps, EvictionAction.STOP] if tier is _EvictionTier.STOP or not sleeps else sleeps
-
-
-def _victim_order(resident: Resident) -> tuple[bool, bool, float, str]:
-    return resident.is_busy, resident.level == 0, resident.last_used, resident.instance_id
 
 
 def _total(holdings: Iterable[Mapping[Device, int]]) -> dict[Device, int]:

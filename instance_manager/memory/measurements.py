@@ -16,7 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from instance_manager.memory.eviction import HOST, Device
+from instance_manager.memory.devices import HOST, Device
 
 logger = logging.getLogger("berth.manager")
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from host_limits.host_memory import host_available_bytes, host_total_bytes
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.memory.device_memory import host_available_bytes, host_total_bytes, measure_groups
-from instance_manager.memory.eviction import HOST, Device
+from instance_manager.memory.device_memory import measure_groups
+from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.types import InstanceState
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 logger = logging.getLogger("berth.manager")
 

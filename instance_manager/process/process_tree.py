@@ -14,9 +14,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
-from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat, send
+from instance_manager.process.shim import TOKEN_VARIABLE, read_stat, send
 
 _FREEZE_ROUNDS = 20
 _POLL_S = 0.1  # for an exit, if the kernel or Python has no pidfd
@@ -71,11 +71,6 @@ class RunStatus:
     def engine(self) -> ProcessId:
         return ProcessId(self.engine_pid, self.engine_start_ticks)
 
-    @property
-    def is_of_this_boot(self) -> bool:
-        """If not, all its processes are gone, whatever has their pids now."""
-        return self.boot_id == read_boot_id()
-
 
 def read_status(path: Path) -> RunStatus | None:
     """None if there is no valid file: files are written atomically, so the shim could not write one."""
@@ -92,7 +87,7 @@ def find_by_token(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             token = process.environ().get(TOKEN_VARIABLE)
-            if token in tokens and process.status() != psutil.STATUS_ZOMBIE:
+            if token and token in tokens and process.status() != psutil.STATUS_ZOMBIE:
                 found.setdefault(token, []).append(process)
     return found
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from instance_manager.process.process_tree import ProcessId, RunStatus
 from instance_manager.process.shim import TOKEN_VARIABLE, read_boot_id, read_stat

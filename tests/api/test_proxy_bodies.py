@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from api.proxy.upstream_pool import UpstreamOptions

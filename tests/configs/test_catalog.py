@@ -11,7 +11,7 @@ import pytest
 from configs.catalog import Catalog, CatalogFile, load_catalog
 from configs.catalog_edit import edit_model
 from configs.catalog_error import CatalogError
-from configs.discovery import discover_models
+from configs.discovery import scan_models
 from configs.models_schema import SCHEMA_FILE, models_schema
 from configs.root import CODE as ROOT
 
@@ -169,7 +169,7 @@ def test_models_on_disk_are_found(tmp_path: Path) -> None:
     (broken / "snapshots" / "def" / "model.safetensors").unlink()
     (broken / "snapshots" / "def" / "model.safetensors").symlink_to("../../blobs/none")
 
-    found = {one.name: one for one in discover_models([models, tmp_path / "nowhere"], home / "hub")}
+    found = {one.name: one for one in scan_models([models, tmp_path / "nowhere"], home / "hub").models}
 
     assert set(found) == {"one", "org/two", "owner/three"}
     assert found["one"].size_bytes == 12

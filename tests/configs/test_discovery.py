@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from composition.start_check import check
-from configs.discovery import FoundModel, discover_models, scan_models
+from configs.discovery import FoundModel, scan_models
 from configs.settings_reader import read_settings
 
 
@@ -32,7 +32,7 @@ def put_cached(home: Path, name: str, *files: str, commit: str = "c0ffee", ref: 
 
 
 def find(*model_dirs: Path, home: Path | None = None) -> dict[str, FoundModel]:
-    return {model.name: model for model in discover_models(model_dirs, (home or Path("/none")) / "hub")}
+    return {model.name: model for model in scan_models(model_dirs, (home or Path("/none")) / "hub").models}
 
 
 WHOLE = [
@@ -246,7 +246,7 @@ def test_a_folder_that_is_itself_a_model_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["one", "owner/one"])
 def test_gguf_models_are_listed_without_a_remark(tmp_path: Path, name: str) -> None:
     put(tmp_path / name, "x.Q4_K_M.gguf")
-    assert [model.name for model in discover_models([tmp_path], tmp_path / "none")] == [name]
+    assert [model.name for model in scan_models([tmp_path], tmp_path / "none").models] == [name]
     assert remarks(tmp_path) == []
 
 

@@ -73,6 +73,7 @@ def test_every_package_of_ours_is_copied() -> None:
         "composition",
         "configs",
         "engine",
+        "host_limits",
         "instance_manager",
         "log_output",
         "app.py",

@@ -16,12 +16,11 @@ from engine.execution.device import translated_out_of_memory
 from engine.execution.memory import (
     CacheSize,
     MemoryBudget,
-    available_host_bytes,
     cpu_budget,
     size_cache,
-    total_host_bytes,
 )
 from engine.execution.threads import num_compute_threads
+from host_limits.host_memory import host_available_bytes, host_total_bytes
 
 KIB = 1024
 BUDGET = MemoryBudget(default_bytes=1000 * KIB, limit_bytes=4000 * KIB)
@@ -94,7 +93,7 @@ def test_a_cache_larger_than_all_memory_is_refused_before_allocation() -> None:
     assert size(budget, num_gpu_blocks_override=100).num_blocks == 100
     with pytest.raises(OutOfMemory, match=r"--num-gpu-blocks-override asks for a KV cache of 0\.002 GiB"):
         size(budget, num_gpu_blocks_override=101)
-    assert cpu_budget().total_bytes == total_host_bytes() >= available_host_bytes()
+    assert cpu_budget().total_bytes == host_total_bytes() >= host_available_bytes()
 
 
 def test_an_allocators_message_is_reported_without_its_advice() -> None:
@@ -112,9 +111,8 @@ def test_an_allocators_message_is_reported_without_its_advice() -> None:
         raise RuntimeError("another")
 
 
-def test_the_machine_has_memory() -> None:
-    assert 1 << 26 < available_host_bytes() < 1 << 50
-    assert 0 < cpu_budget().default_bytes < cpu_budget().limit_bytes <= available_host_bytes() * 1.5
+def test_the_cache_on_a_cpu_uses_available_memory() -> None:
+    assert 0 < cpu_budget().default_bytes < cpu_budget().limit_bytes <= host_available_bytes() * 1.5
 
 
 def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +162,13 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_compute_threads(None) == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "nonsense")
     assert 1 <= num_compute_threads(None) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(0.5, 1), (1.0, 1), (1.6, 2), (None, 4), (64.0, 4)])
+def test_threads_respect_the_control_groups_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("engine.execution.threads._physical_cores", lambda cpus: 4)
+    monkeypatch.setattr("engine.execution.threads.cpu_limit", lambda: limit)
+    assert num_compute_threads(None) == threads

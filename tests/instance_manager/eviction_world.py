@@ -11,21 +11,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from instance_manager.memory.eviction import (
-    HOST,
-    SLOT,
-    Device,
-    Evict,
-    EvictionAction,
-    EvictionPolicy,
-    EvictionStep,
-    Fits,
-    NeverFits,
-    Resident,
-    Wait,
-    plan_capacity,
-)
+from instance_manager.memory.devices import HOST, SLOT, Device
+from instance_manager.memory.eviction import Evict, EvictionPolicy, Fits, NeverFits, Wait, plan_capacity
 from instance_manager.memory.start_order import WaitingModel, next_to_start
+from instance_manager.memory.victims import EvictionAction, EvictionStep, Resident
 
 GPU = "GPU-0"
 ACT_S = {"start": 3.0, "wake": 0.5, "evict": 1.0}  # how long acts take
@@ -133,11 +122,12 @@ class World:
         while self._steps:
             step = self._steps[0]
             engine = self.engines[step.instance_id]
-            if engine.in_flight or (engine.queue and not step.must_drain):
-                if step.must_drain:
-                    return  # until its leases end
+            if not step.still_applies(self._resident(engine)):
                 self._steps.clear()  # it has got a request since: plan again
                 break
+            engine.is_gate_open = False
+            if engine.in_flight:
+                return  # until its leases end
             self._evict(engine, self._steps.pop(0))
             return
         name = self._next()
@@ -165,7 +155,6 @@ class World:
             case Evict(steps):
                 for step in steps:
                     self._check_step(step, since)
-                    self.engines[step.instance_id].is_gate_open = not step.must_drain
                 self._steps = list(steps)
                 self._act()
             case Wait(until, reason):
@@ -238,9 +227,8 @@ class World:
     def _check_step(self, step: EvictionStep, since: float) -> None:
         victim = self.engines[step.instance_id]
         assert not victim.model.is_pinned
-        assert step.must_drain == bool(victim.in_flight or victim.queue)
-        if step.must_drain:
-            assert self.now >= since + self.policy.max_wait_s
+        assert step.must_drain or not (victim.in_flight or victim.queue)
+        assert step.must_drain == (self.now >= since + self.policy.max_wait_s)
         if victim.level == AWAKE:
             assert self.now >= victim.resident_since + self.policy.min_residency_s
         assert step.action > victim.level

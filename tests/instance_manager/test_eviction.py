@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 
+from instance_manager.memory.devices import HOST
 from instance_manager.memory.eviction import (
-    HOST,
     CapacityPlan,
     Evict,
-    EvictionAction,
     EvictionPolicy,
-    EvictionStep,
     Fits,
     NeverFits,
-    Resident,
     Wait,
     plan_capacity,
 )
 from instance_manager.memory.start_order import WaitingModel, next_to_start
+from instance_manager.memory.victims import EvictionAction, EvictionStep, Resident
 
 GIB = 1 << 30
 GPU = "GPU-0"
@@ -141,6 +139,13 @@ def test_a_busy_instance_is_spared_until_the_model_has_waited_max_wait_s(busy: d
 def test_idle_instances_are_evicted_before_busy_ones_however_long_the_wait() -> None:
     idle, busy = gpu_resident("idle", 5, last_used=9), gpu_resident("busy", 5, in_flight=1, last_used=1)
     assert steps(plan({GPU: 5}, idle, busy, waited_s=100)) == [("idle", SLEEP1)]
+
+
+def test_a_model_that_is_overdue_drains_victims_that_come_into_use_after_the_plan() -> None:
+    """Else a victim that is idle at each plan and busy at each eviction could keep it waiting for ever."""
+    idle = gpu_resident("a", 8)
+    assert plan({GPU: 5}, idle, waited_s=59) == Evict((EvictionStep("a", SLEEP1, must_drain=False),))
+    assert plan({GPU: 5}, idle, waited_s=60) == Evict((EvictionStep("a", SLEEP1, must_drain=True),))
 
 
 def test_a_wait_without_bound_ends_with_a_lease() -> None:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instance_manager.memory.eviction import HOST, SLOT, Device, EvictionAction, EvictionPolicy
+from instance_manager.memory.devices import HOST, SLOT, Device
+from instance_manager.memory.eviction import EvictionPolicy
+from instance_manager.memory.victims import EvictionAction
 from tests.instance_manager.eviction_world import ACT_S, GPU, Model, Request, World
 
 MAX_SERVICE_S = 8.0

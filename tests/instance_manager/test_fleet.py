@@ -24,6 +24,7 @@ from instance_manager.errors import (
 from instance_manager.fleet.fleet import Fleet, FleetConfig
 from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
 from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.scaling import ScalePolicy
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import EvictionPolicy
@@ -51,12 +52,18 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def fleet_of(
-    manager: InstanceManager, directory: Path, *profiles: ModelProfile, host_bytes: int | None = None
+    manager: InstanceManager,
+    directory: Path,
+    *profiles: ModelProfile,
+    host_bytes: int | None = None,
+    max_wait_s: float = 60.0,
+    scale: ScalePolicy | None = None,
 ) -> AsyncIterator[Fleet]:
     driver = GpuDriver({})
-    config = MemoryPlannerConfig(host_bytes=host_bytes, policy=EvictionPolicy(min_residency_s=0.0))
+    policy = EvictionPolicy(min_residency_s=0.0, max_wait_s=max_wait_s)
+    config = MemoryPlannerConfig(host_bytes=host_bytes, policy=policy)
     planner = MemoryPlanner(manager, config, Measurements(directory / "state"), driver)
-    fleet = Fleet(manager, FleetConfig(), planner)
+    fleet = Fleet(manager, FleetConfig(scale=scale or ScalePolicy()), planner)
     fleet.set_profiles(profiles)
     async with fleet.run():
         yield fleet
@@ -225,9 +232,9 @@ async def test_a_replica_that_keeps_dying_is_replaced_after_growing_delays(
             if deaths == 0:
                 assert model.error is None  # the first is replaced at once
             else:
-                with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {deaths}0 s"):
+                with pytest.raises(InstanceFailedToStart, match=rf"died while it ran: .* in {2 * deaths} s"):
                     await fleet.wait_for_lease(model)
-            model.retry_at = 0.0
+            model.backoff.retry_at = 0.0
 
 
 def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]]:

@@ -19,7 +19,6 @@ from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
-from instance_manager.lifecycle.restart_backoff import RestartBackoff
 from instance_manager.types import FailureClass, InstanceSpec, InstanceState
 from tests.fake_engine import command
 from tests.instance_manager.conftest import ManagerFactory
@@ -100,7 +99,7 @@ async def test_an_engine_that_was_never_ready_is_not_restarted(managing: Manager
         assert instance.generation == 1
 
 
-@pytest.mark.parametrize("how", ["stop", "delete", "start", "shutdown"])
+@pytest.mark.parametrize("how", ["stop", "delete", "start", "restart", "shutdown"])
 async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: str) -> None:
     rules = RestartRules(RestartPolicy.ON_FAILURE, initial_backoff_s=300)
     async with managing(restart=rules) as manager:
@@ -115,6 +114,9 @@ async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: 
             if how == "start":
                 manager.start("one")
                 (await waiting).release()
+            elif how == "restart":
+                await manager.restart("one")
+                (await waiting).release()
             elif how == "stop":
                 await manager.stop("one")
                 assert instance.state is InstanceState.STOPPED
@@ -122,7 +124,7 @@ async def test_a_request_interrupts_the_back_off(managing: ManagerFactory, how: 
                 await manager.delete("one")
             else:
                 await manager.shutdown()
-        if how != "start":
+        if how not in ("start", "restart"):
             with pytest.raises(Exception, match=r"no longer running|shutting down"):
                 await waiting
 
@@ -197,17 +199,3 @@ async def test_an_engine_with_requests_that_takes_no_step_fails(metrics: bytes, 
         else:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(watching, 1)
-
-
-def test_the_back_off_doubles_and_old_failures_expire() -> None:
-    rules = RestartRules(
-        RestartPolicy.ON_FAILURE, limit=4, window_s=100, initial_backoff_s=1, max_backoff_s=3
-    )
-    backoff = RestartBackoff(rules)
-    assert backoff.next_delay_s(0, was_ready=False) is None
-    assert [backoff.next_delay_s(float(now), was_ready=True) for now in range(5)] == [1, 2, 3, 3, None]
-    assert backoff.next_delay_s(50, was_ready=False) is None
-    assert backoff.next_delay_s(102.5, was_ready=False) == 2.0, "one failure is left in the window"
-    backoff.reset()
-    assert backoff.next_delay_s(103, was_ready=False) is None
-    assert RestartBackoff(RestartRules()).next_delay_s(0, was_ready=True) is None

@@ -15,16 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from host_limits.host_memory import host_total_bytes
 from instance_manager.memory.device_memory import (
     budgets,
-    cgroup_memory,
-    host_available_bytes,
-    host_total_bytes,
     measure_groups,
     private_bytes,
     wait_until_freed,
 )
-from instance_manager.memory.eviction import HOST
+from instance_manager.memory.devices import HOST
 from instance_manager.memory.gpu import Gpu, GpuDriver
 from tests.fake_nvml import GIB, describe_gpus, pynvml, uuid, write_gpus
 
@@ -136,40 +134,6 @@ def test_budgets_are_a_fraction_and_less_where_others_hold_memory() -> None:
         "GPU-a": 72 * GIB,
         "GPU-b": 30 * GIB,  # of 80, others hold 50
     }
-
-
-def test_the_host_has_memory() -> None:
-    assert 0 < host_available_bytes() <= host_total_bytes() <= psutil.virtual_memory().total
-
-
-def write_group(directory: Path, limit: str, used: int, cache: int, *, version: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    names = ("memory.max", "memory.current", "inactive_file")
-    if version == 1:
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    (directory / names[0]).write_text(f"{limit}\n")
-    (directory / names[1]).write_text(f"{used}\n")
-    (directory / "memory.stat").write_text(f"anon 5\n{names[2]} {cache}\n")
-
-
-def test_all_control_groups_around_us_count(tmp_path: Path) -> None:
-    own, root = tmp_path / "cgroup", tmp_path / "sys"
-    own.write_text("0::/system.slice/berth.service\n")
-    write_group(root, "max", 0, 0, version=2)
-    write_group(root / "system.slice", "1000", 600, 100, version=2)
-    write_group(root / "system.slice/berth.service", "400", 300, 500, version=2)
-    assert list(cgroup_memory(own, root)) == [(400, 0), (1000, 500)]
-
-
-def test_control_groups_of_version_1(tmp_path: Path) -> None:
-    own, root = tmp_path / "cgroup", tmp_path / "sys"
-    own.write_text("7:cpu,cpuacct:/x\n5:memory:/docker/abc\n1:name=systemd:/x\n0::/x\n")
-    write_group(root / "memory", "800", 200, 50, version=1)  # in a container its own group is the root
-    assert list(cgroup_memory(own, root)) == [(800, 150)]
-
-
-def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert list(cgroup_memory(tmp_path / "none", tmp_path)) == []
 
 
 async def test_free_memory_is_not_waited_for(no_gpus: GpuDriver) -> None:

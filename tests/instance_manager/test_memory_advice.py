@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from instance_manager.memory.advice import Limits, advise
-from instance_manager.memory.eviction import HOST, Device, Resident
+from instance_manager.memory.devices import HOST, Device
+from instance_manager.memory.victims import Resident
 
 GIB = 1 << 30
 NOTHING = "No setting makes it fit: use a smaller or a quantised model."

@@ -22,21 +22,14 @@ from instance_manager.fleet import memory_planner, memory_snapshot
 from instance_manager.fleet.expected_memory import kind_of
 from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig, Placement
 from instance_manager.fleet.models import Model
-from instance_manager.lifecycle.instance import Instance, new_instance
-from instance_manager.memory.eviction import (
-    HOST,
-    Device,
-    Evict,
-    EvictionAction,
-    EvictionPolicy,
-    EvictionStep,
-    Fits,
-    NeverFits,
-    Wait,
-)
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_record import new_instance
+from instance_manager.memory.devices import HOST, Device
+from instance_manager.memory.eviction import Evict, EvictionPolicy, Fits, NeverFits, Wait
 from instance_manager.memory.gpu import Gpu, GpuDriver
 from instance_manager.memory.measurements import Measurements
-from instance_manager.types import Endpoint, Event, InstanceSpec, InstanceState
+from instance_manager.memory.victims import EvictionAction, EvictionStep
+from instance_manager.types import Endpoint, InstanceSpec, InstanceState
 from tests.instance_manager.conftest import ManagerFactory, fake, running
 
 GB = 10**9
@@ -60,14 +53,14 @@ class FakeManager:
     def list(self) -> list[Instance]:
         return self.instances
 
-    async def stop(self, instance_id: str, *, reason: str, patient: bool) -> None:
-        self.acts.append(("stop", instance_id, reason, patient))
-        self.instances = [one for one in self.instances if one.instance_id != instance_id]
-
-    async def sleep(self, instance_id: str, level: int) -> None:
-        if instance_id == self.refuses:
+    async def evict(self, step: EvictionStep, *, reason: str, for_model: str) -> bool:
+        if step.instance_id == self.refuses:
             raise WrongState("it has gone")
-        self.acts.append(("sleep", instance_id, level))
+        victim = next(one for one in self.instances if one.instance_id == step.instance_id)
+        if step.still_applies(victim.resident()):
+            self.acts.append((step.instance_id, step.action, reason, for_model))
+            return True
+        return False
 
 
 class World:
@@ -411,25 +404,32 @@ async def test_a_busy_instance_is_drained_when_the_budget_stays_exceeded(world: 
     assert await planner.plan_reclaim() == (EvictionStep("b", EvictionAction.STOP, must_drain=True),)
 
 
-async def test_steps_are_executed_in_order_and_published(world: World) -> None:
+async def test_steps_are_executed_in_order(world: World) -> None:
     for name in ("a", "b", "c"):
         world.add(name, 1)
     world.manager.refuses = "b"
-    published: list[Event] = []
-    world.manager.events.add_listener(published.append)
     steps = [
         EvictionStep("a", EvictionAction.SLEEP2, must_drain=False),
         EvictionStep("b", EvictionAction.SLEEP1, must_drain=False),  # refuses: the next step follows
         EvictionStep("c", EvictionAction.STOP, must_drain=True),
     ]
-    await world.planner().execute(steps, for_model="new")
-    assert world.manager.acts == [("sleep", "a", 2), ("stop", "c", "made room for new", True)]
-    evicted = [(event.instance_id, event.data) for event in published if event.type == "instance.evicted"]
-    assert evicted == [
-        ("a", {"action": "sleep2", "for": "new"}),
-        ("b", {"action": "sleep1", "for": "new"}),
-        ("c", {"action": "stop", "for": "new"}),
+    assert await world.planner().execute(steps, for_model="new")
+    assert world.manager.acts == [
+        ("a", EvictionAction.SLEEP2, "made room for new", "new"),
+        ("c", EvictionAction.STOP, "made room for new", "new"),
     ]
+
+
+async def test_a_victim_that_came_into_use_stays_and_ends_the_plan(world: World) -> None:
+    """The steps after it were chosen together with it, so a new plan is due."""
+    for name in ("a", "b", "c"):
+        world.add(name, 1)
+    assert world.manager.instances[1].gate.try_acquire() is not None
+    steps = [EvictionStep(name, EvictionAction.STOP, must_drain=False) for name in ("a", "b", "c")]
+    assert not await world.planner().execute(steps, for_model="new")
+    assert [act[0] for act in world.manager.acts] == ["a"]
+    steps[1] = EvictionStep("b", EvictionAction.STOP, must_drain=True)
+    assert await world.planner().execute(steps, for_model="new")
 
 
 async def test_a_stop_waits_until_the_driver_has_freed_the_gpus_memory(

@@ -314,7 +314,7 @@ async def test_ports_follow_their_instances(books: Books) -> None:
         [],
         ["one"],
     )
-    await books.store.hold_port(PortHold(node, 9001, "stranger"))
+    await books.store.commit(Write(hold=PortHold(node, 9001, "stranger")))
     books.put("one", port=9001)
     with pytest.raises(PortHeld):
         await books.keeper.written("one")

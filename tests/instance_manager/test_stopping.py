@@ -153,16 +153,16 @@ async def test_expiry_continues_after_an_error(
 ) -> None:
     from instance_manager.lifecycle import expiry
 
-    original, calls = expiry.is_expired, 0
+    original, calls = expiry.expired, 0
 
-    def broken_once(*args: Any) -> bool:
+    def broken_once(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ValueError("once")
         return original(*args)
 
-    monkeypatch.setattr(expiry, "is_expired", broken_once)
+    monkeypatch.setattr(expiry, "expired", broken_once)
     instance = await running(manager, fake(timeout_s=0.2))
     await until_state(instance, InstanceState.STOPPED)
     assert "expiry failed" in caplog.text

@@ -18,7 +18,7 @@ from tests.soak.history import History, Impact
 from tests.soak.operator_actions import GUEST
 
 _REFUSALS = {429, 502, 503, 504}
-_HARM_LASTS_S = 330.0  # the longest back-off of a model that fails repeatedly, and a start
+_HARM_LASTS_S = 90.0  # the longest back-off of a model that fails repeatedly, and a start
 _CUT_WITHIN_S = 5.0  # after the engine was harmed
 _FLUSH_S = 2.0 + 3.0  # usage is stored every two seconds; a killed Berth loses the rest
 _EXTRA_EVENTS = 2  # events of a broken stream are counted; one or two of them are not tokens

@@ -18,7 +18,7 @@ from tests.soak.history import Impact
 
 GUEST = "guest"  # a model that is added to and removed from the catalog
 _ORDER_TIMEOUT_S = 120.0
-_HARM_LASTS_S = 330.0  # as long as the longest back-off after a crash
+_HARM_LASTS_S = 90.0  # as long as the longest back-off after a crash
 _RETRY_LATER = {502, 503}
 _ASLEEP = ("sleep?level=1", "sleep?level=2")
 _ACTIONS = ("stop", "restart", "wake?wait=0", "start")

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from instance_manager.memory.device_memory import host_total_bytes
+from host_limits.host_memory import host_total_bytes
 from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
 from tests.soak.traffic import Traffic

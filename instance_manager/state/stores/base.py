@@ -62,10 +62,6 @@ class StateStore(ABC):
         """Append events; returns them with their ids (none while the write is queued)."""
         return (await self.commit(Write(events=tuple(events)))).events
 
-    async def hold_port(self, hold: PortHold) -> None:
-        """Reserve a port for an instance; may be repeated. Raises PortHeld."""
-        await self.commit(Write(hold=hold))
-
     async def release_port(self, hold: PortHold) -> None:
         """Release a port; does nothing if another instance holds it."""
         await self.commit(Write(release=hold))

@@ -12,32 +12,15 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from instance_manager.types import Event, ExpireAction, InstanceSpec, InstanceState
 
 logger = logging.getLogger("berth.state")
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # raised for damaged JSON
-
-# The types of stored fields, apart from null: damage is found here, not where the field is used.
-_RECORD_KINDS: dict[type, tuple[str, ...]] = {
-    str: (
-        *("instance_id", "owner", "model_name", "served_model_name", "host", "boot_id", "token", "api_key"),
-        *("log_path", "status_reason"),
-    ),
-    int: ("port", "pid", "pid_start_ticks", "generation", "sleep_level", "memory_bytes", "version"),
-    float: ("timeout_s", "created_at", "started_at", "ready_at", "last_active", "updated_at"),
-    dict: ("spec", "params", "failure", "extra"),
-    list: ("command",),
-    bool: ("pinned",),
-}
-_SPEC_KINDS: dict[type, tuple[str, ...]] = {
-    str: ("model_name", "engine", "name", "health_path", "profile"),
-    float: ("timeout_s",),
-    dict: ("params", "env"),
-    list: ("devices", "command"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +70,7 @@ class InstanceRecord:
         """
         known = {item.name for item in fields(cls)}
         data = {name: value for name, value in json.loads(text).items() if name in known}
-        _check_kinds(data, _RECORD_KINDS)
+        _check_types(data, cls)
         data["state"] = InstanceState(data["state"])
         data["spec"] = _spec(data["spec"])
         data["command"] = tuple(data.get("command") or ())
@@ -109,20 +92,39 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} can't be stored in the state: {value!r}")
 
 
-def _check_kinds(data: Mapping[str, Any], kinds: Mapping[type, tuple[str, ...]]) -> None:
-    """Raise TypeError for a non-null field of another type; `float` accepts integers."""
-    for kind, names in kinds.items():
-        for name in names:
-            value = data.get(name)
-            is_valid = isinstance(value, (int, float) if kind is float else kind) or value is None
-            if not is_valid or (isinstance(value, bool) and kind is not bool):
-                raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+_JSON_TYPES: Mapping[Any, type] = {
+    Mapping: dict,
+    Sequence: list,
+    InstanceSpec: dict,
+    InstanceState: str,
+    ExpireAction: str,
+}
+
+
+@cache
+def _json_types(cls: type) -> Mapping[str, type]:
+    """Of each field, by its annotation; null apart."""
+    found = {}
+    for name, hint in get_type_hints(cls).items():
+        options = [one for one in get_args(hint) if one is not NoneType]
+        kind = options[0] if get_origin(hint) is UnionType else hint
+        found[name] = _JSON_TYPES.get(get_origin(kind) or kind, kind)
+    return found
+
+
+def _check_types(data: Mapping[str, Any], cls: type) -> None:
+    """Raise TypeError for a non-null field of another type: damage is found here, not where it is used."""
+    for name, kind in _json_types(cls).items():
+        value = data.get(name)
+        is_valid = isinstance(value, (int, float) if kind is float else kind) or value is None
+        if not is_valid or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
 
 
 def _spec(data: dict[str, Any]) -> InstanceSpec:
     known = {item.name for item in fields(InstanceSpec)}
     data = {name: value for name, value in data.items() if name in known}
-    _check_kinds(data, _SPEC_KINDS)
+    _check_types(data, InstanceSpec)
     for name in ("devices", "command"):
         if data.get(name) is not None:
             data[name] = tuple(data[name])

@@ -83,7 +83,7 @@ async def test_redis_killed_and_restarted(own_redis: RedisProcess) -> None:
         )
         assert second.queued
         third = await store.put(a_record(pid=3), 2, events=[EVENT])
-        await store.hold_port(PortHold("n", 9001, "two"))
+        await store.commit(Write(hold=PortHold("n", 9001, "two")))
         await store.put(a_record("gone"), 0)
         await store.delete("gone", 1)
         with pytest.raises(Conflict):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from instance_manager.state.stores import Change, ChangeKind, NewEvent, PortHold, Usage, open_store
+from instance_manager.state.stores import Change, ChangeKind, NewEvent, PortHold, Usage, Write, open_store
 from instance_manager.state.stores.errors import LeaseLost, StateNotOurs, StoreUnavailable
 from instance_manager.state.stores.sqlite import SqliteStore
 from tests.instance_manager.stores.conftest import a_record
@@ -26,7 +26,7 @@ async def fill(folder: Path) -> None:
     async with await open_store(URL, folder) as store:
         for number in range(MANY):
             one = await store.put(a_record(f"i{number:03}"), 0, events=[NewEvent("x", "i", 1.0)])
-            await store.hold_port(PortHold("here", 9000 + number, one.instance_id))
+            await store.commit(Write(hold=PortHold("here", 9000 + number, one.instance_id)))
         await store.add_usage([Usage("key", "model", 1, 2, 3)])
         await store.claim_key("key", "i000", fingerprint="f", ttl_s=3600)
 

@@ -120,7 +120,7 @@ async def do(store: StateStore, name: str, *args: Any) -> object:
             case "append", (names,):
                 await store.append(new_events(names))
             case "hold", (hold,):
-                await store.hold_port(PortHold("n", *hold))
+                await store.commit(Write(hold=PortHold("n", *hold)))
             case "release", (hold,):
                 await store.release_port(PortHold("n", *hold))
             case "use", (key, tokens):

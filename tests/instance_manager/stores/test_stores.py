@@ -126,20 +126,20 @@ async def test_concurrent_events_are_numbered_without_gaps(store: StateStore) ->
 
 async def test_a_port_belongs_to_one_instance_of_a_machine(store: StateStore) -> None:
     hold = PortHold("node", 9000, "one")
-    await store.hold_port(hold)
-    await store.hold_port(hold)
+    await store.commit(Write(hold=hold))
+    await store.commit(Write(hold=hold))
     with pytest.raises(PortHeld) as refused:
-        await store.hold_port(PortHold("node", 9000, "two"))
+        await store.commit(Write(hold=PortHold("node", 9000, "two")))
     assert refused.value.holder == "one"
-    await store.hold_port(PortHold("elsewhere", 9000, "two"))
+    await store.commit(Write(hold=PortHold("elsewhere", 9000, "two")))
     await store.release_port(PortHold("node", 9000, "two"))  # not its own
     assert await store.ports() == [PortHold("elsewhere", 9000, "two"), hold]
     await store.release_port(hold)
-    await store.hold_port(PortHold("node", 9000, "three"))
+    await store.commit(Write(hold=PortHold("node", 9000, "three")))
 
 
 async def test_a_record_its_port_and_its_event_are_written_atomically(store: StateStore) -> None:
-    await store.hold_port(PortHold("node", 9000, "two"))
+    await store.commit(Write(hold=PortHold("node", 9000, "two")))
     write = Write(
         put=a_record(version=1),
         hold=PortHold("node", 9000, "one"),
