@@ -15,7 +15,7 @@ from engine.server.app.openapi_operations import OPERATIONS
 from engine.server.generation.response_store import MAX_STORED, MAX_STORED_BYTES
 from engine.server.http.large_work import LARGE_BYTES
 from engine.server.protocol import limits
-from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.request_body import Strict
 from engine.server.protocol.size_limit import Measure, SizeLimit
 from engine.text.tokenizer import ENCODED_TOGETHER
 

@@ -10,9 +10,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 EVENT_STREAM = "text/event-stream"
 
@@ -23,14 +23,35 @@ Json = Any  # any value that `json.loads` returns
 ChatMessage = Mapping[str, Any]  # one of OpenAI's `messages`
 
 
+# Set by the adapter, or answered in parts of a response that adapters don't translate.
+_NOT_PASSED_ON = frozenset(
+    [
+        "best_of",
+        "function_call",
+        "functions",
+        "logprob_token_ids",
+        "logprobs",
+        "messages",
+        "n",
+        "prompt",
+        "prompt_logprobs",
+        "return_token_ids",
+        "stream_options",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    ]
+)
+
+
 class ProtocolRequest(BaseModel):
     """The fields of any protocol's request: the model, whether to stream, and sampling parameters.
 
-    Names are OpenAI's and vLLM's. Types are checked here, ranges by the engine. A subclass adds its own;
-    unknown fields are errors, as a misspelt field must not be ignored.
+    Names are OpenAI's and vLLM's. Types of these fields are checked here, ranges by the engine. A subclass
+    adds its own. All others are passed on: the engine applies, refuses or reports them.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
     model: str | None = None  # None = DEFAULT_MODEL
     stream: bool = False
@@ -57,9 +78,17 @@ class ProtocolRequest(BaseModel):
     user: str | None = None
     keep_alive: str | float | None = None
 
+    @model_validator(mode="after")
+    def _check_passed_on(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in _NOT_PASSED_ON and value is not None:
+                raise InvalidProtocolRequest(f"{name}: this protocol does not support it", param=name)
+        return self
+
     def openai_fields(self) -> dict[str, Any]:
-        """The fields above that the client has set, for OpenAI's body; null counts as not set."""
-        given = self.model_dump(include=set(ProtocolRequest.model_fields), exclude_none=True)
+        """The fields for OpenAI's body: those that the client has set, but not null, without a subclass's."""
+        passed_on = {*ProtocolRequest.model_fields, *(self.model_extra or {})}
+        given = self.model_dump(include=passed_on, exclude_none=True)
         return {name: value for name, value in given.items() if name in self.model_fields_set}
 
 

@@ -14,6 +14,7 @@ import torch
 
 from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
@@ -23,9 +24,9 @@ from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_bu
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.attention.paged import PagedKVCache
-from engine.models.config import ModelConfig, read_model_config
+from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
-from engine.models.registry import model_class
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    model_config = _with_own_head(config.model, read_model_config(config.model, config.hf_overrides))
+    raw = read_raw_config(config.model, config.hf_overrides)
+    architecture = generating_architecture(architecture_of(config.model, raw))
+    model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -97,7 +100,8 @@ def load_model(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
-    model = model_class(model_config.architecture)(model_config, dtype=dtype, device=device)
+    model_class = generating_architecture(model_config.architecture).load_class()
+    model: CausalLM = model_class(model_config, dtype=dtype, device=device)
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
         load_weights(model, checkpoint)
     return model

@@ -13,10 +13,9 @@ from engine.checkpoint.layout import (
 )
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
-from engine.models.architectures import check_generates
-from engine.models.config import read_model_config
-from engine.models.encoder_config import read_encoder_config
-from engine.pooling.plan import Family, RunnerKind, choose_runner, read_pooling_plan
+from engine.models.architecture import Architecture
+from engine.models.registry import generating_architecture
+from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
 
 def check_config(config: EngineConfig) -> None:
@@ -29,13 +28,10 @@ def check_config(config: EngineConfig) -> None:
     raw = read_raw_config(directory, config.hf_overrides)
     check_not_quantised(directory, raw)
     if choose_runner(config) is RunnerKind.POOLING:
-        family = read_pooling_plan(config).family
-        if family is Family.ENCODER:
-            read_encoder_config(directory, raw)
-            return
+        architecture: Architecture = read_pooling_plan(config).architecture
     else:
-        check_generates(architecture_of(directory, raw))
-    read_model_config(directory, config.hf_overrides)
+        architecture = generating_architecture(architecture_of(directory, raw))
+    architecture.read_config(directory, config.hf_overrides)
 
 
 def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:

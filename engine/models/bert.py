@@ -1,7 +1,7 @@
 """BERT, RoBERTa and XLM-RoBERTa: post-norm encoder layers with bidirectional attention (Devlin et al. 2018).
 
 Runs on flat tokens [T, hidden], without padding. Modules are named like the checkpoints' tensors, whose
-prefixes ("bert.", "roberta.") `encoder_tensor_name` removes.
+prefixes ("bert.", "roberta.") `Encoder.tensor_name` removes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.models.layers.embedding import Embedding
 from engine.models.layers.head import Head
 from engine.models.layers.layer_norm import LayerNorm
 from engine.models.layers.linear import Linear
-from engine.models.encoder_config import EncoderActivation, EncoderConfig, EncoderFamily
+from engine.models.encoder_config import EncoderActivation, EncoderConfig
 
 _ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = {
     EncoderActivation.GELU: F.gelu,
@@ -28,13 +28,6 @@ _ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = 
     EncoderActivation.RELU: F.relu,
     EncoderActivation.SILU: F.silu,
 }
-
-
-def encoder_tensor_name(stored_name: str) -> str:
-    """The model's name for a checkpoint's tensor, whichever task it was saved for."""
-    name = re.sub(r"^(bert|roberta)\.", "", stored_name)
-    # Checkpoints from TensorFlow name a LayerNorm's tensors like this.
-    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
 
 class Embeddings(nn.Module):
@@ -156,12 +149,19 @@ class Encoder(nn.Module):
         self.device = device
         self.embeddings = Embeddings(config)
         self.encoder = Layers(config)
-        self._family = config.family
-        if num_labels is not None and self._family is EncoderFamily.BERT:
+        self._has_pooler = config.family.has_pooler
+        if num_labels is not None and self._has_pooler:
             self.pooler = BertPooler(config)
             self.classifier: nn.Module = Head(config.hidden_size, num_labels, bias=True)
         elif num_labels is not None:
             self.classifier = RobertaClassifier(config, num_labels)
+
+    @staticmethod
+    def tensor_name(stored_name: str) -> str:
+        """The model's name for a checkpoint's tensor, whichever task it was saved for."""
+        name = re.sub(r"^(bert|roberta)\.", "", stored_name)
+        # Checkpoints from TensorFlow name a LayerNorm's tensors like this.
+        return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
     def shared_weights(self) -> dict[str, str]:
         return {}
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → logits, float32 [S, num_labels]."""
-        if self._family is EncoderFamily.BERT:
+        if self._has_pooler:
             return self.classifier(torch.tanh(self.pooler.dense(pooled)))  # type: ignore[no-any-return]
         head = self.classifier
         return head.out_proj(torch.tanh(head.dense(pooled)))  # type: ignore[no-any-return,operator]

@@ -133,6 +133,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
         super().__init__()
+        self.attention_shape = AttentionShape(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            num_layers=config.num_hidden_layers,
+        )
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, has_head_norm=has_head_norm)
@@ -169,19 +175,18 @@ class CausalLM(nn.Module):
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.model = Decoder(config, has_head_norm=self.HAS_HEAD_NORM)
+        self.model = self.make_decoder(config)
         self.lm_head = Linear(config.hidden_size, (config.vocab_size,))
         self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
 
+    @classmethod
+    def make_decoder(cls, config: ModelConfig) -> Decoder:
+        """Its layers, which the family's embedding models and classifiers have as well."""
+        return Decoder(config, has_head_norm=cls.HAS_HEAD_NORM)
+
     @property
     def attention_shape(self) -> AttentionShape:
-        config = self.config
-        return AttentionShape(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            num_layers=config.num_hidden_layers,
-        )
+        return self.model.attention_shape
 
     def shared_weights(self) -> dict[str, str]:
         """Layers that are filled from another layer's tensors: name → the name it shares."""

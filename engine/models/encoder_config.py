@@ -11,12 +11,23 @@ from typing import Any
 from engine.checkpoint.layout import check_not_quantised
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
-from engine.checkpoint.raw_config import architecture_of
+from engine.checkpoint.raw_config import read_raw_config
 
 
-class EncoderFamily(StrEnum):
-    BERT = "bert"
-    ROBERTA = "roberta"  # XLM-RoBERTa too
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderFamily:
+    """How a family differs from the others."""
+
+    pads_positions: bool  # the first rows of its table of positions are for padding
+    has_pooler: bool  # a layer of its own between the first token and a classifier
+
+    def first_position(self, raw: Mapping[str, Any]) -> int:
+        """The row of a sequence's first token in the table of positions."""
+        return int(raw.get("pad_token_id") or 0) + 1 if self.pads_positions else 0
+
+
+BERT = EncoderFamily(pads_positions=False, has_pooler=True)
+ROBERTA = EncoderFamily(pads_positions=True, has_pooler=False)
 
 
 class EncoderActivation(StrEnum):
@@ -50,7 +61,7 @@ class EncoderConfig:
     activation: EncoderActivation
     type_vocab_size: int
     num_positions: int  # rows of the table of positions
-    first_position: int  # the row of a sequence's first token: RoBERTa keeps the first rows for padding
+    first_position: int  # the row of a sequence's first token
     dtype: str | None  # the checkpoint's; None = unspecified
 
     @property
@@ -59,17 +70,17 @@ class EncoderConfig:
         return self.num_positions - self.first_position
 
 
-def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfig:
-    """`raw` is config.json as overridden. Raises CheckpointError and UnsupportedModel."""
+def read_encoder_config(
+    family: EncoderFamily, directory: Path, overrides: Mapping[str, Any] | None = None
+) -> EncoderConfig:
+    """`overrides` are --hf-overrides. Raises CheckpointError and UnsupportedModel."""
+    raw = read_raw_config(directory, overrides)
     reader = ConfigReader(directory / "config.json", raw)
-    architecture = architecture_of(directory, raw)
-    family = EncoderFamily.BERT if architecture.startswith("Bert") else EncoderFamily.ROBERTA
     check_not_quantised(directory, raw)
     _refuse_unsupported(raw)
     num_heads, hidden_size = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     if hidden_size % num_heads:
         raise CheckpointError(f"hidden_size {hidden_size} can't be shared by {num_heads} attention heads.")
-    first_position = 0 if family is EncoderFamily.BERT else int(raw.get("pad_token_id") or 0) + 1
     return EncoderConfig(
         family=family,
         vocab_size=reader.integer("vocab_size"),
@@ -81,7 +92,7 @@ def read_encoder_config(directory: Path, raw: Mapping[str, Any]) -> EncoderConfi
         activation=_activation(raw.get("hidden_act", "gelu")),
         type_vocab_size=reader.integer("type_vocab_size", 2),
         num_positions=reader.integer("max_position_embeddings"),
-        first_position=first_position,
+        first_position=family.first_position(raw),
         dtype=raw.get("dtype") or raw.get("torch_dtype"),
     )
 

@@ -12,7 +12,7 @@ from engine.models.inputs import StepInputs
 from engine.models.layers.head import Head
 from engine.models.layers.rope import RotaryEmbedding
 from engine.models.config import ModelConfig
-from engine.models.decoder import CausalLM, Decoder
+from engine.models.decoder import CausalLM
 
 
 def decoder_tensor_name(stored_name: str) -> str:
@@ -23,36 +23,30 @@ def decoder_tensor_name(stored_name: str) -> str:
 class PooledDecoder(nn.Module):
     """Causal layers; the pooling chooses the rows."""
 
-    FUSED: ClassVar[dict[str, tuple[str, ...]]] = CausalLM.FUSED
     UNUSED: ClassVar[tuple[str, ...]] = ("lm_head.",)
 
     def __init__(
         self,
+        family: type[CausalLM],
         config: ModelConfig,
         *,
-        has_head_norm: bool,
         score: Head | None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """`score` None: embeddings only."""
+        """`family`: whose layers it has. `score` None: embeddings only."""
         super().__init__()
+        self.FUSED = family.FUSED
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.model = Decoder(config, has_head_norm=has_head_norm)
+        self.model = family.make_decoder(config)
         self.score = score
         self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
 
     @property
     def attention_shape(self) -> AttentionShape:
-        config = self.config
-        return AttentionShape(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            num_layers=config.num_hidden_layers,
-        )
+        return self.model.attention_shape
 
     def shared_weights(self) -> dict[str, str]:
         return {}

@@ -25,10 +25,14 @@ _ROWS = 4096  # compared at a time: different heads differ in the first, and the
 class Loadable(Protocol):
     """A model that is loaded from a checkpoint; its WeightedLayers have the checkpoint's names."""
 
-    FUSED: ClassVar[dict[str, tuple[str, ...]]]  # our layer's name → the checkpoint's names of its parts
     UNUSED: ClassVar[tuple[str, ...]]  # name prefixes of optional tensors that aren't needed
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def FUSED(self) -> dict[str, tuple[str, ...]]:
+        """Our layer's name → the checkpoint's names of its parts."""
+        ...
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 

@@ -10,20 +10,18 @@ from functools import partial
 
 import torch
 
-from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
 from engine.errors import CheckpointError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.threads import num_compute_threads
-from engine.models.bert import Encoder, encoder_tensor_name
-from engine.models.config import read_model_config
-from engine.models.encoder_config import read_encoder_config
+from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
+from engine.models.bert import Encoder
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
-from engine.pooling.plan import Family, PoolingPlan
+from engine.pooling.plan import PoolingPlan
 from engine.pooling.runner import (
     PooledDecoderRunner,
     PooledEncoderRunner,
@@ -77,23 +75,25 @@ def _load(
 def _load_model(
     config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
 ) -> Pools:
-    if plan.family is Family.ENCODER:
-        return PooledEncoderRunner(_load_encoder(config, plan, device))
+    architecture = plan.architecture
+    if isinstance(architecture, EncoderArchitecture):
+        return PooledEncoderRunner(_load_encoder(config, plan, architecture, device))
     largest = max(config.max_num_batched_tokens, plan.max_model_len)
     return PooledDecoderRunner(
-        _load_decoder(config, plan, device, tokenizer),
+        _load_decoder(config, plan, architecture, device, tokenizer),
         max_tokens=largest + config.max_num_seqs * config.block_size,
         block_size=config.block_size,
     )
 
 
-def _load_encoder(config: EngineConfig, plan: PoolingPlan, device: torch.device) -> Encoder:
-    raw = read_raw_config(config.model, config.hf_overrides)
-    encoder_config = read_encoder_config(config.model, raw)
+def _load_encoder(
+    config: EngineConfig, plan: PoolingPlan, architecture: EncoderArchitecture, device: torch.device
+) -> Encoder:
+    encoder_config = architecture.read_config(config.model, config.hf_overrides)
     saved_as = encoder_config.dtype
     if saved_as == "float16" and device.type == "cpu":
         saved_as = "float32"  # small models: better exact than fast
-    model = Encoder(
+    model: Encoder = architecture.load_class()(
         encoder_config,
         num_labels=None if plan.classifier is None else plan.classifier.num_labels,
         dtype=resolve_dtype(config.dtype, saved_as, device),
@@ -101,15 +101,19 @@ def _load_encoder(config: EngineConfig, plan: PoolingPlan, device: torch.device)
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with Checkpoint(config.model, rename=encoder_tensor_name) as checkpoint:
+    with Checkpoint(config.model, rename=model.tensor_name) as checkpoint:
         load_weights(model, checkpoint)
     return model
 
 
 def _load_decoder(
-    config: EngineConfig, plan: PoolingPlan, device: torch.device, tokenizer: Callable[[], Tokenizer]
+    config: EngineConfig,
+    plan: PoolingPlan,
+    architecture: DecoderArchitecture,
+    device: torch.device,
+    tokenizer: Callable[[], Tokenizer],
 ) -> PooledDecoder:
-    model_config = read_model_config(config.model, config.hf_overrides)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
     with Checkpoint(config.model, rename=decoder_tensor_name) as checkpoint:
         score = None
         if plan.classifier is not None:
@@ -120,8 +124,8 @@ def _load_decoder(
                 is_stored=plan.classifier.from_tokens is None,
             )
         model = PooledDecoder(
+            architecture.load_class(),
             model_config,
-            has_head_norm=plan.architecture.startswith("Qwen3"),
             score=score,
             dtype=resolve_dtype(config.dtype, model_config.dtype, device),
             device=device,

@@ -13,6 +13,8 @@ from typing import Any
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, ConfigError, UnsupportedModel
+from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture
+from engine.models.registry import ARCHITECTURES, pooling_architecture
 from engine.pooling.classifier import Activation, Classifier, read_classifier
 from engine.pooling.sentence_transformers import (
     DenseModule,
@@ -32,29 +34,11 @@ class Task(StrEnum):
     CLASSIFY = "classify"
 
 
-class Family(StrEnum):
-    ENCODER = "encoder"
-    DECODER = "decoder"
-
-
-ENCODERS = frozenset(
-    f"{family}{head}"
-    for family in ("Bert", "Roberta", "XLMRoberta")
-    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
-)
-DECODERS = frozenset(
-    f"{family}{head}"
-    for family in ("Llama", "Qwen3")
-    for head in ("Model", "ForCausalLM", "ForSequenceClassification")
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingPlan:
     """How this model pools; built once, read by the engine's thread and by the server."""
 
-    architecture: str
-    family: Family
+    architecture: Architecture
     task: Task
     pooling: PoolingType
     use_activation: bool  # the default for requests
@@ -76,28 +60,27 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
 
     Raises CheckpointError, and ConfigError for flags that contradict each other or the checkpoint.
     """
-    architecture = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
-    generates = architecture.endswith("ForCausalLM")
+    name = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
+    architecture = ARCHITECTURES.get(name)
+    only_pools = architecture is not None and not architecture.generates
     if config.runner == RunnerKind.GENERATE:
         if config.convert in tuple(Task):
             raise ConfigError(f"--convert {config.convert} needs --runner pooling, not generate.")
-        if architecture in ENCODERS | DECODERS and not generates:
-            raise ConfigError(f"{architecture} generates no text: it needs --runner pooling.")
+        if only_pools:
+            raise ConfigError(f"{name} generates no text: it needs --runner pooling.")
         return RunnerKind.GENERATE
     if config.runner == RunnerKind.POOLING or config.convert in tuple(Task):
         return RunnerKind.POOLING
     # Some embedding models have a generating architecture: sentence-transformers' files identify them.
-    pools = read_sentence_transformer(config.model) is not None
-    pools = pools or (architecture in ENCODERS | DECODERS and not generates)
+    pools = only_pools or read_sentence_transformer(config.model) is not None
     return RunnerKind.POOLING if pools else RunnerKind.GENERATE
 
 
 def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     """Raises CheckpointError, UnsupportedModel and ConfigError."""
     raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = architecture_of(config.model, raw)
-    family = _family(architecture)
-    _refuse_unsupported(raw, family)
+    architecture = pooling_architecture(architecture_of(config.model, raw))
+    _refuse_unsupported(raw, architecture)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)
     pooler = _PoolerConfig.read(config.pooler_config, task)
@@ -108,9 +91,8 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     dimensions = tuple(raw.get("matryoshka_dimensions") or ())
     return PoolingPlan(
         architecture=architecture,
-        family=family,
         task=task,
-        pooling=_pooling(pooler, recipe, family, task),
+        pooling=_pooling(pooler, recipe, architecture, task),
         use_activation=_use_activation(pooler, recipe, task),
         embedding_size=dense[-1].out_features if dense else _integer(raw, "hidden_size"),
         max_model_len=_max_model_len(config, raw, recipe, architecture),
@@ -169,41 +151,30 @@ def _number(values: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _family(architecture: str) -> Family:
-    if architecture in ENCODERS:
-        return Family.ENCODER
-    if architecture in DECODERS:
-        return Family.DECODER
-    raise UnsupportedModel(
-        f"Architecture {architecture!r} isn't supported by the pooling runner; supported are "
-        f"{', '.join(sorted(ENCODERS | DECODERS))}."
-    )
-
-
-def _refuse_unsupported(raw: Mapping[str, Any], family: Family) -> None:
-    if family is Family.DECODER and (raw.get("is_causal") is False or raw.get("use_bidirectional_attention")):
+def _refuse_unsupported(raw: Mapping[str, Any], architecture: Architecture) -> None:
+    looks_both_ways = raw.get("is_causal") is False or raw.get("use_bidirectional_attention")
+    if looks_both_ways and isinstance(architecture, DecoderArchitecture):
         raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
 
 
-def _task(convert: str, architecture: str) -> Task:
-    classifies = architecture.endswith("ForSequenceClassification")
-    if convert == "none" and not classifies and architecture.endswith("ForCausalLM"):
-        raise ConfigError(f"--convert none: {architecture} pools only as --convert embed or classify.")
-    if convert == Task.EMBED and classifies:
-        raise ConfigError(f"--convert embed: {architecture} classifies.")
+def _task(convert: str, architecture: Architecture) -> Task:
+    if convert == "none" and architecture.generates:
+        raise ConfigError(f"--convert none: {architecture.name} pools only as --convert embed or classify.")
+    if convert == Task.EMBED and architecture.classifies:
+        raise ConfigError(f"--convert embed: {architecture.name} classifies.")
     if convert in ("auto", "none"):
-        return Task.CLASSIFY if classifies else Task.EMBED
+        return Task.CLASSIFY if architecture.classifies else Task.EMBED
     return Task(convert)
 
 
 def _pooling(
-    pooler: _PoolerConfig, recipe: SentenceTransformer | None, family: Family, task: Task
+    pooler: _PoolerConfig, recipe: SentenceTransformer | None, architecture: Architecture, task: Task
 ) -> PoolingType:
     if pooler.pooling is not None:
         return pooler.pooling
     if recipe is not None and task is Task.EMBED:
         return recipe.pooling_type()
-    return PoolingType.CLS if family is Family.ENCODER else PoolingType.LAST
+    return PoolingType.CLS if isinstance(architecture, EncoderArchitecture) else PoolingType.LAST
 
 
 def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, task: Task) -> bool:
@@ -213,12 +184,13 @@ def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, t
 
 
 def _max_model_len(
-    config: EngineConfig, raw: Mapping[str, Any], recipe: SentenceTransformer | None, architecture: str
+    config: EngineConfig,
+    raw: Mapping[str, Any],
+    recipe: SentenceTransformer | None,
+    architecture: Architecture,
 ) -> int:
     """The requested length; or the model's own limit, which sentence-transformers' files may lower."""
-    limit = _integer(raw, "max_position_embeddings")
-    if "Roberta" in architecture:  # the first positions of its table are for padding
-        limit -= int(raw.get("pad_token_id") or 0) + 1
+    limit = _integer(raw, "max_position_embeddings") - architecture.first_position(raw)
     if config.max_model_len is None:
         return min(limit, recipe.max_seq_length or limit) if recipe is not None else limit
     if config.max_model_len > limit:

@@ -59,6 +59,14 @@ async def test_only_given_sampling_fields_are_passed_on() -> None:
     assert {k: v for k, v in inner.asked.items() if k not in ("messages", "model")} == sampling
 
 
+async def test_fields_that_are_not_known_reach_the_engine_which_decides_about_them() -> None:
+    inner = Inner([chat_answer()], headers=[(b"warning", b'299 berth "ignored: temprature (unknown field)"')])
+    others = {"allowed_token_ids": [5], "temprature": 1, "chat_template_kwargs": {"a": [None]}}
+    got = await ask(app_around(inner), "/generate", {"prompt": "e", "n": None, "mood": None, **others})
+    assert {k: v for k, v in inner.asked.items() if k not in ("messages", "model")} == others
+    assert b"temprature" in got.header(b"warning")
+
+
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 async def test_reasoning_is_separate_from_the_text(field: str) -> None:
     got = await ask(app_around(Inner([chat_answer("4", **{field: "2+2"})])), "/generate", {"prompt": "?"})
@@ -97,7 +105,9 @@ async def test_a_stream_has_pieces_of_text_then_the_end() -> None:
         ({"prompt": 5}, 422, "prompt", "string_type"),
         ({"prompt": "a", "stop": 5}, 422, "stop", "string_type"),
         ({"prompt": "a", "history_input": ["a", 1]}, 422, "history_input.1", "string_type"),
-        ({"prompt": "a", "temprature": 1}, 422, "temprature", "extra_forbidden"),
+        ({"prompt": "a", "n": 2}, 422, "n", "invalid_request"),
+        ({"prompt": "a", "tools": []}, 422, "tools", "invalid_request"),
+        ({"prompt": "a", "messages": []}, 422, "messages", "invalid_request"),
         ({"prompt": "a", "history_input": ["x"]}, 422, "history_output", "history_mismatch"),
         (b'{"prompt": "a", "temperature": NaN}', 422, "temperature", "finite_number"),
     ],

@@ -14,13 +14,18 @@ from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.launch.preflight import check_checkpoint
-from engine.models.architectures import GENERATING
+from engine.models.architecture import DecoderArchitecture
+from engine.models.bert import Encoder
+from engine.models.decoder import CausalLM
 from engine.models.registry import ARCHITECTURES
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
 
-def test_the_list_that_needs_no_torch_is_the_registrys() -> None:
-    assert set(ARCHITECTURES) == GENERATING
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_list_that_needs_no_torch_names_existing_classes(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    base = CausalLM if isinstance(architecture, DecoderArchitecture) else Encoder
+    assert issubclass(architecture.load_class(), base)
 
 
 def test_a_supported_checkpoint_passes() -> None:

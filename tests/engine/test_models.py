@@ -17,7 +17,7 @@ from engine.execution.graphs import Record
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
 from engine.models.config import read_model_config
-from engine.models.registry import model_class
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
@@ -33,7 +33,9 @@ def runner_of(
     record: Callable[[], Record] | None = None,
 ) -> ModelRunner:
     config = read_model_config(path)
-    model = model_class(config.architecture)(config, dtype=dtype, device=torch.device("cpu"))
+    model = generating_architecture(config.architecture).load_class()(
+        config, dtype=dtype, device=torch.device("cpu")
+    )
     with Checkpoint(path) as checkpoint:
         load_weights(model, checkpoint)
     cache = PagedKVCache(
@@ -180,4 +182,4 @@ def test_a_missing_or_invalid_config_is_refused(text: str | None, tmp_path: Path
 
 def test_an_unknown_architecture_is_named_with_those_we_have() -> None:
     with pytest.raises(UnsupportedModel, match=r"'MambaForCausalLM'.*LlamaForCausalLM, Qwen3ForCausalLM"):
-        model_class("MambaForCausalLM")
+        generating_architecture("MambaForCausalLM")

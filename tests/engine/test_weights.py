@@ -16,7 +16,7 @@ from engine.errors import CheckpointError
 from engine.models.config import read_model_config
 from engine.models.layers import packed_linear
 from engine.models.layers.linear import Linear
-from engine.models.registry import model_class
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 def load(path: Path) -> None:
     config = read_model_config(path)
-    model = model_class(config.architecture)(config, dtype=torch.float32, device=CPU)
+    model = generating_architecture(config.architecture).load_class()(config, dtype=torch.float32, device=CPU)
     with Checkpoint(path) as checkpoint:
         load_weights(model, checkpoint)
 
@@ -108,7 +108,7 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
 
 def test_tied_embeddings_share_memory_where_nothing_is_packed(source: Path) -> None:
     config = read_model_config(source)
-    model = model_class(config.architecture)(config, dtype=torch.float32, device=CPU)
+    model = generating_architecture(config.architecture).load_class()(config, dtype=torch.float32, device=CPU)
     with Checkpoint(source) as checkpoint:
         load_weights(model, checkpoint)
     assert model.lm_head._weight.data_ptr() == model.model.embed_tokens._weight.data_ptr()

@@ -10,8 +10,8 @@ import pytest
 from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.launch.preflight import check_checkpoint
-from engine.models.architectures import GENERATING
-from engine.pooling import plan
+from engine.models.architecture import EncoderArchitecture
+from engine.models.registry import ARCHITECTURES
 from instance_manager.memory import checkpoint_problem
 from instance_manager.memory.checkpoint import Checkpoint
 from instance_manager.memory.checkpoint_problem import problem_of
@@ -28,9 +28,11 @@ def engines_problem(directory: Path, params: dict[str, Any]) -> str | None:
 
 
 def test_both_know_the_same_architectures() -> None:
-    assert checkpoint_problem.GENERATING == GENERATING
-    assert checkpoint_problem.ENCODERS == plan.ENCODERS
-    assert checkpoint_problem.DECODERS == plan.DECODERS
+    pooling = {name: one for name, one in ARCHITECTURES.items() if one.pools}
+    encoders = {name for name, one in pooling.items() if isinstance(one, EncoderArchitecture)}
+    assert {name for name, one in ARCHITECTURES.items() if one.generates} == checkpoint_problem.GENERATING
+    assert encoders == checkpoint_problem.ENCODERS
+    assert pooling.keys() - encoders == checkpoint_problem.DECODERS
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -43,9 +45,7 @@ def test_both_report_the_same_problem_of_an_unsupported_checkpoint(kind: str, tm
         assert problem == engines_problem(directory, {}) is not None
 
 
-@pytest.mark.parametrize(
-    "architecture", sorted(plan.ENCODERS | plan.DECODERS | {"MambaModel", "GPT2LMHeadModel"})
-)
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES, "MambaModel", "GPT2LMHeadModel"}))
 @pytest.mark.parametrize("params", [{}, {"runner": "pooling"}, {"convert": "embed"}, {"runner": "generate"}])
 def test_no_problem_is_reported_for_a_checkpoint_that_the_engine_accepts(
     architecture: str, params: dict[str, Any], tmp_path: Path

@@ -22,7 +22,7 @@ from engine.server.http.tenants import current_tenant
 from engine.server.model.model_service import ModelService
 from engine.server.protocol import body_limits
 from engine.server.protocol.body_reader import check, read_json_object
-from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.request_body import Strict
 
 
 class AbortBody(Strict):

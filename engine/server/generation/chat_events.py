@@ -14,8 +14,8 @@ from typing import TypeAlias
 from engine.core.types import FinishReason
 from engine.server.generation.generation import ChoiceDelta
 from engine.server.model.reasoning import ReasoningCounter
+from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
 from engine.text.parsers.reasoning import OutputKind, ReasoningParser
-from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, ToolEvent, ToolParser
 
 
 @dataclass(frozen=True, slots=True)

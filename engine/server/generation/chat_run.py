@@ -19,11 +19,9 @@ from engine.server.model.reasoning import PromptReasoning, ReasoningState
 from engine.server.model.truncation import Truncation
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.conversation_body import ConversationBody
+from engine.text.parsers.events import ToolParser
 from engine.text.parsers.reasoning import ReasoningParser
-from engine.text.parsers.tools import ToolParser, make_tool_parser
-
-# Parsers whose delimiters are special tokens, which must stay in the text to be found.
-_NEEDS_SPECIAL_TOKENS = frozenset({"mistral", "llama3_json", "llama4_json"})
+from engine.text.parsers.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,8 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
     model.check_name(body.model)
     # OpenAI: with "none" the model calls no tool, so it isn't shown any.
     has_tools = bool(body.tools) and body.tool_choice != "none"
-    tool_parser = model.tool_parser if has_tools else None
-    if has_tools and tool_parser is None and body.tool_choice not in (None, "auto"):
+    tool_format = model.tool_format if has_tools else None
+    if has_tools and tool_format is None and body.tool_choice not in (None, "auto"):
         raise InvalidRequest(
             "tool_choice needs a tool parser, and none was detected for this model: start the engine "
             "with --tool-call-parser.",
@@ -103,11 +101,11 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
     )
     max_tokens = limit.resolve(max_model_len, num_prompt_tokens=len(token_ids), min_tokens=body.min_tokens)
     reasoning = PromptReasoning.of(model, text)
-    spec = find_spec(body, tool_parser)
+    spec = find_spec(body, tool_format)
     if spec is not None and reasoning is not None and reasoning.state is ReasoningState.POSSIBLE:
         reasoning = await _detect_disabled_reasoning(service, body, reasoning, text, with_tools=has_tools)
     make_constraint = await service.constraint_for(spec, reasoning, budget=body.thinking_token_budget)
-    show_special = tool_parser in _NEEDS_SPECIAL_TOKENS
+    show_special = tool_format is not None and tool_format.needs_special_tokens
     generation, choices = await service.create_generation(
         body,
         [Prompt(token_ids, max_tokens)],
@@ -115,12 +113,12 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
         skip_special_tokens=body.skip_special_tokens and not show_special,
         first_index=first_index,
     )
-    make_reader = _reader_factory(body, reasoning, tool_parser)
+    make_reader = _reader_factory(body, reasoning, tool_format)
     return PreparedChat(
         generation,
         choices,
         {choice.index: make_reader(choice.index) for choice in choices},
-        is_plain_content=tool_parser is None and reasoning is None and not body.echoed,
+        is_plain_content=tool_format is None and reasoning is None and not body.echoed,
         prompt_text=text,
     )
 
@@ -140,12 +138,12 @@ async def _detect_disabled_reasoning(
 
 
 def _reader_factory(
-    body: ChatBody, reasoning: PromptReasoning | None, tool_parser: str | None
+    body: ChatBody, reasoning: PromptReasoning | None, tool_format: ToolFormat | None
 ) -> Callable[[int], ChoiceReader]:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
 
     def make(index: int) -> ChoiceReader:
-        parser: ToolParser | None = None if tool_parser is None else make_tool_parser(tool_parser, tools)
+        parser: ToolParser | None = None if tool_format is None else tool_format.parser(tools)
         reasoning_parser: ReasoningParser | None = None if reasoning is None else reasoning.make_parser()
         return ChoiceReader(
             index,

@@ -11,9 +11,11 @@ from engine.errors import InvalidRequest
 from engine.server.model.reasoning import PromptReasoning
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.conversation_body import NamedTool
-from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat, StructuredOutputs
+from engine.server.protocol.generation_body import GenerationBody, JsonSchemaFormat
+from engine.server.protocol.sampling_fields import StructuredOutputs
 from engine.structured import GrammarCompiler, StructuredKind, StructuredOutput
-from engine.text.parsers.tools import AnswerSchema, answer_or_calls, call_constraint
+from engine.text.parsers.tool_constraints import AnswerSchema
+from engine.text.parsers.tool_format import ToolFormat
 
 ConstraintFactory = Callable[[], TokenConstraint]
 """Creates the constraint of one sequence."""
@@ -40,13 +42,13 @@ async def make_constraint_factory(
     return lambda: grammar_compiler.constraint(compiled, delimiters, budget=limit)
 
 
-def find_spec(body: GenerationBody, tool_parser: str | None = None) -> StructuredOutput | None:
+def find_spec(body: GenerationBody, tool_format: ToolFormat | None = None) -> StructuredOutput | None:
     """None if unconstrained. Raises InvalidRequest if two fields conflict.
 
     `response_format` applies to the final answer; the model can call tools first, as with OpenAI and
     Anthropic, and a forced call takes precedence. `structured_outputs` applies to the whole output.
     """
-    if not isinstance(body, ChatBody) or tool_parser is None:
+    if not isinstance(body, ChatBody) or tool_format is None:
         return _from_format(body)
     is_forced = body.tool_choice not in (None, "auto", "none")
     if body.structured_outputs is not None and is_forced:
@@ -57,19 +59,21 @@ def find_spec(body: GenerationBody, tool_parser: str | None = None) -> Structure
         )
     output_format = _from_format(body)
     if output_format is None or is_forced:
-        return _from_tools(body, tool_parser)
+        return _from_tools(body, tool_format)
     return (
         output_format
         if body.structured_outputs is not None
-        else _format_or_calls(body, output_format, tool_parser)
+        else _format_or_calls(body, output_format, tool_format)
     )
 
 
-def _format_or_calls(body: ChatBody, output_format: StructuredOutput, tool_parser: str) -> StructuredOutput:
+def _format_or_calls(
+    body: ChatBody, output_format: StructuredOutput, tool_format: ToolFormat
+) -> StructuredOutput:
     is_schema = output_format.kind is StructuredKind.JSON_SCHEMA
     schema = json.loads(output_format.source) if is_schema else {"type": "object"}
     answer_format = AnswerSchema(schema, output_format.param, output_format.is_strict, output_format.advice)
-    tag = answer_or_calls(tool_parser, _tools(body), answer_format, parallel=body.parallel_tool_calls)
+    tag = tool_format.answer_or_calls(_tools(body), answer_format, parallel=body.parallel_tool_calls)
     return (
         output_format
         if tag is None
@@ -77,13 +81,13 @@ def _format_or_calls(body: ChatBody, output_format: StructuredOutput, tool_parse
     )
 
 
-def _from_tools(body: ChatBody, tool_parser: str) -> StructuredOutput | None:
+def _from_tools(body: ChatBody, tool_format: ToolFormat) -> StructuredOutput | None:
     choice = body.chosen_tool
     if choice == "auto" and not any(tool.function.strict for tool in body.tools or []):
         return None  # no guarantee was requested, so the model is unconstrained
     # Naming a function asks for a single call of it.
     parallel = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedTool)
-    tag = call_constraint(tool_parser, _tools(body), choice, parallel=parallel)
+    tag = tool_format.call_constraint(_tools(body), choice, parallel=parallel)
     return None if tag is None else StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools")
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.core.types import SamplingParams
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.protocol.generation_body import GenerationBody
 from engine.server.protocol.limits import MAX_BAD_WORD_TOKENS
+from engine.server.protocol.sampling_fields import SamplingFields
 from engine.text.tokenizer import Tokenizer
 
 _MANY_WORDS = 64
 _MANY_TOKENS = 16_384
 _SEED_MASK = 2**63 - 1  # the engine's seeds are not negative
+# The parameters that are numbers or switches, and their values without effect; the body's names are the same.
+_NEUTRAL = {
+    field.name: field.default
+    for field in fields(SamplingParams)
+    if field.name in SamplingFields.model_fields and isinstance(field.default, int | float)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +133,25 @@ def make_sampling_params(
 ) -> SamplingParams:
     """`defaults` are the checkpoint's, for parameters that the body leaves out."""
 
-    def pick(name: str, neutral: float) -> Any:
+    def pick(name: str, neutral: Any) -> Any:
         given = getattr(body, name)
-        return defaults.get(name, neutral) if given is None else given
+        value = defaults.get(name) if given is None else given
+        return neutral if value is None else type(neutral)(value)
 
+    params = {name: pick(name, neutral) for name, neutral in _NEUTRAL.items()}
     return SamplingParams(
-        max_tokens=max_tokens,
-        min_tokens=min(body.min_tokens, max_tokens),
-        temperature=float(pick("temperature", 1.0)),
-        top_p=float(pick("top_p", 1.0)),
-        top_k=max(int(pick("top_k", 0)), 0),
-        min_p=float(pick("min_p", 0.0)),
-        seed=seed & _SEED_MASK,
-        stop_token_ids=token_constraints.stop_token_ids,
-        ignore_eos=body.ignore_eos,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=float(pick("repetition_penalty", 1.0)),
-        logit_bias=token_constraints.logit_bias,
-        allowed_token_ids=token_constraints.allowed_token_ids,
-        bad_words=token_constraints.bad_words,
-        logprobs=body.num_logprobs,
-        logprob_token_ids=tuple(body.logprob_token_ids or ()),
-        prompt_logprobs=prompt_logprobs,
+        **params
+        | {
+            "max_tokens": max_tokens,
+            "min_tokens": min(body.min_tokens, max_tokens),
+            "top_k": max(params["top_k"], 0),
+            "seed": seed & _SEED_MASK,
+            "stop_token_ids": token_constraints.stop_token_ids,
+            "logit_bias": token_constraints.logit_bias,
+            "allowed_token_ids": token_constraints.allowed_token_ids,
+            "bad_words": token_constraints.bad_words,
+            "logprobs": body.num_logprobs,
+            "logprob_token_ids": tuple(body.logprob_token_ids or ()),
+            "prompt_logprobs": prompt_logprobs,
+        }
     )

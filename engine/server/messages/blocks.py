@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from engine.server.protocol.generation_body import Ignored, Strict, null_as
+from engine.server.protocol.request_body import Ignored, Strict, null_as
 
 
 class _Block(Strict):

@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from engine.server.messages.blocks import Block, TextBlock
 from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.generation_body import CacheSalt, Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_STOPS, MAX_TOOLS
+from engine.server.protocol.request_body import Ignored, RequestBody, Strict, null_as
+from engine.server.protocol.sampling_fields import SamplingFields
 
 COUNT_RULES = FieldRules(
     refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
@@ -18,7 +19,6 @@ COUNT_RULES = FieldRules(
         {
             "betas",
             "billing_policy",
-            "cache_salt",
             "compaction",
             "context_hint",
             "diagnostics",
@@ -31,11 +31,9 @@ COUNT_RULES = FieldRules(
             "speed",
             "stop_sequences",
             "stream",
-            "temperature",
-            "top_k",
-            "top_p",
             "user_profile_id",
             "workspace_id",
+            *SamplingFields.model_fields,
         }
     ),
     ignored={
@@ -210,7 +208,7 @@ class CountBody(RequestBody):
         return in_config or self.output_format
 
 
-class MessagesBody(CountBody):
+class MessagesBody(SamplingFields, CountBody):
     max_tokens: int = Field(ge=0, description="0 = read the prompt into the cache and generate nothing.")
     stop_sequences: Annotated[
         list[Annotated[str, Field(min_length=1)]], null_as([]), Field(max_length=MAX_STOPS)
@@ -219,7 +217,6 @@ class MessagesBody(CountBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     stream: Annotated[bool, null_as(False)] = False
-    cache_salt: CacheSalt = None
 
 
 RULES = FieldRules(

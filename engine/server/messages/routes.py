@@ -60,7 +60,7 @@ async def _with_chat(request: Request, body: CountBody, use: Callable[[ChatBody]
     Clients send efforts without knowing whether the model's template supports them.
     """
     service: GenerationService = request.app.state.service
-    support = ReasoningSupport(budget=service.model.reasoning_parser is not None)
+    support = ReasoningSupport(budget=service.model.reasoning_format is not None)
     is_large = int(request.headers.get("content-length", LARGE_BYTES)) >= LARGE_BYTES
     large_work = service.large_work
 

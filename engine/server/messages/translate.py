@@ -20,6 +20,7 @@ from engine.server.messages.history import chat_messages
 from engine.server.messages.tools import LocatedTool, check_choice, offered_tools
 from engine.server.protocol.body_reader import check_derived
 from engine.server.protocol.chat_body import ChatBody
+from engine.server.protocol.sampling_fields import SamplingFields
 from engine.server.protocol.unknown_fields import report_ignored
 
 _ANTHROPIC_PARAMS = {
@@ -97,11 +98,8 @@ def _sampling_fields(body: MessagesBody) -> dict[str, Any]:
     return {
         "max_tokens": max(body.max_tokens, 1),  # 0 reads the prompt into the cache, which needs one token
         "stop": body.stop_sequences,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
         "stream": body.stream,
-        "cache_salt": body.cache_salt,
+        **{name: getattr(body, name) for name in SamplingFields.model_fields},
     }
 
 

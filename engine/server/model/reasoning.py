@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from engine.server.model.served_model import ServedModel
 from engine.structured import ReasoningDelimiters
-from engine.text.parsers.reasoning import ReasoningParser, reasoning_delimiters
+from engine.text.parsers.reasoning import ReasoningFormat, ReasoningParser
 
 
 class ReasoningState(StrEnum):
@@ -21,7 +21,7 @@ class ReasoningState(StrEnum):
 class PromptReasoning:
     """The reasoning state of one prompt."""
 
-    parser: str  # the reasoning parser's name
+    format: ReasoningFormat
     state: ReasoningState
     start_token_ids: tuple[int, ...]
     end_token_ids: tuple[int, ...]
@@ -29,15 +29,15 @@ class PromptReasoning:
     @staticmethod
     def of(model: ServedModel, prompt: str) -> PromptReasoning | None:
         """None for a model without a reasoning parser."""
-        if model.reasoning_parser is None:
+        form = model.reasoning_format
+        if form is None:
             return None
-        start, end = reasoning_delimiters(model.reasoning_parser)
         encode = model.tokenizer.encode
         return PromptReasoning(
-            model.reasoning_parser,
-            _state_after(prompt, start, end),
-            tuple(encode(start, add_special_tokens=False)),
-            tuple(encode(end, add_special_tokens=False)),
+            form,
+            _state_after(prompt, form.start, form.end),
+            tuple(encode(form.start, add_special_tokens=False)),
+            tuple(encode(form.end, add_special_tokens=False)),
         )
 
     def disabled(self) -> PromptReasoning:
@@ -46,7 +46,7 @@ class PromptReasoning:
 
     def make_parser(self) -> ReasoningParser:
         inside = None if self.state is ReasoningState.POSSIBLE else self.state is ReasoningState.OPEN
-        return ReasoningParser(self.parser, inside=inside)
+        return ReasoningParser(self.format, inside=inside)
 
     @property
     def is_open(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
 from engine.server.model.chat_template import ChatTemplate
+from engine.server.protocol.sampling_fields import CHECKPOINT_FIELDS
 from engine.structured import GrammarCompiler
-from engine.text.parsers.reasoning import REASONING_PARSERS, detect_reasoning_parser
-from engine.text.parsers.tools import TOOL_PARSERS, detect_tool_parser
+from engine.text.parsers.choice import F, detect_format, named_format
+from engine.text.parsers.reasoning import REASONING_FORMATS, ReasoningFormat
+from engine.text.parsers.tool_format import ToolFormat
+from engine.text.parsers.tools import TOOL_FORMATS
 from engine.text.tokenizer import Tokenizer, read_json
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_DEFAULTS = (*CHECKPOINT_FIELDS, "max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,8 @@ class ServedModel:
     vocab_size: int  # ids below it have an embedding
     grammar_compiler: GrammarCompiler
     end_token_ids: tuple[int, ...] = ()  # the tokenizer's own comes first
-    tool_parser: str | None = None  # the parser's name; None = none
-    reasoning_parser: str | None = None
+    tool_format: ToolFormat | None = None  # None: calls aren't parsed
+    reasoning_format: ReasoningFormat | None = None
     other_names: tuple[str, ...] = ()  # accepted in requests, but not listed
     takes_templates: bool = False  # whether requests may include a chat template
     defaults: Mapping[str, Any] = field(
@@ -109,10 +112,8 @@ def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenize
         vocab_size=vocab_size,
         grammar_compiler=GrammarCompiler(tokenizer, vocab_size=vocab_size, eos_token_ids=end_token_ids),
         end_token_ids=end_token_ids,
-        tool_parser=_parser(config.tool_call_parser, TOOL_PARSERS, detect_tool_parser, sources, "tool-call"),
-        reasoning_parser=_parser(
-            config.reasoning_parser, REASONING_PARSERS, detect_reasoning_parser, sources, "reasoning"
-        ),
+        tool_format=_format("--tool-call-parser", config.tool_call_parser, TOOL_FORMATS, sources),
+        reasoning_format=_format("--reasoning-parser", config.reasoning_parser, REASONING_FORMATS, sources),
         takes_templates=config.trust_request_chat_template,
         defaults=_sampling_defaults(directory, config),
     )
@@ -125,21 +126,16 @@ def _names_on_disk(directory: Path) -> tuple[str, ...]:
     return (directory.name, str(directory))
 
 
-def _parser(
-    wanted: str | None,
-    known: Collection[str],
-    detect: Callable[[str], str | None],
-    templates: Mapping[str, str],
-    kind: str,
-) -> str | None:
-    """The parser's name: from the flag, else detected from the chat templates; "none" disables it."""
+def _format(flag: str, wanted: str | None, formats: Sequence[F], templates: Mapping[str, str]) -> F | None:
+    """By the flag's name, else detected from the chat templates; "none" disables parsing."""
     if wanted == "none":
         return None
-    if wanted is not None and wanted not in known:
-        raise ConfigError(
-            f"--{kind}-parser {wanted} is unknown. Use one of {', '.join(sorted(known))} or none."
-        )
-    return wanted or next(filter(None, map(detect, templates.values())), None)
+    if wanted is None:
+        return detect_format(formats, templates.values())
+    try:
+        return named_format(formats, wanted)
+    except LookupError as error:
+        raise ConfigError(f"{flag} {wanted} is unknown. Use one of {error} or none.") from None
 
 
 def _sampling_defaults(directory: Path, config: ServerConfig) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from engine.server.protocol import body_limits
 from engine.server.protocol.completion_body import TokenIds, are_ids
 from engine.server.protocol.conversation_body import ConversationBody, TextPart
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.generation_body import Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.limits import MAX_INPUTS
+from engine.server.protocol.request_body import Ignored, RequestBody, Strict, null_as
 
 _INT64 = 2**63
 

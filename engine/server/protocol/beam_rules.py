@@ -7,22 +7,39 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.server.protocol.limits import MAX_BEAM_TOKENS, MAX_BEAMS
+from engine.server.protocol.sampling_fields import SamplingFields
+
+# Sampling fields that apply to beams, or that would change nothing.
+_SUPPORTED = frozenset(
+    [
+        "cache_salt",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "min_p",
+        "priority",
+        "request_id",
+        "seed",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stream_interval",
+        "temperature",
+        "top_k",
+        "top_p",
+    ]
+)
 
 # Fields that beam search does not support, with the neutral values that are accepted.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **{
+        name: (field.default,)
+        for name, field in SamplingFields.model_fields.items()
+        if name not in _SUPPORTED
+    },
+    "repetition_penalty": (1.0,),
     "stream": (False,),
     "stop": ([],),
-    "stop_token_ids": ([],),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
     "prompt_logprobs": (),
     "logprob_token_ids": (),
-    "structured_outputs": (),
     "tool_choice": ("none", "auto"),
     "thinking_token_budget": (-1,),
 }

@@ -73,33 +73,38 @@ def _parts(*paths: str) -> SizeLimits:
 
 NAMED: SizeLimits = _strings(MAX_NAME_CHARS, "model")
 
-_METADATA: SizeLimits = (
-    *_strings(MAX_LABEL_CHARS, "user", "safety_identifier", "prompt_cache_key", "service_tier"),
-    *_strings(MAX_REQUEST_ID_CHARS, "request_id"),
-    *_strings(MAX_SALT, "cache_salt"),
+_LABELS: SizeLimits = _strings(
+    MAX_LABEL_CHARS, "user", "safety_identifier", "prompt_cache_key", "service_tier"
 )
+_IDENTITY: SizeLimits = (*_strings(MAX_REQUEST_ID_CHARS, "request_id"), *_strings(MAX_SALT, "cache_salt"))
+_STOPS: SizeLimits = (SizeLimit("stop", MAX_STOPS), *_strings(MAX_STOP_CHARS, "stop"))
 
 _TEMPLATE: SizeLimits = (
     *_values(MAX_TEMPLATE_VALUES, "chat_template_kwargs"),
     *_strings(MAX_TEMPLATE_CHARS, "chat_template_kwargs"),
 )
 
-GENERATION: SizeLimits = (
-    *_METADATA,
-    *_strings(MAX_DURATION_CHARS, "keep_alive"),
-    SizeLimit("stop", MAX_STOPS),
-    *_strings(MAX_STOP_CHARS, "stop"),
+SAMPLING: SizeLimits = (
+    *_IDENTITY,
     SizeLimit("stop_token_ids", MAX_LISTED),
     SizeLimit("bad_words", MAX_LISTED),
     *_strings(MAX_BAD_WORD_CHARS, "bad_words"),
     SizeLimit("logit_bias", MAX_LISTED),
     *_strings(MAX_BIAS_CHARS, "logit_bias"),
     SizeLimit("allowed_token_ids", MAX_ALLOWED_TOKENS),
-    SizeLimit("logprob_token_ids", MAX_NAMED_LOGPROBS),
-    *_schema("response_format"),
     SizeLimit("structured_outputs.choice", MAX_LISTED),
     *_schema("structured_outputs"),
 )
+
+GENERATION: SizeLimits = (
+    *_LABELS,
+    *_strings(MAX_DURATION_CHARS, "keep_alive"),
+    *_STOPS,
+    SizeLimit("logprob_token_ids", MAX_NAMED_LOGPROBS),
+    *_schema("response_format"),
+)
+
+RESPONSES_GENERATION: SizeLimits = (*_LABELS, *_STOPS)
 
 COMPLETION: SizeLimits = (
     SizeLimit("prompt", MAX_PROMPTS, Measure.INPUTS),
@@ -253,11 +258,10 @@ MESSAGES: SizeLimits = (
     *_schema("output_format"),
     *_values(MAX_TEMPLATE_VALUES, "context_management"),
     *_strings(MAX_TEMPLATE_CHARS, "context_management"),
-    *_strings(MAX_SALT, "cache_salt"),
     *_TEMPLATE,
 )
 
-POOLED: SizeLimits = _METADATA
+POOLED: SizeLimits = (*_LABELS, *_IDENTITY)
 
 POOLING: SizeLimits = (
     SizeLimit("input", MAX_INPUTS, Measure.INPUTS),

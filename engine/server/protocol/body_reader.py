@@ -18,12 +18,12 @@ from engine.server.http.content_coding import decoded
 from engine.server.http.errors import BodyTooLarge, UnsupportedMediaType
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
 from engine.server.protocol.field_rules import NO_RULES, FieldRules, apply_rules
-from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import JsonExcess, find_json_excess
 from engine.server.protocol.limits import (
     MAX_BODY_BYTES,
     MAX_FIELDS,
 )
+from engine.server.protocol.request_body import Strict
 from engine.server.protocol.size_check import LimitTree, check_sizes, is_larger, tree_of
 from engine.server.protocol.unknown_fields import drop_unknown, unknown_are_refused
 

@@ -12,11 +12,8 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidRequest
 from engine.server.protocol import body_limits
 from engine.server.protocol.conversation_body import AllowedToolsChoice, ConversationBody, NamedTool
-from engine.server.protocol.generation_body import (
-    MINUS_ONE_AS_NONE,
-    GenerationBody,
-    null_as,
-)
+from engine.server.protocol.generation_body import GenerationBody
+from engine.server.protocol.request_body import MINUS_ONE_AS_NONE, null_as
 
 
 class ChatBody(GenerationBody, ConversationBody):

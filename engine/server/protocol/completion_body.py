@@ -8,12 +8,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.protocol import body_limits
-from engine.server.protocol.generation_body import (
-    MINUS_ONE_AS_NONE,
-    GenerationBody,
-    null_as,
-)
+from engine.server.protocol.generation_body import GenerationBody
 from engine.server.protocol.limits import MAX_PROMPTS
+from engine.server.protocol.request_body import MINUS_ONE_AS_NONE, null_as
 
 TokenIds = list[int]
 

@@ -13,13 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from engine.errors import InvalidRequest
 from engine.server.protocol import body_limits
-from engine.server.protocol.generation_body import (
-    STRICT_TOOL,
-    Ignored,
-    RequestBody,
-    Strict,
-    null_as,
-)
+from engine.server.protocol.generation_body import STRICT_TOOL
 from engine.server.protocol.hosted_tools import FUNCTIONS_ONLY
 from engine.server.protocol.limits import MAX_TOOLS
 from engine.server.protocol.provider_parts import (
@@ -28,6 +22,7 @@ from engine.server.protocol.provider_parts import (
     normalize_text_part,
     read_reasoning,
 )
+from engine.server.protocol.request_body import Ignored, RequestBody, Strict, null_as
 from engine.server.protocol.size_check import is_larger
 
 _CHARS_PER_MESSAGE = 64  # what the template adds around each

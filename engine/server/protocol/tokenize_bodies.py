@@ -8,11 +8,8 @@ from pydantic import Field
 
 from engine.server.protocol import body_limits
 from engine.server.protocol.conversation_body import ConversationBody
-from engine.server.protocol.generation_body import (
-    RequestBody,
-    TokenId,
-    null_as,
-)
+from engine.server.protocol.request_body import RequestBody, null_as
+from engine.server.protocol.sampling_fields import TokenId
 
 
 class TokenizePromptBody(RequestBody):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from engine.text.parsers.events import TextPiece, ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.text_scanner import TextScanner
+from engine.text.parsers.tool_constraints import DelimitedCalls, quoted
+from engine.text.parsers.tool_format import ToolFormat
 
 START, END = "<tool_call>", "</tool_call>"
 
@@ -51,3 +53,20 @@ class HermesParser:
             return ""
         self._num_calls += 1
         return rest.removeprefix(END)
+
+
+def _matches(template: str) -> bool:
+    return all(sign in template for sign in (START, '"name"', '"arguments"'))
+
+
+HERMES = ToolFormat(
+    names=("hermes", "qwen3_json"),
+    parser=lambda tools: HermesParser(),
+    matches_template=_matches,
+    constraint=DelimitedCalls(
+        begin=lambda name: f'{START}\n{{"name": {quoted(name)}, "arguments": ',
+        end=f"}}\n{END}",
+        separator="\n",
+        trigger=START,
+    ),
+)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from engine.text.parsers.events import Tool, ToolEvent
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.text_scanner import TextScanner
+from engine.text.parsers.tool_constraints import DelimitedCalls, quoted
+from engine.text.parsers.tool_format import ToolFormat
 
 TAG = "<|python_tag|>"
 
@@ -56,3 +58,20 @@ class LlamaJsonParser:
             self._call = None
             self._is_after_call = call.is_call
             self._num_calls += call.is_call
+
+
+def _matches(template: str) -> bool:
+    return all(sign in template for sign in ("<|start_header_id|>", '"name"', '"parameters"'))
+
+
+LLAMA_JSON = ToolFormat(
+    names=("llama3_json", "llama4_json"),
+    parser=LlamaJsonParser,
+    matches_template=_matches,
+    constraint=DelimitedCalls(
+        begin=lambda name: f'{{"name": {quoted(name)}, "parameters": ',
+        end="}",
+        separator="; ",
+    ),
+    needs_special_tokens=True,
+)

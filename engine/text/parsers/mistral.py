@@ -13,6 +13,8 @@ from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, Text
 from engine.text.parsers.json_call import JsonCall
 from engine.text.parsers.json_scan import ObjectScanner
 from engine.text.parsers.text_scanner import TextScanner
+from engine.text.parsers.tool_constraints import DelimitedCalls, TagFormat, ToolSchema, call_tag, quoted
+from engine.text.parsers.tool_format import ToolFormat
 
 TOOL_CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _MAX_HEAD = 512  # characters of a name and what stands between it and the arguments
@@ -151,3 +153,23 @@ def _may_become_head(text: str) -> bool:
         return False
     rest = part["rest"]
     return not rest or any(delimiter.startswith(rest) for delimiter in (CALL_ID, ARGS))
+
+
+_ITEMS = DelimitedCalls(
+    begin=lambda name: f'{{"name": {quoted(name)}, "arguments": ', end="}", separator=", "
+)
+
+
+def _constraint(tools: Sequence[ToolSchema], is_auto: bool, parallel: bool) -> TagFormat | None:
+    if is_auto:
+        return None  # calls begin with a special token
+    return call_tag("[", _ITEMS(tools, is_auto, parallel), "]")
+
+
+MISTRAL = ToolFormat(
+    names=("mistral",),
+    parser=MistralParser,
+    matches_template=lambda template: TOOL_CALLS in template,
+    constraint=_constraint,
+    needs_special_tokens=True,
+)

@@ -21,6 +21,8 @@ from engine.text.parsers.delimiters import first_delimiter, held_back
 from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece, Tool, ToolEvent
 from engine.text.parsers.parameter_values import ParameterSchemas, is_plain_string, to_json
 from engine.text.parsers.text_scanner import TextScanner
+from engine.text.parsers.tool_constraints import DelimitedCalls
+from engine.text.parsers.tool_format import ToolFormat
 
 START, END = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
@@ -225,3 +227,18 @@ def _read_name(text: str) -> tuple[str | None, bool]:
     if "\n" in name or "<" in name or len(name) > _MAX_NAME:
         return None, True
     return name, bool(end)
+
+
+QWEN_CODER = ToolFormat(
+    names=("qwen3_coder", "qwen3_xml"),
+    parser=QwenCoderParser,
+    matches_template=lambda template: FUNCTION in template and PARAMETER in template,
+    constraint=DelimitedCalls(
+        begin=lambda name: f"{START}\n{FUNCTION}{name}>\n",
+        end=f"\n{FUNCTION_END}\n{END}",
+        separator="\n",
+        trigger=START,
+        style={"style": "qwen_xml"},
+        impossible="<>\n",
+    ),
+)

@@ -1,17 +1,24 @@
-"""Reasoning: the text between `<think>` and `</think>`, split from the answer that follows.
+"""Reasoning: the text between two delimiters, split from the answer that follows.
 
-Names are vLLM's. With "deepseek_r1", an output is reasoning from the start unless the prompt says otherwise,
-even without the start delimiter, which these models omit.
+A new format is one description here, and its name in REASONING_FORMATS.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.text.parsers.choice import NamedFormat
 from engine.text.parsers.delimiters import held_back
 
 START, END = "<think>", "</think>"
-REASONING_PARSERS = ("qwen3", "deepseek_r1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningFormat(NamedFormat):
+    starts_inside: bool = False  # an output is reasoning from the start, unless the prompt has closed it
+    start: str = START
+    end: str = END
 
 
 class OutputKind(StrEnum):
@@ -22,9 +29,10 @@ class OutputKind(StrEnum):
 class ReasoningParser:
     """Splits one output. The results add up to the same, however the text was cut into pieces."""
 
-    def __init__(self, name: str, *, inside: bool | None) -> None:
+    def __init__(self, form: ReasoningFormat, *, inside: bool | None) -> None:
         """`inside`: whether the prompt has opened the reasoning (True) or closed it; None = neither."""
-        self.is_inside = name == "deepseek_r1" if inside is None else inside
+        self._start, self._end = form.start, form.end
+        self.is_inside = form.starts_inside if inside is None else inside
         self.has_content = False  # whether the answer has begun: no reasoning can follow
         self._held = ""
         self._has_reasoning = False  # whether any reasoning, or its delimiter, was seen
@@ -51,10 +59,10 @@ class ReasoningParser:
     def _read_start(self, text: str) -> str:
         """Decide whether the output begins with reasoning; until that is clear, hold back all text."""
         begun = text.lstrip()
-        if begun.startswith(START):
+        if begun.startswith(self._start):
             self.is_inside = self._has_reasoning = True
-            return begun[len(START) :]
-        if START.startswith(begun):
+            return begun[len(self._start) :]
+        if self._start.startswith(begun):
             self._held = text
             return ""
         self.has_content = True
@@ -63,19 +71,19 @@ class ReasoningParser:
     def _read_reasoning(self, text: str, pieces: list[tuple[OutputKind, str]]) -> str:
         """Read the reasoning in `text`; returns what follows its end."""
         if not self._has_reasoning:  # the model may repeat a delimiter that the template has
-            if text != START and START.startswith(text):
+            if text != self._start and self._start.startswith(text):
                 self._held = text
                 return ""
-            text = text.removeprefix(START)
+            text = text.removeprefix(self._start)
             self._has_reasoning = True
-        before, delimiter, after = text.partition(END)
+        before, delimiter, after = text.partition(self._end)
         if delimiter:
             self.is_inside = False
             self._has_reasoning = True
             if before:
                 pieces.append((OutputKind.REASONING, before))
             return after
-        keep = held_back(text, (END,))
+        keep = held_back(text, (self._end,))
         self._held = text[len(text) - keep :]
         if shown := text[: len(text) - keep]:
             pieces.append((OutputKind.REASONING, shown))
@@ -89,15 +97,12 @@ class ReasoningParser:
             pieces.append((OutputKind.CONTENT, text))
 
 
-def reasoning_delimiters(name: str) -> tuple[str, str]:
-    """A parser's start and end delimiters."""
-    if name not in REASONING_PARSERS:
-        raise ValueError(f"There is no reasoning parser {name!r}: known are {', '.join(REASONING_PARSERS)}.")
-    return START, END
+DEEPSEEK_R1 = ReasoningFormat(
+    names=("deepseek_r1",),
+    matches_template=lambda template: END in template and "<｜Assistant｜>" in template,
+    starts_inside=True,  # these models omit the start delimiter
+)
+QWEN3 = ReasoningFormat(names=("qwen3",), matches_template=lambda template: END in template)
 
-
-def detect_reasoning_parser(template: str) -> str | None:
-    """Detects the parser for a chat template: the model opens the reasoning itself, or the template does."""
-    if END not in template:
-        return None
-    return "deepseek_r1" if "<｜Assistant｜>" in template else "qwen3"
+REASONING_FORMATS: tuple[ReasoningFormat, ...] = (DEEPSEEK_R1, QWEN3)
+"""In the order in which a chat template is compared with them: its first match is the model's format."""

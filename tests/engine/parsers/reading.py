@@ -10,7 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from engine.text.parsers.tools import (
+from engine.text.parsers.choice import named_format
+from engine.text.parsers.events import (
     CallArguments,
     CallBegun,
     CallEnded,
@@ -18,8 +19,8 @@ from engine.text.parsers.tools import (
     Tool,
     ToolEvent,
     ToolParser,
-    make_tool_parser,
 )
+from engine.text.parsers.tools import TOOL_FORMATS
 
 
 @dataclass
@@ -55,6 +56,10 @@ class Output:
 def tool(name: str, parameters: Any = None) -> Tool:
     function = {"name": name} if parameters is None else {"name": name, "parameters": parameters}
     return {"type": "function", "function": function}
+
+
+def make_tool_parser(name: str, tools: Sequence[Tool]) -> ToolParser:
+    return named_format(TOOL_FORMATS, name).parser(tools)
 
 
 def read(name: str, pieces: Sequence[str], tools: Sequence[Tool] = ()) -> Output:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.text.parsers.tools import CallArguments, CallBegun, CallEnded, TextPiece, make_tool_parser
+from engine.text.parsers.events import CallArguments, CallBegun, CallEnded, TextPiece
+from engine.text.parsers.hermes import HermesParser
 from tests.engine.parsers.reading import CALLS, cut, cuts, read, splits_of
 
 
@@ -152,7 +153,7 @@ def test_examples(text: str, content: str, calls: list[tuple[str, Any]]) -> None
 
 
 def test_text_is_reported_at_once_and_arguments_as_they_arrive() -> None:
-    parser = make_tool_parser("hermes", [])
+    parser = HermesParser()
     assert parser.feed("Hello <") == [TextPiece("Hello")]
     assert parser.feed("b") == [TextPiece(" <b")]
     assert parser.feed(">\n<tool_call>\n") == [TextPiece(">")]

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.parsers.reasoning import END, START, OutputKind, ReasoningParser, reasoning_delimiters
+from engine.text.parsers.choice import detect_format, named_format
+from engine.text.parsers.reasoning import (
+    END,
+    REASONING_FORMATS,
+    START,
+    OutputKind,
+    ReasoningFormat,
+    ReasoningParser,
+)
 from tests.engine.parsers.reading import cut, cuts, splits_of
 
 WORDS = st.text("ab<>/think \n🙂é", max_size=30)
@@ -24,7 +32,7 @@ STATES = st.sampled_from([True, False, None])
 
 def split(name: str, pieces: Sequence[str], *, inside: bool | None = None) -> tuple[str, str]:
     """The reasoning and the answer."""
-    parser = ReasoningParser(name, inside=inside)
+    parser = ReasoningParser(named_format(REASONING_FORMATS, name), inside=inside)
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert all(text for _, text in found), "an empty piece"
     kinds = [kind for kind, _ in found]
@@ -117,7 +125,7 @@ def test_examples(name: str, inside: bool | None, text: str, reasoning: str, con
 
 
 def test_a_false_start_of_a_delimiter_is_reported_as_soon_as_possible() -> None:
-    parser = ReasoningParser("qwen3", inside=None)
+    parser = ReasoningParser(named_format(REASONING_FORMATS, "qwen3"), inside=None)
     assert parser.feed("<thi") == []
     assert parser.feed("nk>a </") == [(OutputKind.REASONING, "a ")]
     assert parser.feed("b") == [(OutputKind.REASONING, "</b")]
@@ -126,7 +134,21 @@ def test_a_false_start_of_a_delimiter_is_reported_as_soon_as_possible() -> None:
     assert parser.feed("Hello <think") == [(OutputKind.CONTENT, "Hello <think")]
 
 
-def test_delimiters_are_looked_up_by_the_parsers_name() -> None:
-    assert reasoning_delimiters("qwen3") == reasoning_delimiters("deepseek_r1") == ("<think>", "</think>")
-    with pytest.raises(ValueError, match="no reasoning parser 'nonsense'"):
-        reasoning_delimiters("nonsense")
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(LookupError, match="deepseek_r1, qwen3"):
+        named_format(REASONING_FORMATS, "nonsense")
+
+
+def test_a_template_without_reasoning_has_no_format() -> None:
+    assert detect_format(REASONING_FORMATS, ["{{ messages }}"]) is None
+
+
+def test_a_format_with_its_own_delimiters_needs_only_its_description() -> None:
+    form = ReasoningFormat(
+        names=("scratch",), matches_template=lambda template: "[/R]" in template, start="[R]", end="[/R]"
+    )
+    parser = ReasoningParser(form, inside=None)
+    found = [part for piece in cut("[R]hm[/R]\nHello", [2, 5, 7]) for part in parser.feed(piece)]
+    assert detect_format([*REASONING_FORMATS, form], ["{{ '[R][/R]' }}"]) is form
+    assert "".join(text for kind, text in found if kind is OutputKind.REASONING) == "hm"
+    assert "".join(text for kind, text in found if kind is OutputKind.CONTENT) == "Hello"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.text.parsers.tools import TOOL_PARSERS, make_tool_parser
-from tests.engine.parsers.reading import cut, cuts, read, tool
+from engine.text.parsers.tools import TOOL_FORMATS
+from tests.engine.parsers.reading import cut, cuts, make_tool_parser, read, tool
 
 PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral")
 
@@ -207,4 +207,5 @@ def test_every_alias_parses_like_its_original() -> None:
     output = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 
     assert read("qwen3_json", [output]) == read("hermes", [output])
-    assert sorted(TOOL_PARSERS) == sorted([*PARSERS, "qwen3_json", "qwen3_xml", "llama4_json"])
+    names = [name for form in TOOL_FORMATS for name in form.names]
+    assert sorted(names) == sorted([*PARSERS, "qwen3_json", "qwen3_xml", "llama4_json"])

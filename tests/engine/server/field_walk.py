@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.request_body import Strict
 from engine.server.protocol.size_limit import Measure, SizeLimit
 
 _DEEP = {

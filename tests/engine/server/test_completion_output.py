@@ -21,8 +21,8 @@ from engine.server.openai.completion_output import FinishedChoice
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.completion_body import CompletionBody
 from engine.text.detokenizer import Detokenizer
-from engine.text.parsers.reasoning import ReasoningParser
-from engine.text.parsers.tools import make_tool_parser
+from engine.text.parsers.hermes import HermesParser
+from engine.text.parsers.reasoning import QWEN3, ReasoningParser
 from engine.text.tokenizer import Tokenizer
 from tests.engine.fake_runner import logprobs_of
 from tests.engine.server.tokenizers_for_tests import byte_level_tokenizer
@@ -164,8 +164,8 @@ def whole_chat(
 def reader_factory(echo: str, *, inside: bool, shows: bool, parallel: bool) -> Callable[[], ChoiceReader]:
     return lambda: ChoiceReader(
         0,
-        reasoning=ReasoningParser("qwen3", inside=inside),
-        tools=make_tool_parser("hermes", []),
+        reasoning=ReasoningParser(QWEN3, inside=inside),
+        tools=HermesParser(),
         shows_reasoning=shows,
         allows_parallel_calls=parallel,
         echo=echo,

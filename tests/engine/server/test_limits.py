@@ -14,8 +14,8 @@ from docs.limits_table import body_models
 from engine.errors import InvalidRequest
 from engine.server.protocol import limits
 from engine.server.protocol.body_reader import check
-from engine.server.protocol.generation_body import Strict
 from engine.server.protocol.json_budget import find_json_excess
+from engine.server.protocol.request_body import Strict
 from engine.server.protocol.size_check import LimitExceeded, check_sizes, tree_of
 from engine.server.protocol.size_limit import Measure, SizeLimit
 from tests.engine.server.field_walk import is_limited, places_of

@@ -10,8 +10,9 @@ from starlette.routing import Route
 
 from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
+from engine.models.registry import ARCHITECTURES
 from engine.pooling.engine import PoolingEngine
-from engine.pooling.plan import Family, PoolingPlan, Task
+from engine.pooling.plan import PoolingPlan, Task
 from engine.pooling.sentence_transformers import PoolingType
 from engine.server.app.generation_app import create_app
 from engine.server.app.middleware import RequestMiddleware
@@ -38,8 +39,7 @@ def routes_of(middleware: RequestMiddleware) -> set[tuple[str, str]]:
 
 
 PLAN = PoolingPlan(
-    architecture="BertModel",
-    family=Family.ENCODER,
+    architecture=ARCHITECTURES["BertModel"],
     task=Task.EMBED,
     pooling=PoolingType.CLS,
     use_activation=True,

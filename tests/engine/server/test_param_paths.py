@@ -11,7 +11,7 @@ from engine.server.messages.bodies import MessagesBody
 from engine.server.openai.responses.bodies import ResponsesBody
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.chat_body import ChatBody
-from engine.server.protocol.generation_body import Strict
+from engine.server.protocol.request_body import Strict
 from engine.server.protocol.unknown_fields import collect_ignored
 
 HI = {"role": "user", "content": "Hi"}

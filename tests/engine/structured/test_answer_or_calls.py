@@ -11,6 +11,9 @@ from engine.server.generation.constraints import find_spec
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.chat_body import ChatBody
 from engine.structured import StructuredKind
+from engine.text.parsers.choice import named_format
+from engine.text.parsers.hermes import HERMES
+from engine.text.parsers.tools import TOOL_FORMATS
 from tests.engine.structured.walking import Walker
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -38,7 +41,7 @@ def body(**fields: Any) -> ChatBody:
 
 
 async def takes(walker: Walker, chat: ChatBody, parser: str, *texts: str) -> list[bool]:
-    spec = find_spec(chat, parser)
+    spec = find_spec(chat, named_format(TOOL_FORMATS, parser))
     assert spec is not None
     compiled = await walker.grammar_compiler.compile(spec)
     return [walker.takes(compiled, text) for text in texts]
@@ -65,11 +68,11 @@ async def test_a_forced_call_comes_before_the_format(walker: Walker, choice: Any
 
 
 def test_structured_outputs_exclude_tool_calls() -> None:
-    spec = find_spec(body(structured_outputs={"regex": "a+"}), "hermes")
+    spec = find_spec(body(structured_outputs={"regex": "a+"}), HERMES)
     assert spec is not None
     assert spec.kind is StructuredKind.REGEX
     with pytest.raises(InvalidRequest, match="structured_outputs"):
-        find_spec(body(structured_outputs={"regex": "a+"}, tool_choice="required"), "hermes")
+        find_spec(body(structured_outputs={"regex": "a+"}, tool_choice="required"), HERMES)
 
 
 def test_without_tools_the_format_is_the_answers(walker: Walker) -> None:

@@ -27,7 +27,8 @@ from pydantic import (
 )
 
 from engine.structured.spec import StructuredKind, StructuredOutput
-from engine.text.parsers.tools import call_constraint
+from engine.text.parsers.choice import named_format
+from engine.text.parsers.tools import TOOL_FORMATS
 from tests.engine.structured.agent_tools import TOOLS
 from tests.engine.structured.walking import Walker
 
@@ -191,7 +192,7 @@ async def test_all_tools_of_an_agent_are_forced_together(walker: Walker, parser:
         name: {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
         for name, schema in TOOLS.items()
     }
-    tag = call_constraint(parser, tools, "required", parallel=True)
+    tag = named_format(TOOL_FORMATS, parser).call_constraint(tools, "required", parallel=True)
     assert tag is not None
     await walker.grammar_compiler.compile(StructuredOutput(StructuredKind.TOOL_CALLS, tag, "tools"))
 

@@ -14,15 +14,10 @@ from engine.server.openai.responses.items import Item
 from engine.server.openai.responses.tools import ToolChoice, Tools
 from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
-from engine.server.protocol.generation_body import (
-    MINUS_ONE_AS_NONE,
-    CacheSalt,
-    Ignored,
-    RequestBody,
-    Strict,
-    null_as,
-)
+from engine.server.protocol.generation_body import StopStrings
 from engine.server.protocol.provider_parts import mark_unsupported_parts
+from engine.server.protocol.request_body import MINUS_ONE_AS_NONE, Ignored, RequestBody, Strict, null_as
+from engine.server.protocol.sampling_fields import SamplingFields
 from engine.server.protocol.unknown_fields import report_ignored
 
 RULES = FieldRules(
@@ -143,15 +138,13 @@ class InputTokensBody(RequestBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class ResponsesBody(InputTokensBody):
-    size_limits = body_limits.GENERATION
+class ResponsesBody(SamplingFields, InputTokensBody):
+    size_limits = body_limits.RESPONSES_GENERATION
 
     max_output_tokens: Annotated[int | None, MINUS_ONE_AS_NONE] = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(
         default=None, description="Without effect: it applies to hosted tools only."
     )
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
     include: Annotated[list[str], AfterValidator(_check_include)] | None = None
     include_reasoning: Annotated[bool, null_as(True)] = True
     metadata: dict[str, str] | None = Field(default=None, description="Returned with the response.")
@@ -161,23 +154,8 @@ class ResponsesBody(InputTokensBody):
     background: Annotated[bool, null_as(False)] = False
     stream: Annotated[bool, null_as(False)] = False
     stream_options: ResponseStreamOptions | None = None
-    # vLLM's fields, validated as in chat completions.
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    priority: int | None = None
-    request_id: str | None = None
-    cache_salt: CacheSalt = None
+    stop: StopStrings = Field(default=[])
+    thinking_token_budget: int | None = None  # validated as in chats
     user: str | None = Field(default=None, description="Without effect.")
     safety_identifier: str | None = Field(default=None, description="Without effect.")
     service_tier: str | None = Field(
@@ -207,24 +185,10 @@ class ResponsesBody(InputTokensBody):
 INPUT_CHAT_FIELDS = ("parallel_tool_calls", "chat_template_kwargs")
 CHAT_FIELDS = (
     *INPUT_CHAT_FIELDS,
-    "temperature",
-    "top_p",
+    *SamplingFields.model_fields,
     "include_reasoning",
-    "top_k",
-    "min_p",
-    "seed",
     "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "skip_special_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "structured_outputs",
-    "priority",
-    "request_id",
-    "cache_salt",
+    "stream",
+    "thinking_token_budget",
 )
-"""Fields with the same meaning as in chat completions."""
+"""Fields with the same meaning as in chats."""

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from engine.server.openai.responses.tools import Tools, known_types
-from engine.server.protocol.generation_body import Ignored, Strict, null_as
 from engine.server.protocol.provider_parts import REASONING_PARTS, UNSUPPORTED_MEDIA, type_of
 from engine.server.protocol.provider_text import readable_text
+from engine.server.protocol.request_body import Ignored, Strict, null_as
 
 _TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 

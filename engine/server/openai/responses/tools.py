@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from engine.server.protocol.generation_body import STRICT_TOOL, Ignored, Strict
+from engine.server.protocol.generation_body import STRICT_TOOL
 from engine.server.protocol.limits import MAX_TOOLS
+from engine.server.protocol.request_body import Ignored, Strict
 
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 

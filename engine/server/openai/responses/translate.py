@@ -36,6 +36,7 @@ _RESPONSES_PARAMS = {
     "response_format.json_schema.schema": "text.format.schema",
     "tool_choice.function.name": "tool_choice.name",
 }
+_OTHER_FIELD = re.compile(r"\b(max_completion_tokens|response_format)\b")
 _MESSAGE_PATH = re.compile(r"messages\[(\d+)\]")
 _TOOL_PATH = re.compile(r"tools\[(\d+)\](?:\.function)?")
 _CUSTOM_PATTERN = ".parameters.properties.input.pattern"
@@ -89,7 +90,7 @@ class ConversationRequest:
             "tool_choice": self._choice,
         }
         if isinstance(body, ResponsesBody):
-            fields |= {"max_completion_tokens": body.max_output_tokens, "stream": body.stream}
+            fields["max_completion_tokens"] = body.max_output_tokens
         return check_derived(fields, ChatBody)
 
     @property
@@ -102,8 +103,9 @@ class ConversationRequest:
         """The same error with the client's name of the field."""
         param = error.param or ""
         name = self._client_name(param)
-        if name == param:
-            return error
+        if name == param:  # the message may name another field too
+            message = _OTHER_FIELD.sub(lambda found: _RESPONSES_PARAMS[found[0]], error.message)
+            return error.renamed(message, error.param)
         message = error.message.replace(param, name or "input")
         place, own_place = param.rpartition(".")[0], name.rpartition(".")[0]
         if "." in place:  # schema errors name the place and the keyword separately

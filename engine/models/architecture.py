@@ -1,0 +1,61 @@
+"""What the engine knows of an architecture before its model's class is imported. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeAlias
+
+from engine.models.config import ModelConfig
+from engine.models.encoder_config import EncoderConfig
+
+
+class SavedHead(StrEnum):
+    """What a checkpoint has on top of its layers; values are the ends of names in config.json."""
+
+    NONE = "Model"
+    CAUSAL_LM = "ForCausalLM"
+    MASKED_LM = "ForMaskedLM"
+    CLASSIFIER = "ForSequenceClassification"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Architecture:
+    name: str  # in config.json
+    head: SavedHead
+    model_class: str  # "module:class": the class needs torch, the list of architectures must not
+    pools: bool = True  # whether the pooling runner supports it
+
+    @property
+    def generates(self) -> bool:
+        return self.head is SavedHead.CAUSAL_LM
+
+    @property
+    def classifies(self) -> bool:
+        return self.head is SavedHead.CLASSIFIER
+
+    def load_class(self) -> Any:
+        """A CausalLM for decoders; an Encoder for encoders."""
+        return resolve_name(self.model_class)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderArchitecture(_Architecture):
+    read_config: Callable[[Path, Mapping[str, Any] | None], ModelConfig]
+    """(directory, --hf-overrides) → its configuration. Raises CheckpointError and UnsupportedModel."""
+
+    def first_position(self, raw: Mapping[str, Any]) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderArchitecture(_Architecture):
+    read_config: Callable[[Path, Mapping[str, Any] | None], EncoderConfig]
+    first_position: Callable[[Mapping[str, Any]], int]
+    """The row of a sequence's first token in the table of positions, from config.json as overridden."""
+
+
+Architecture: TypeAlias = DecoderArchitecture | EncoderArchitecture
