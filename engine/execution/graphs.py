@@ -6,7 +6,7 @@ next such number with rows that read and store nothing, and its numbers are copi
 
 from __future__ import annotations
 
-import os
+import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,11 +17,13 @@ import torch
 from engine.core.batch import Batch
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
-from engine.models.inputs import BlockReader, flatten, upload
+from engine.models.inputs import BlockReader, flatten
+from engine.models.triton_kernels.switches import uses_cuda_graphs
 
-SWITCH = "BERTH_CUDA_GRAPHS"  # environment: 0 = every step launches its kernels one by one
+log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_COLUMNS = 8  # per row, at most, beside its blocks
 
 Run = Callable[[], torch.Tensor]
 
@@ -58,8 +60,9 @@ class CudaRecord:
 
 def recorder_for(cache: PagedKVCache) -> Callable[[], Record] | None:
     """None where nothing is recorded: only attention by block table has shapes that don't change."""
-    is_recorded = cache.device.type == "cuda" and cache.reader is BlockReader.ALL
-    return CudaRecord if is_recorded and os.environ.get(SWITCH) != "0" else None
+    if cache.reader is not BlockReader.ALL or not uses_cuda_graphs(cache.device.type):
+        return None
+    return CudaRecord
 
 
 class DecodeGraphs:
@@ -68,42 +71,42 @@ class DecodeGraphs:
     References the model's and the cache's memory: drop it before they sleep.
     """
 
-    def __init__(
-        self, model: CausalLM, cache: PagedKVCache, record: Record, *, sizes: tuple[int, ...] = SIZES
-    ) -> None:
+    def __init__(self, model: CausalLM, cache: PagedKVCache, record: Record) -> None:
         self._model = model
         self._cache = cache
         self._record = record
-        self._sizes = sizes
+        self._can_record = True
         self._max_context = min(model.config.max_position_embeddings, cache.num_blocks * cache.block_size)
         blocks_per_row = -(-self._max_context // cache.block_size) + 1
-        self._numbers = torch.zeros(sizes[-1] * (8 + blocks_per_row), dtype=torch.int64, device=model.device)
+        num_numbers = _SIZES[-1] * (_COLUMNS + blocks_per_row)
+        self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=model.device)
         self._replays: dict[int, Run] = {}
-
-    def fits(self, batch: Batch) -> bool:
-        return 0 < len(batch.sequences) <= self._sizes[-1] and all(
-            len(sequence.token_ids) == 1 and sequence.samples and not sequence.scored_token_ids
-            for sequence in batch.sequences
-        )
 
     def record_all(self, max_rows: int) -> None:
         """Ahead of the first request; the largest first, as the others fit into its memory."""
-        for size in reversed(self._sizes[: bisect_left(self._sizes, max_rows) + 1]):
-            self._replay_of(size)
+        for size in reversed(_SIZES[: bisect_left(_SIZES, max_rows) + 1]):
+            self._find_replay(size)
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """[S, vocab_size], valid until the next call."""
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """[S, vocab_size], valid until the next call; None if no graph runs such a batch."""
         num_rows = len(batch.sequences)
-        size = self._sizes[bisect_left(self._sizes, num_rows)]
-        replay = self._replay_of(size)
+        if not _is_recorded(batch):
+            return None
+        size = _SIZES[bisect_left(_SIZES, num_rows)]
+        if (replay := self._find_replay(size)) is None:
+            return None
         inputs = flatten(batch, self._cache.block_size, BlockReader.ALL, pad_to=size)
-        self._numbers[: len(inputs.numbers)].copy_(upload(inputs.numbers, self._numbers.device))
+        self._numbers[: len(inputs.numbers)].copy_(inputs.numbers)
         return replay()[:num_rows]
 
-    def _replay_of(self, size: int) -> Run:
-        if size not in self._replays:
-            self._replays[size] = self._record(self._step(size))
-        return self._replays[size]
+    def _find_replay(self, size: int) -> Run | None:
+        if size not in self._replays and self._can_record:
+            try:
+                self._replays[size] = self._record(self._step(size))
+            except Exception:  # of Triton, CUDA or its memory: steps run without a graph, only slower
+                self._can_record = False
+                log.warning("Recording steps of %d rows failed; they run unrecorded.", size, exc_info=True)
+        return self._replays.get(size)
 
     def _step(self, size: int) -> Run:
         """A step of `size` rows on this object's memory, which has only rows that fill up meanwhile."""
@@ -119,3 +122,10 @@ class DecodeGraphs:
         inputs = replace(inputs, paged=paged)
         model, cache = self._model, self._cache  # not this object: it would keep itself, and them, alive
         return lambda: model.logits(model(inputs, cache))
+
+
+def _is_recorded(batch: Batch) -> bool:
+    return 0 < len(batch.sequences) <= _SIZES[-1] and all(
+        len(sequence.token_ids) == 1 and sequence.samples and not sequence.scored_token_ids
+        for sequence in batch.sequences
+    )

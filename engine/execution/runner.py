@@ -141,8 +141,7 @@ class ModelRunner:
         """
         model, cache = self._residency.model, self._residency.cache
         graphs = self._find_graphs()
-        if graphs is not None and graphs.fits(batch):
-            logits = graphs.logits(batch)
+        if graphs is not None and (logits := graphs.logits(batch)) is not None:
             return logits, logits[:0]
         inputs = build_inputs(batch, self.block_size, model.device, reader=cache.reader)
         hidden = model(inputs, cache)

@@ -96,7 +96,7 @@ def build_inputs(
 ) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
     inputs = flatten(batch, block_size, reader)
-    return inputs.on(upload(inputs.numbers, device), block_size)
+    return inputs.on(inputs.numbers.to(device), block_size)
 
 
 def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
@@ -165,13 +165,6 @@ def _end_to_end(*columns: array[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
         flat.extend(column)
         flat.extend([0] * (-len(flat) % _ALIGNMENT))
     return torch.frombuffer(flat, dtype=torch.int64), tuple(sections)
-
-
-def upload(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On a GPU the copy is made beside whatever the CPU does next: its source must be page-locked memory."""
-    if device.type != "cuda":
-        return numbers.to(device)
-    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
 from functools import cache
 from typing import Protocol
 
 import torch
 
 from engine.models.native.kernels import find_kernels
-
-log = logging.getLogger(__name__)
-
-TRITON_SWITCH = "BERTH_TRITON_KERNELS"  # environment: 0 = PyTorch's own operators on a GPU
+from engine.models.triton_kernels.switches import uses_triton
 
 
 class Operators(Protocol):
@@ -53,7 +47,7 @@ class Operators(Protocol):
 
 def find_operators(device_type: str, dtype: torch.dtype) -> Operators | None:
     """None if there are none and PyTorch's operators must be used."""
-    return _triton_operators() if has_triton(device_type) else find_kernels(device_type, dtype)
+    return _triton_operators() if uses_triton(device_type) else find_kernels(device_type, dtype)
 
 
 @cache
@@ -61,17 +55,3 @@ def _triton_operators() -> Operators:
     from engine.models.triton_kernels.layers import TritonOperators  # compiles for a GPU, so only if used
 
     return TritonOperators()
-
-
-@cache
-def has_triton(device_type: str) -> bool:
-    """Whether our Triton kernels run there; the log says why not. Triton isn't imported."""
-    if device_type != "cuda":
-        return False
-    if os.environ.get(TRITON_SWITCH) == "0":
-        log.info("Computing with PyTorch's operators only: %s is 0.", TRITON_SWITCH)
-        return False
-    if importlib.util.find_spec("triton") is None:
-        log.warning("Triton isn't installed: a GPU computes with PyTorch's operators only, much slower.")
-        return False
-    return True

@@ -9,7 +9,8 @@ import torch
 
 from engine.models.inputs import BlockReader, PagedSequences
 from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
-from engine.models.operators import Operators, has_triton
+from engine.models.operators import Operators
+from engine.models.triton_kernels.switches import uses_triton
 
 
 class BlockKernels(Protocol):
@@ -81,7 +82,7 @@ def find_block_kernels(
     """None: PyTorch's own operators are used for everything."""
     if not fits_head_dim(head_dim):
         return None
-    if has_triton(device.type):
+    if uses_triton(device.type):
         from engine.models.triton_kernels.attention import PagedAttention
 
         return PagedAttention(num_heads, num_kv_heads, head_dim, block_size, processors_of(device))
