@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from api.protocols.registry import PluginError
 from composition.application import create_app
-from composition.policies import ENV_FILE
+from composition.policies import ENV_FILE, engine_kinds
 from composition.server import BerthServer, create_server
 from composition.start_check import all_mistakes, check
 from composition.telemetry import Telemetry
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         flags = parse_flags(argv, VERSION)
     except FlagError as error:
         return _refuse([str(error)])
-    loaded = read_settings(ENV_FILE, flags.given)
+    loaded = read_settings(ENV_FILE, flags.given, engine_kinds())
     if flags.check:
         report = check(loaded)
         sys.stdout.write((report.as_json() if flags.as_json else report.as_text()) + "\n")

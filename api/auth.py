@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
 from api.access.engine_routes import RequestRoutes
@@ -29,10 +29,10 @@ from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import ApiError, api_error
-from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import KEY_HEADERS, find_header, key_in_subprotocols
 from api.http.respond import refuse_handshake, request_id_of, send_error
-from api.http.response_channel import FastPathApp, ResponseChannel, ResumeAsTask
+from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.http.route import RoutedApp, Router
 from api.telemetry.access_log import log_answered
 
 _ENGINES = RequestRoutes()
@@ -42,12 +42,12 @@ _FETCH_SITE = b"sec-fetch-site"  # the origin of a browser's request; pages cann
 _OWN_PAGES = (b"", b"same-origin", b"none")  # not a browser, a page of Berth's own, or a typed address
 
 
-class AccessControl:
+class AccessControl(RoutedApp):
     """An ASGI application that passes permitted requests to `app` and refuses the others."""
 
     def __init__(
         self,
-        app: FastPathApp,
+        app: Router,
         keys: Keys | KeyStore,
         *,
         inference_paths: frozenset[bytes] = frozenset(),
@@ -71,37 +71,21 @@ class AccessControl:
         self._request_routes = request_routes
         self._key_store = keys if isinstance(keys, KeyStore) else KeyStore(keys)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def route(self, scope: Scope) -> Handler:
         error = None if scope["type"] == "lifespan" else self._refusal(scope)
-        if error is None:
-            await self._app(scope, receive, send)
-        else:
-            self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
-            await _refuse(scope, receive, send, error)
+        if error is not None:
+            return Handler(partial(self._refuse, error), lasts=False)
+        return _Permitted(self._key_store, caller_of(scope), self._app.route(scope))
 
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
-    ) -> bool:
-        """The application's fast path, see `DataPlane.begin`; refusals are sent by ASGI."""
-        return self._is_permitted(scope) and self._app.begin(scope, body, channel, resume_as_task)
-
-    def _is_permitted(self, scope: Scope) -> bool:
-        """Whether the request is permitted. For callers without limits this depends on the head alone."""
-        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        ring = self._key_store.ring
-        if (
-            route_cache is not None
-            and (cached := route_cache.get("caller")) is not None
-            and cached[0] is ring
-        ):
-            set_caller(scope, cached[1])
-            return True
-        if self._refusal(scope) is not None:
-            return False
-        caller = caller_of(scope)
-        if route_cache is not None and caller.models is None and caller.rate is None:
-            route_cache["caller"] = ring, caller
-        return True
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        self._on_refused(scope.get("method", "WEBSOCKET"), error.status)
+        request_id = request_id_of(scope)
+        log_answered(scope, error.status, time.perf_counter(), request_id, "access denied")
+        if scope["type"] == "websocket":
+            await receive()
+            await refuse_handshake(scope, send, error, request_id, _POLICY_VIOLATION)
+            return
+        await send_error(send, error, raw_path(scope), request_id)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         required = required_access(
@@ -191,6 +175,30 @@ class AccessControl:
         return error
 
 
+class _Permitted(Handler):
+    """A caller's requests with one head, as long as the keys are the same and it has no limits."""
+
+    __slots__ = ("_caller", "_handler", "_keys", "_ring")
+
+    def __init__(self, keys: KeyStore, caller: Caller, handler: Handler) -> None:
+        super().__init__(handler)
+        self._keys = keys
+        self._ring = keys.ring
+        self._caller = caller
+        self._handler = handler
+
+    def holds(self) -> bool:
+        caller = self._caller
+        is_unlimited = caller.models is None and caller.rate is None
+        return is_unlimited and self._ring is self._keys.ring and self._handler.holds()
+
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        set_caller(scope, self._caller)
+        return self._handler.begin(scope, body, channel, resume_as_task)
+
+
 def required_access(
     path: bytes,
     inference_paths: frozenset[bytes] = frozenset(),
@@ -267,13 +275,3 @@ def _keys_in(scope: Scope) -> list[bytes]:
     keys = [bearer.strip() if scheme.lower() == b"bearer" else b"", *map(bytes.strip, given.values())]
     keys.append(key_in_subprotocols(scope.get("subprotocols", ())))
     return [key for key in keys if key]
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
-    request_id = request_id_of(scope)
-    log_answered(scope, error.status, time.perf_counter(), request_id, "access denied")
-    if scope["type"] == "websocket":
-        await receive()
-        await refuse_handshake(scope, send, error, request_id, _POLICY_VIOLATION)
-        return
-    await send_error(send, error, raw_path(scope), request_id)

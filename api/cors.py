@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
-from api.http.head_cache import ROUTE_CACHE, RouteCache
 from api.http.headers import find_header
 from api.http.respond import request_id_of, send_response
-from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
+from api.http.response_channel import EXTENSION, Handler, ResponseChannel, ResumeAsTask
+from api.http.route import RoutedApp, Router
 from api.telemetry.access_log import log_answered
 
 _ANY = "*"
@@ -76,57 +76,71 @@ class Origins:
         return b"*" if self.is_any else origin
 
 
-class Cors:
-    """Wraps a FastPathApp and makes its responses readable for pages of allowed origins."""
+class Cors(RoutedApp):
+    """Makes the responses of `app` readable for pages of allowed origins."""
 
-    def __init__(self, app: FastPathApp, origins: Origins) -> None:
+    def __init__(self, app: Router, origins: Origins) -> None:
         self._app = app
         self._origins = origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def route(self, scope: Scope) -> Handler:
         origin = find_header(scope["headers"], b"origin") if scope["type"] == "http" else b""
         if not origin:
-            await self._app(scope, receive, send)
-        elif _is_preflight(scope) and self._origins.allow(origin):
-            await self._answer_preflight(scope, send, origin)
-        else:
-            extensions = scope.get("extensions")
-            if extensions and EXTENSION in extensions:
-                extensions[EXTENSION] = _Channel(extensions[EXTENSION], self._origins, origin)
-            await self._app(scope, receive, self._sending(send, origin))
+            return self._app.route(scope)
+        if _is_preflight(scope) and self._origins.allow(origin):
+            return Handler(partial(self._answer_preflight, origin))
+        return _ForPage(self._app.route(scope), self._origins, origin)
 
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
-    ) -> bool:
-        """The fast path, see `DataPlane.begin`."""
-        origin = _origin_of(scope)
-        if not origin:
-            return self._app.begin(scope, body, channel, resume_as_task)
-        if scope["method"] == "OPTIONS":
-            return False
-
-        def resume(app: App) -> None:
-            async def application(scope: Scope, receive: Receive, send: Send) -> None:
-                await app(scope, receive, self._sending(send, origin))
-
-            resume_as_task(application)
-
-        return self._app.begin(scope, body, _Channel(channel, self._origins, origin), resume)
-
-    def _sending(self, send: Send, origin: bytes) -> Send:
-        async def send_answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": self._origins.answer(message.get("headers", []), origin)}
-            await send(message)
-
-        return send_answer
-
-    async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes) -> None:
+    async def _answer_preflight(self, origin: bytes, scope: Scope, _: Receive, send: Send) -> None:
         """Needs no key: browsers send none with a preflight."""
         request_id = request_id_of(scope)
         log_answered(scope, 204, time.perf_counter(), request_id, "preflight")
         headers = [*self._origins.preflight(scope["headers"], origin), (b"x-request-id", request_id)]
         await send_response(send, 204, headers, b"")
+
+
+class _ForPage(Handler):
+    """A page's requests with one head."""
+
+    __slots__ = ("_handler", "_origin", "_origins")
+
+    def __init__(self, handler: Handler, origins: Origins, origin: bytes) -> None:
+        super().__init__(handler)
+        self._handler = handler
+        self._origins = origins
+        self._origin = origin
+
+    def holds(self) -> bool:
+        return self._handler.holds()
+
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        if scope["method"] == "OPTIONS":
+            return False
+
+        def resume(app: App) -> None:
+            async def application(scope: Scope, receive: Receive, send: Send) -> None:
+                await app(scope, receive, self._sending(send))
+
+            resume_as_task(application)
+
+        return self._handler.begin(scope, body, _Channel(channel, self._origins, self._origin), resume)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        extensions = scope.get("extensions")
+        if extensions and EXTENSION in extensions:
+            extensions[EXTENSION] = _Channel(extensions[EXTENSION], self._origins, self._origin)
+        await self._handler(scope, receive, self._sending(send))
+
+    def _sending(self, send: Send) -> Send:
+        async def send_answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = self._origins.answer(message.get("headers", []), self._origin)
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return send_answer
 
 
 class _Channel:
@@ -156,17 +170,6 @@ class _Channel:
 
     def cut(self) -> None:
         self._channel.cut()
-
-
-def _origin_of(scope: Scope) -> bytes:
-    """The page's origin, cached with the head."""
-    route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-    if route_cache is None:
-        return find_header(scope["headers"], b"origin")
-    if (known := route_cache.get("origin")) is None:
-        known = route_cache["origin"] = find_header(scope["headers"], b"origin")
-    origin: bytes = known
-    return origin
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -19,7 +19,7 @@ from api.gateway.gateway import UNVERSIONED, Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.http.dispatch import Dispatcher
-from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
 from api.proxy.peer_routes import PeerRoutes
@@ -47,12 +47,12 @@ from instance_manager.types import Event, InstanceState
 class Application:
     """The assembled Berth. `app` serves; its lifespan owns the engines."""
 
-    app: FastPathApp
+    app: RoutedApp
     manager: InstanceManager
     pulls: Pulls
 
 
-def create_app(settings: Settings, env_file: Path | None = None) -> FastPathApp:
+def create_app(settings: Settings, env_file: Path | None = None) -> RoutedApp:
     """The whole of Berth as one ASGI application; its lifespan owns the engines."""
     return compose(settings, env_file).app
 
@@ -70,7 +70,6 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
     metrics, lifecycle = _metrics(manager)
-    page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION)
     peer_routes = PeerRoutes(
         manager.peers, metrics, lambda: manager.state.session.owner, manager.check_accepts_requests
     )
@@ -84,15 +83,16 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     )
     cache = None
     if settings.response_cache_mb:
-        cache = page.cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+        cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
     protocols = ProtocolApp(
         cache or gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
     )
     translated = sorted({adapter.route for adapter in adapters})
+    page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION, cache=cache)
     control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
     door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
-    routes = ModelRoutes(gateway, protocols.routes, has_fast_path=cache is None)
-    dispatcher = Dispatcher(control, data_plane, door, routes.is_for, routes.begin)
+    routes = ModelRoutes(gateway, door, protocols.routes, has_fast_path=cache is None)
+    dispatcher = Dispatcher(control, data_plane, routes)
     origins = origins_of(settings)
     access = AccessControl(
         dispatcher,

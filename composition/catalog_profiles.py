@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from api.protocols.registry import load_protocols
+from composition.policies import chosen_kind, engine_kinds, options_of
 from configs.catalog import Catalog, CatalogFile
 from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
@@ -19,6 +20,7 @@ from configs.one_line import one_line
 from configs.remarks import Remark
 from configs.settings import Settings
 from configs.settings_remarks import remarks_on
+from instance_manager.backends import BACKENDS, backend_of
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidCatalog
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
@@ -38,7 +40,7 @@ class CatalogProfiles:
         self._settings = settings
         self._protocols = protocols
         self._cache = cache
-        self._file = CatalogFile(settings.models_file, self._check)
+        self._file = CatalogFile(settings.models_file, self._check, engine_kinds())
         self._discovery = Discovery([], [])
         self._names: frozenset[str] = frozenset()  # and aliases of all models
 
@@ -48,7 +50,7 @@ class CatalogProfiles:
         self._discovery = scan_models(self._settings.model_dirs, self._cache)
         on_disk = {found.name: found for found in self._discovery.models}
         profiles = {
-            name: _with_files(self._profile(name, entry), _files_of(entry, on_disk))
+            name: _with_files(self._profile(name, entry), self._files_of(entry, on_disk))
             for name, entry in catalog.models.items()
         }
         taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
@@ -62,6 +64,10 @@ class CatalogProfiles:
     def found(self) -> Iterator[Remark]:
         """Remarks for the operator on settings, folders and the catalog's paths, as last read."""
         settings = self._settings
+        for kind in BACKENDS.values():
+            is_default = settings.default_engine == kind.name
+            problems = kind.problems_of_settings(options_of(settings), is_default=is_default)
+            yield from (Remark(problem, is_mistake=True) for problem in problems)
         yield from remarks_on(settings)
         yield from self._discovery.remarks
         default = settings.default_model
@@ -70,7 +76,7 @@ class CatalogProfiles:
                 f"DEFAULT_MODEL={default}: no local model has this name; it would be loaded from the hub"
             )
         for name, entry in self._file.current.models.items():
-            folder = None if entry.engine == "command" else entry.path
+            folder = entry.path if self._finds_model(entry) else None
             if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
 
@@ -83,7 +89,7 @@ class CatalogProfiles:
     def preview(self, name: str, changes: Mapping[str, Any]) -> ModelProfile:
         """Raises InvalidCatalog."""
         try:
-            catalog = preview_edit(self._settings.models_file, name, changes)
+            catalog = preview_edit(self._settings.models_file, name, changes, engine_kinds())
         except CatalogError as error:
             raise InvalidCatalog(str(error)) from error
         return self._profile(name, catalog.models[name])
@@ -101,19 +107,16 @@ class CatalogProfiles:
     def edit(self, name: str, changes: Mapping[str, Any]) -> None:
         """Raises InvalidCatalog."""
         try:
-            edit_model(self._settings.models_file, name, changes)
+            edit_model(self._settings.models_file, name, changes, engine_kinds())
         except CatalogError as error:
             raise InvalidCatalog(str(error)) from error
 
     def _profile(self, name: str, entry: ModelEntry) -> ModelProfile:
-        default_engine = (
-            "engine" if self._settings.default_engine == "auto" else self._settings.default_engine
-        )
         same = {field: getattr(entry, field) for field in _SAME_FIELDS}
         converted = {
             "name": name,
             "model": str(entry.path) if entry.path is not None else (entry.model or name),
-            "engine": default_engine if entry.engine in (None, "auto") else entry.engine,
+            "engine": self._kind(entry),
             "params": entry.engine_params(),
             "idle_timeout_s": entry.timeout,
             "expire_action": None if entry.expire_action is None else ExpireAction(entry.expire_action),
@@ -121,6 +124,18 @@ class CatalogProfiles:
             "strip_params": frozenset(entry.filters.strip_params),
         }
         return ModelProfile(**(same | converted))
+
+    def _kind(self, entry: ModelEntry) -> str:
+        return chosen_kind(self._settings, entry.engine)
+
+    def _finds_model(self, entry: ModelEntry) -> bool:
+        return backend_of(self._kind(entry)).finds_model
+
+    def _files_of(self, entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
+        """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
+        if entry.path is not None:
+            return files_at(entry.path)
+        return on_disk.get(entry.target) if self._finds_model(entry) else None
 
     def _check(self, catalog: Catalog) -> None:
         for name, entry in catalog.models.items():
@@ -132,13 +147,6 @@ class CatalogProfiles:
                     keys=("models", name, "protocol"),
                     value=entry.protocol,
                 )
-
-
-def _files_of(entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
-    """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
-    if entry.path is not None:
-        return files_at(entry.path)
-    return None if entry.engine == "command" else on_disk.get(entry.target)
 
 
 def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 from api.access.key_store import Keys
 from api.access.keys import Access, ApiKey
 from api.cors import Origins
 from api.proxy.pace import PaceRules
+from configs.engine_kinds import AUTO, EngineKinds
 from configs.engine_variables import engine_variables
 from configs.settings import Settings
 from configs.settings_error import SettingsError
+from instance_manager.backends import BACKENDS, DEFAULT
 from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InvalidKeyFile
 from instance_manager.state.stores.errors import InvalidStateUrl
@@ -21,12 +24,18 @@ from instance_manager.types import ExpireAction
 ENV_FILE = Path(".env")
 
 
+def engine_kinds() -> EngineKinds:
+    """The engines that settings and models.yaml may name."""
+    by_command = [name for name, backend in BACKENDS.items() if backend.runs_command]
+    return EngineKinds(tuple(BACKENDS), next(iter(by_command), None))
+
+
 def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerConfig:
     """The manager's policy."""
     return ManagerConfig(
         base_port=settings.vllm_base_port,
         max_instances=settings.vllm_max_instances,
-        default_engine="engine" if settings.default_engine == "auto" else settings.default_engine,
+        default_engine=chosen_kind(settings),
         default_model=settings.default_model,
         default_idle_timeout_s=settings.vllm_default_timeout,
         expire_action=ExpireAction(settings.expire_action),
@@ -44,13 +53,22 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
         state_url=state_url(settings),
         advertise_url=_advertised(settings),
         on_shutdown=OnShutdown(settings.on_shutdown),
-        vllm_python=settings.vllm_python,
         model_dirs=settings.model_dirs,
         default_params=settings.parameters(),
-        engine_params={"unknown_fields": settings.unknown_fields},
-        vllm_params={"trust_remote_code": True} if settings.vllm_default_trust_remote_code else {},
+        options=options_of(settings),
         engine_env=engine_variables(settings, env_file),
     )
+
+
+def chosen_kind(settings: Settings, of_model: str | None = None) -> str:
+    """The engine kind of a model whose entry says `of_model`, or that has no entry."""
+    named = settings.default_engine if of_model in (None, AUTO) else of_model
+    return DEFAULT if named in (None, AUTO) else named
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """The settings that are about one engine kind, by field."""
+    return {field: getattr(settings, field) for kind in BACKENDS.values() for field in kind.settings}
 
 
 def _advertised(settings: Settings) -> str:

@@ -7,17 +7,16 @@ import socket
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import cast
 
 import uvicorn
 
-from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.server import garbage
-from api.server.connection_limits import ConnectionLimits
 from api.server.descriptors import connections_within, raise_descriptor_limit
-from api.server.guarded_http import GuardedHttpProtocol
 from api.server.guarded_ws import GuardedWebSocket
+from api.server.limits import ConnectionLimits
 from api.server.listening import bind
+from api.server.protocol import HttpServer
 from api.telemetry.trace_export import InstanceSpans, TraceExport
 from api.telemetry.tracing import Tracing
 from composition.application import compose
@@ -78,7 +77,7 @@ def create_server(
 ) -> BerthServer:
     """The HTTP server around the application; header rules are the data plane's, so uvicorn adds none."""
     parts = compose(settings, env_file)
-    app: FastPathApp = parts.app
+    app: RoutedApp = parts.app
     if traces is not None:
         app = Tracing(app, traces.tracer)
         parts.manager.events.add_listener(InstanceSpans(traces.tracer).on_event)
@@ -91,9 +90,7 @@ def create_server(
         host=settings.app_host,
         port=settings.app_port,
         loop="auto",
-        http=cast(
-            type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits, origins=origins_of(settings))
-        ),
+        http=HttpServer(limits, origins_of(settings)).protocol(),
         ws=GuardedWebSocket,
         access_log=False,
         proxy_headers=False,  # only the peer's address identifies a proxy in front of us

@@ -6,7 +6,7 @@ import os
 
 from api.protocols.registry import PluginError, load_protocols
 from composition.catalog_profiles import catalog_profiles
-from composition.policies import ENV_FILE, api_keys, manager_config, state_url
+from composition.policies import ENV_FILE, api_keys, engine_kinds, manager_config, state_url
 from configs.catalog import load_catalog
 from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
@@ -24,7 +24,7 @@ def all_mistakes(loaded: Loaded) -> list[str]:
         lambda: api_keys(settings),
         lambda: state_url(settings),
         lambda: load_protocols(settings.protocol_plugins),
-        lambda: load_catalog(settings.models_file),
+        lambda: load_catalog(settings.models_file, kinds=engine_kinds()),
         lambda: catalog_profiles(settings, manager_config(settings, ENV_FILE)),
     ):
         try:

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from configs.bounded_file import read_bounded
 from configs.catalog_error import NO_VALUE, CatalogError, collecting, combined
+from configs.engine_kinds import EngineKinds
 from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
@@ -44,6 +45,7 @@ class Catalog:
     models: Mapping[str, ModelEntry] = field(default_factory=lambda: MappingProxyType({}))
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # as written
     folder: Path = Path()  # of the file, absolute
+    kinds: EngineKinds | None = None
 
     def resolve(self, name: str) -> str | None:
         """The model's own name for a name or alias; None: not in the catalog."""
@@ -53,18 +55,22 @@ class Catalog:
 
     def found_entry(self, path: Path) -> ModelEntry:
         """The entry, from `defaults:`, of a model that was found on disk and isn't in the file."""
-        return ModelEntry.model_validate({**self.defaults, "path": str(path)}).located("", self.folder)
+        fields = {**self.defaults, "path": str(path)}
+        return ModelEntry.model_validate(fields, context=self.kinds).located("", self.folder)
 
 
 class CatalogFile:
     """The catalog of one file, read again when it has changed."""
 
-    def __init__(self, path: Path, check: Callable[[Catalog], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, check: Callable[[Catalog], None] | None = None, kinds: EngineKinds | None = None
+    ) -> None:
         """`check` raises CatalogError for mistakes that the file alone doesn't show. Raises CatalogError."""
         self.path = path
         self._check = check
+        self._kinds = kinds
         self._stamp = _stamp(path)
-        self.current = load_catalog(path, check)
+        self.current = load_catalog(path, check, kinds)
 
     def reload_if_changed(self) -> frozenset[str] | None:
         """The names of models that are new, gone or changed; None if the file is unchanged.
@@ -76,7 +82,7 @@ class CatalogFile:
     def reload(self) -> frozenset[str]:
         """The same, but raises for a mistake each time."""
         self._stamp = _stamp(self.path)  # taken first: later changes are seen next time
-        new, old = load_catalog(self.path, self._check), self.current
+        new, old = load_catalog(self.path, self._check, self._kinds), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
         return frozenset(name for name in names if new.models.get(name) != old.models.get(name))
@@ -90,12 +96,17 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def load_catalog(path: Path, check: Callable[[Catalog], None] | None = None) -> Catalog:
-    """Read and check models.yaml. Raises CatalogError for mistakes, also those that `check` finds."""
+def load_catalog(
+    path: Path, check: Callable[[Catalog], None] | None = None, kinds: EngineKinds | None = None
+) -> Catalog:
+    """Read and check models.yaml. Raises CatalogError for mistakes, also those that `check` finds.
+
+    `kinds`: the engines that it may name; None = any.
+    """
     text = read_text(path)
     if text is None:
-        return Catalog(folder=folder_of(path))
-    catalog = parse_catalog(text, path)
+        return Catalog(folder=folder_of(path), kinds=kinds)
+    catalog = parse_catalog(text, path, kinds)
     if check is not None:
         try:
             check(catalog)
@@ -124,13 +135,13 @@ def folder_of(path: Path) -> Path:
     return expand_home(path).absolute().parent
 
 
-def parse_catalog(text: str, path: Path) -> Catalog:
+def parse_catalog(text: str, path: Path, kinds: EngineKinds | None = None) -> Catalog:
     """The catalog from `text`, as if it were the content of `path`. Raises CatalogError."""
     try:
         document = read_yaml(text)
     except YamlMistake as error:
         raise CatalogError(path, error.problem, line=error.line, keys=error.keys) from None
-    return _Reader(path, document).catalog()
+    return _Reader(path, document, kinds).catalog()
 
 
 def merge_defaults(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +169,11 @@ def merge_defaults(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
 class _Reader:
     """Checks one document; finds the lines of its mistakes."""
 
-    def __init__(self, path: Path, document: YamlDocument) -> None:
+    def __init__(self, path: Path, document: YamlDocument, kinds: EngineKinds | None) -> None:
         self._path = path
         self._folder = folder_of(path)
         self._document = document
+        self._kinds = kinds
 
     def catalog(self) -> Catalog:
         data = self._mapping(self._document.data, ())
@@ -182,7 +194,7 @@ class _Reader:
                 str(one): one for one in mistakes
             }  # a mistake in `defaults` appears once, not per model
             raise combined(sorted(unique.values(), key=lambda one: one.line or 0))
-        return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder)
+        return Catalog(MappingProxyType(models), MappingProxyType(defaults), self._folder, self._kinds)
 
     def _defaults(self, data: Mapping[str, Any], mistakes: list[CatalogError]) -> dict[str, Any]:
         """As written, without invalid fields: models are checked with the others."""
@@ -209,7 +221,7 @@ class _Reader:
 
     def _validated(self, kind: type[_Kind], fields: Mapping[str, Any], keys: KeyPath) -> _Kind:
         try:
-            return kind.model_validate(fields)
+            return kind.model_validate(fields, context=self._kinds)
         except ValidationError as error:
             raise combined([self._mistake(one, keys) for one in error.errors(include_url=False)]) from None
 

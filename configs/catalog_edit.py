@@ -14,13 +14,14 @@ from typing import Any
 
 from configs.catalog import Catalog, parse_catalog, read_text
 from configs.catalog_error import CatalogError
+from configs.engine_kinds import EngineKinds
 from configs.yaml_document import YamlMistake, read_yaml
 from configs.yaml_edit import rewrite
 
 NEW_FILE = "# yaml-language-server: $schema=models.schema.json\n"
 
 
-def edit_model(path: Path, name: str, changes: Mapping[str, Any]) -> None:
+def edit_model(path: Path, name: str, changes: Mapping[str, Any], kinds: EngineKinds | None = None) -> None:
     """Change fields of a model's entry, or add the model; None removes a field. Blocks for milliseconds.
 
     `params` are merged: unnamed ones stay, None removes one.
@@ -33,16 +34,18 @@ def edit_model(path: Path, name: str, changes: Mapping[str, Any]) -> None:
     try:
         with _exclusively(path):
             text = read_text(path)
-            edited = edit_text(NEW_FILE if text is None else text, path, name, changes)
+            edited = edit_text(NEW_FILE if text is None else text, path, name, changes, kinds)
             if edited != text:
                 _replace_file(path.resolve(), edited)  # a link stays a link
     except OSError as error:
         raise CatalogError(path, f"can't be written: {error.strerror or error}") from None
 
 
-def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> str:
+def edit_text(
+    text: str, path: Path, name: str, changes: Mapping[str, Any], kinds: EngineKinds | None = None
+) -> str:
     """The file's text after `edit_model`. Raises CatalogError."""
-    parse_catalog(text, path)  # reports existing mistakes with their lines
+    parse_catalog(text, path, kinds)  # reports existing mistakes with their lines
     keys = ("models", name)
     try:
         fields = json.loads(json.dumps(dict(changes), allow_nan=False))
@@ -59,16 +62,19 @@ def edit_text(text: str, path: Path, name: str, changes: Mapping[str, Any]) -> s
     except YamlMistake as error:
         raise CatalogError(path, error.problem, keys=keys) from None
     try:
-        parse_catalog(edited, path)
+        parse_catalog(edited, path, kinds)
     except CatalogError as error:
         raise error.without_line() from None
     return edited
 
 
-def preview_edit(path: Path, name: str, changes: Mapping[str, Any]) -> Catalog:
+def preview_edit(
+    path: Path, name: str, changes: Mapping[str, Any], kinds: EngineKinds | None = None
+) -> Catalog:
     """The catalog after `edit_model`, without writing it. Raises CatalogError."""
     text = read_text(path)
-    return parse_catalog(edit_text(NEW_FILE if text is None else text, path, name, changes), path)
+    edited = edit_text(NEW_FILE if text is None else text, path, name, changes, kinds)
+    return parse_catalog(edited, path, kinds)
 
 
 def _merged(have: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from configs.engine_kinds import EngineKinds, one_of
 from configs.extra_args import parse_extra_args
 from configs.home import expand_home
 
@@ -93,7 +95,8 @@ class Filters(_Strict):
 class ModelDefaults(_Strict):
     """Fields of one model and, under `defaults:`, of all models."""
 
-    engine: Literal["auto", "engine", "vllm", "command"] | None = Field(
+    # Checked with the EngineKinds in the validation's context; without one, a name isn't checked.
+    engine: Text | None = Field(
         None, description="The engine that serves it; default: DEFAULT_ENGINE, or command if `command` is set"
     )
     params: JsonObject = Field({}, description="Any of the engine's flags; null removes an inherited one")
@@ -138,6 +141,15 @@ class ModelDefaults(_Strict):
     filters: Filters = Field(Filters.model_validate({}), description="Changes to each request's body")
     preload: bool = Field(False, description="Start it together with Berth")
 
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_engine(cls, engine: Any, info: ValidationInfo) -> Any:
+        kinds: EngineKinds | None = info.context
+        if engine is None or kinds is None or engine in kinds.for_models:
+            return engine
+        expected = {"expected": one_of(kinds.for_models)}
+        raise PydanticCustomError("literal_error", "Input should be {expected}", expected)
+
     @field_validator("params")
     @classmethod
     def _check_params(cls, params: dict[str, Any]) -> dict[str, Any]:
@@ -178,19 +190,24 @@ class ModelDefaults(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _imply_engine(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("command") and data.get("engine") is None:
-            return {**data, "engine": "command"}
+    def _imply_engine(cls, data: Any, info: ValidationInfo) -> Any:
+        kinds: EngineKinds | None = info.context
+        if kinds and isinstance(data, Mapping) and data.get("command") and data.get("engine") is None:
+            return {**data, "engine": kinds.by_command}
         return data
 
     @model_validator(mode="after")
-    def _check_command(self) -> Self:
-        if self.engine == "command" and self.command is None:
+    def _check_command(self, info: ValidationInfo) -> Self:
+        kinds: EngineKinds | None = info.context
+        if kinds is None:
+            return self
+        by_command = kinds.by_command
+        if self.engine == by_command and self.command is None:
             raise ValueError(
-                "`engine: command` needs a `command`, a list such as [llama-server, --port, '{port}']"
+                f"`engine: {by_command}` needs a `command`, a list such as [llama-server, --port, '{{port}}']"
             )
-        if self.engine != "command" and self.command is not None:
-            raise ValueError(f"`command` needs `engine: command`, not {self.engine}")
+        if self.engine != by_command and self.command is not None:
+            raise ValueError(f"`command` needs `engine: {by_command}`, not {self.engine}")
         return self
 
 

@@ -1,20 +1,22 @@
-"""`python -m configs.models_schema` writes models.schema.json, with which editors check models.yaml."""
+"""The JSON schema with which editors check models.yaml; docs/models_schema.py writes it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from configs.engine_kinds import EngineKinds
 from configs.model_entry import ModelDefaults, ModelEntry
 
 SCHEMA_FILE = Path(__file__).with_name("models.schema.json")
 
 
-def models_schema() -> dict[str, Any]:
+def models_schema(kinds: EngineKinds) -> dict[str, Any]:
     """The JSON schema of models.yaml."""
     entry = ModelEntry.model_json_schema(ref_template="#/$defs/{model}")
     defaults = ModelDefaults.model_json_schema(ref_template="#/$defs/{model}")
+    for one in (entry, defaults):
+        one["properties"]["engine"]["anyOf"][0] = {"enum": list(kinds.for_models), "type": "string"}
     definitions = entry.pop("$defs", {}) | defaults.pop("$defs", {})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -30,11 +32,3 @@ def models_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions | {"ModelEntry": entry, "ModelDefaults": defaults},
     }
-
-
-def main() -> None:
-    SCHEMA_FILE.write_text(json.dumps(models_schema(), indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from configs.base_url import is_base_url
+from configs.engine_kinds import AUTO
 from configs.home import expand_home
 from configs.key_file import KeyFileError, KeyLine, read_key_file
 from configs.origins import normalized_origin
@@ -86,8 +87,8 @@ class Settings(BaseSettings):
     http_proxy: str | None = Field(None, description="HTTP proxy for engines' downloads only")
     https_proxy: str | None = Field(None, description="HTTPS proxy for engines' downloads only")
 
-    default_engine: Literal["auto", "engine", "vllm"] = Field(
-        "auto", description="Engine for requests that name none; `auto` = `engine`, the embedded one"
+    default_engine: str = Field(  # checked where it is read: this module knows no kinds
+        AUTO, description="Engine for requests that name none; `auto` = `engine`, the embedded one"
     )
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.engine_kinds import AUTO, EngineKinds, one_of
 from configs.env_file import (
     ENCODING,
     EnvFile,
@@ -45,22 +46,36 @@ class Loaded:
     notes: tuple[str, ...] = ()  # not mistakes, but worth knowing
 
 
-def load_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Settings:
+def load_settings(
+    env_file: Path | None = None,
+    flags: Mapping[str, Given] | None = None,
+    kinds: EngineKinds | None = None,
+) -> Settings:
     """As `read_settings`. Raises SettingsError with a line for each mistake."""
-    loaded = read_settings(env_file, flags)
+    loaded = read_settings(env_file, flags, kinds)
     if loaded.mistakes:
         raise SettingsError(*loaded.mistakes)
     return loaded.settings
 
 
-def read_settings(env_file: Path | None = None, flags: Mapping[str, Given] | None = None) -> Loaded:
-    """Read `flags` (by field), which win over the environment, which wins over `env_file` if there is one."""
+def read_settings(
+    env_file: Path | None = None,
+    flags: Mapping[str, Given] | None = None,
+    kinds: EngineKinds | None = None,
+) -> Loaded:
+    """Read `flags` (by field), which win over the environment, which wins over `env_file` if there is one.
+
+    `kinds`: the engines that may be the default; None = any.
+    """
     file = read_env_file(env_file, NAMES)
     former = {
         field: Given(name, value) for field, (name, value) in former_names(file.variables, os.environ).items()
     }
     given = {**former, **(flags or {})}
     settings, mistakes = _validated(file, given)
+    if kinds is not None and settings.default_engine not in kinds.for_default:
+        mistakes.append(_unknown_engine(settings.default_engine, given, kinds))
+        settings = settings.model_copy(update={"default_engine": AUTO})
     mistakes = [*file.mistakes, *mistakes, *_contradictions(settings)]
     notes = [f"{one.name}={one.value} is used as {field.upper()}" for field, one in former.items()]
     if file.others:
@@ -95,6 +110,11 @@ def _validated(file: EnvFile, given: Mapping[str, Given]) -> tuple[Settings, lis
                 field = str(details["loc"][0]).lower()
                 mistakes.append(_mistake(given[field].name if field in given else field.upper(), details))
                 values[field] = Settings.model_fields[field].default
+
+
+def _unknown_engine(value: str, given: Mapping[str, Given], kinds: EngineKinds) -> str:
+    name = given["default_engine"].name if "default_engine" in given else "DEFAULT_ENGINE"
+    return f"{name}={shown(name, value)}: Input should be {one_of(kinds.for_default)}"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:

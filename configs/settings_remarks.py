@@ -1,9 +1,8 @@
-"""Remarks on missing or unusable files, programs and ports in the settings; none prevents serving."""
+"""Remarks on missing or unusable files and ports in the settings; none prevents serving."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,20 +13,8 @@ from configs.settings import Settings
 
 def remarks_on(settings: Settings) -> Iterator[Remark]:
     """Reads the file system; blocks for milliseconds."""
-    yield from _programs(settings)
     yield from _files(settings)
     yield from _ports(settings)
-
-
-def _programs(settings: Settings) -> Iterator[Remark]:
-    python = settings.vllm_python
-    if python is None:
-        if settings.default_engine == "vllm":
-            yield Remark("DEFAULT_ENGINE=vllm: needs VLLM_PYTHON, the interpreter with vLLM installed", True)
-        return
-    if shutil.which(python) is None:
-        what = "can't be run" if Path(python).exists() else "doesn't exist"
-        yield Remark(f"VLLM_PYTHON={python}: {what}; name the Python interpreter with vLLM installed", True)
 
 
 def _files(settings: Settings) -> Iterator[Remark]:

@@ -32,17 +32,27 @@ PACKAGES = (
 _DECORATORS = ["@*router.*", "@field_validator", "@model_validator", "@group.*"]
 # Used by a library that we subclass or configure, under the name that it knows.
 _NAMES = [
+    "*ForCausalLM",  # engine/models/registry.py names them by a string, so that it needs no torch
     "__annotations__",
     "__signature__",
     "capture_signals",  # uvicorn.Server
+    "chunked_encoding",  # uvicorn's request-response cycle
     "decoder",  # tokenizers.Tokenizer
     "DOWNLOAD_CHUNK_SIZE",  # huggingface_hub.constants
     "expected_content_length",  # uvicorn's request-response cycle
     "handle_exit",  # uvicorn.Server
+    "on_header",  # httptools' parsers
+    "on_headers_complete",
+    "on_message_begin",
+    "on_message_complete",
+    "on_url",
+    "pause_writing",  # asyncio.Protocol
     "pre_tokenizer",  # tokenizers.Tokenizer
     "process_redirect",  # websockets.asyncio.client.connect
     "redirect_slashes",  # starlette.routing.Router
     "text_factory",  # sqlite3.Connection
+    "total_requests",  # uvicorn.Server
+    "waiting_for_100_continue",  # uvicorn's request-response cycle
     "warn_double_anchors",  # ruamel.yaml
     # Examples that plug-ins' authors copy.
     "AlpacaProtocol",

@@ -73,13 +73,9 @@ class ManagerConfig:
     on_shutdown: OnShutdown = OnShutdown.STOP
     run_dir: Path | None = None  # of the shims' status files; None = below log_dir
     use_shim: bool = True  # if the platform supports it; without one, only the process group is managed
-    vllm_python: str | None = None  # the interpreter with vLLM
     model_dirs: tuple[Path, ...] = ()
     default_params: Mapping[str, Any] = field(default_factory=dict)  # VLLM_DEFAULT_* and VLLM_CONFIG, merged
-    engine_params: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # lowest precedence, for the embedded engine only
-    vllm_params: Mapping[str, Any] = field(default_factory=dict)  # defaults for the vLLM back end only
+    options: Mapping[str, Any] = field(default_factory=dict)  # settings about one engine kind, by field
     engine_env: Mapping[str, str] = field(default_factory=dict)  # HF_HOME, proxies …: only for engines
 
     def status_path(self, instance_id: str) -> Path:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from instance_manager.backends.checkpoint import check_can_run
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceExists, ManagerError
 from instance_manager.events import EventLog
@@ -22,11 +23,11 @@ from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_leases import InstanceLeases, shutting_down
 from instance_manager.lifecycle.last_use import LastUse
+from instance_manager.lifecycle.manager_events import ManagerEvents
 from instance_manager.lifecycle.ports import PortRange
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.shutdown import Shutdown, wait_shielded
 from instance_manager.lifecycle.specs import check_idle_timeout, check_spec
-from instance_manager.memory.checkpoint import check_can_run
 from instance_manager.state.peers import Peers
 from instance_manager.state.recovery import reap
 from instance_manager.state.session import StateSession
@@ -49,7 +50,8 @@ class InstanceManager(InstanceActions):
         events: EventLog | None = None,
     ) -> None:
         self.events = events or EventLog()
-        super().__init__(config, InstanceRegistry(config, self.events, clock))
+        self._to_observer = ManagerEvents()
+        super().__init__(config, InstanceRegistry(config, self.events, clock, self._to_observer))
         self._clock = clock
         self._supervisors = self._registry.supervisors
         self._tasks: asyncio.TaskGroup | None = None
@@ -58,24 +60,16 @@ class InstanceManager(InstanceActions):
         self._claiming = asyncio.Lock()  # one idempotency key at a time: a repeat finds the instance
         self.usage = UsageMeter()
         self.peers = Peers()
+        self.observe = self._to_observer.observe
         self._leases = InstanceLeases(
-            self._registry.gates,
-            self._find,
-            lambda instance: self.on_wake_requested(instance),
-            config.start_timeout_cap_s,
+            self._registry.gates, self._find, self._to_observer, config.start_timeout_cap_s
         )
         self.try_lease = self._leases.try_lease
         self.wait_for_lease = self._leases.wait_for_lease
         self.lease = self._leases.lease
         self.lease_sleeping = self._leases.lease_sleeping
-        self._shutdown = Shutdown(
-            config, self._registry, self._leases, self.events, lambda: self.on_shutdown()
-        )
+        self._shutdown = Shutdown(config, self._registry, self._leases, self.events, self._to_observer)
         self.begin_shutdown = self._shutdown.begin
-        # Called when a sleeping instance gets a request; the fleet replaces it, to free memory first.
-        self.on_wake_requested: Callable[[Instance], None] = self._wake_at_once
-        self.on_created: Callable[[Instance], None] = lambda _: None
-        self.on_shutdown: Callable[[], None] = lambda: None  # called when a shutdown begins
 
     # Lifetime.
 
@@ -125,7 +119,7 @@ class InstanceManager(InstanceActions):
         recovered = await self.state.recover(self.events, self.config)
         tasks.create_task(reap(recovered.orphans, recovered.orphaned_files), name="reaping")
         for instance in recovered.instances:
-            self.on_created(await self._registry.recover(instance, context, tasks))
+            await self._registry.recover(instance, context, tasks)
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse new requests, drain, and end all engines in parallel; returns when they are gone.
@@ -207,9 +201,7 @@ class InstanceManager(InstanceActions):
         tasks, context = self._running_context()
         check_spec(spec)
         check_can_run(spec, self.config)
-        instance = self._registry.add(spec, instance_id or spec.name, context, tasks)
-        self.on_created(instance)
-        return instance
+        return self._registry.add(spec, instance_id or spec.name, context, tasks)
 
     def get(self, instance_id: str) -> Instance:
         """Raises InstanceNotFound."""
@@ -246,9 +238,6 @@ class InstanceManager(InstanceActions):
         supervisor = self._supervisors.get(instance_id)
         if supervisor is not None and self._tasks is not None and not self.is_shutting_down:
             self._tasks.create_task(supervisor.sleep.check_sleep(), name=f"sleep check of {instance_id}")
-
-    def _wake_at_once(self, instance: Instance) -> None:
-        self._find(instance.instance_id).sleep.request_wake()
 
     def _running_context(self) -> tuple[asyncio.TaskGroup, SupervisorContext]:
         self.check_accepts_requests()

@@ -105,7 +105,7 @@ class InstanceSpec(ReplicaOptions):
     """A validated request for an instance, from which everything else about it follows."""
 
     model_name: str
-    engine: str  # the name of a back end: "engine", "vllm" or "command"
+    engine: str  # the name of a back end
     params: Mapping[str, Any] = field(default_factory=dict)  # of the request only; None removes a key
     timeout_s: float | None = None  # idle timeout (the name is stored); 0 = never; None = the default
     name: str | None = None  # becomes the instance id

@@ -141,9 +141,9 @@ class BerthProcess:
 
 
 @contextmanager
-def running_berth(folder: Path, **settings: str) -> Iterator[BerthProcess]:
+def running_berth(folder: Path, *, root: Path = ROOT, **settings: str) -> Iterator[BerthProcess]:
     """A Berth that serves; ended with SIGTERM, after which nothing of it may be left."""
-    berth = BerthProcess(folder, **settings)
+    berth = BerthProcess(folder, root=root, **settings)
     try:
         berth.wait_until_serving()
         yield berth

@@ -81,9 +81,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--wrong-model", action="store_true", help="/v1/models names something else")
     parser.add_argument("--wrong-key", action="store_true", help="refuse every key on /v1")
     parser.add_argument("--check-key", action="store_true", help="refuse keys other than VLLM_API_KEY on /v1")
+    parser.add_argument("--key-variable", default="VLLM_API_KEY", metavar="NAME", help="in place of this one")
     parser.add_argument("--port-in-use", action="store_true", help="fail as if the port were taken")
     parser.add_argument("--ballast-mb", type=int, default=0, metavar="N", help="hold N MB of memory")
     parser.add_argument("--metrics-delay", type=float, default=0.0, metavar="S", help="before /metrics")
+    parser.add_argument("--metrics-page", metavar="FILE", help="what /metrics answers; a page by default")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
     arguments, unknown = parser.parse_known_args()
     if unknown and "FAKE_VLLM" not in os.environ:  # vLLM has more flags
@@ -118,7 +120,7 @@ class FakeEngine:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._name = args.served_model_name or args.model
-        self._key = os.environ.get("VLLM_API_KEY", "")
+        self._key = os.environ.get(args.key_variable, "")
         self._ballast = [bytearray(os.urandom(1 << 20)) * args.ballast_mb]  # written to: it is really held
 
     def serve(self) -> None:
@@ -171,9 +173,12 @@ class FakeEngine:
             _send(connection, 200, {"object": "list", "data": [{"id": name, "object": "model"}]})
         elif path in ("/v1/completions", "/v1/chat/completions"):
             self._complete(connection, json.loads(body or b"{}"))
-        elif path == "/metrics":
+        elif path.endswith("/metrics"):
             time.sleep(self._args.metrics_delay)
-            _send(connection, 200, METRICS.replace("MODEL", self._name), "text/plain; version=0.0.4")
+            page = METRICS.replace("MODEL", self._name)
+            if self._args.metrics_page is not None:
+                page = Path(self._args.metrics_page).read_text()
+            _send(connection, 200, page, "text/plain; version=0.0.4")
         elif path in ("/headers", "/v1/headers"):
             _send(connection, 200, dict(headers))
         elif path == "/grow":  # by as many MB as the body says

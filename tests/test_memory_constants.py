@@ -9,19 +9,20 @@ import pytest
 from engine.config import EngineConfig
 from engine.execution import memory, runner
 from engine.launch.flag_values import _UNITS, human_int
-from instance_manager.memory import activation_size, kv_cache_size
+from instance_manager.backends import activation_size, engine_memory
+from instance_manager.memory import kv_cache_size
 
 ENGINE = EngineConfig(model=Path("model"))
 
 
 def test_the_cpu_s_shares_are_the_engine_s() -> None:
-    assert kv_cache_size._CPU_CACHE_LIMIT_BYTES == memory.CPU_CACHE_LIMIT_BYTES
-    assert kv_cache_size._CPU_CACHE_SHARE == memory.CPU_CACHE_SHARE
-    assert kv_cache_size._CPU_MEMORY_SHARE == memory.CPU_MEMORY_SHARE
+    assert engine_memory._CPU_CACHE_LIMIT_BYTES == memory.CPU_CACHE_LIMIT_BYTES
+    assert engine_memory._CPU_CACHE_SHARE == memory.CPU_CACHE_SHARE
+    assert engine_memory._CPU_MEMORY_SHARE == memory.CPU_MEMORY_SHARE
 
 
 def test_the_defaults_of_flags_are_the_engine_s() -> None:
-    assert kv_cache_size._DEFAULT_MAX_NUM_SEQS == activation_size._MAX_NUM_SEQS == ENGINE.max_num_seqs
+    assert engine_memory._DEFAULT_MAX_NUM_SEQS == activation_size._MAX_NUM_SEQS == ENGINE.max_num_seqs
     assert ENGINE.block_size == kv_cache_size._DEFAULT_BLOCK_SIZE
     assert ENGINE.gpu_memory_utilization == kv_cache_size._DEFAULT_UTILIZATION
     assert ENGINE.max_num_batched_tokens == activation_size._MAX_NUM_BATCHED_TOKENS

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ExitCode
+from composition.policies import engine_kinds
 from configs.catalog import load_catalog
 from tests.berth_process import ROOT, running_berth
 from tests.fake_hub import running_hub
@@ -79,7 +80,8 @@ def test_the_examples_of_catalogs_are_catalogs(tmp_path: Path) -> None:
     for example in [*blocks("yaml"), *blocks("yaml", "docs/engines.md")]:
         catalog = tmp_path / "models.yaml"
         catalog.write_text(example)
-        engines |= {name: entry.engine for name, entry in load_catalog(catalog).models.items()}
+        models = load_catalog(catalog, kinds=engine_kinds()).models
+        engines |= {name: entry.engine for name, entry in models.items()}
     expected = {"large": "vllm", "on-cpu": "vllm", "gguf": "command", "gguf-server": "command"}
     assert expected.items() <= engines.items()
 

@@ -12,24 +12,21 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-# `*` matches one segment of a path, a final `**` everything below.
+from instance_manager.backends import BACKENDS
+
+# Of all OpenAI-compatible servers; a kind's own are in its back end. `*` matches one segment of a path, a
+# final `**` everything below.
 _REQUESTS = """
-    /v1/chat/completions /v1/chat/completions/batch /v1/chat/completions/render /chat/completions
-    /v1/completions /v1/completions/render /completions /completion /infill /apply-template
+    /v1/chat/completions /chat/completions /v1/completions /completions
     /v1/responses /v1/responses/input_tokens /v1/responses/* /v1/responses/*/cancel
     /v1/responses/*/input_items /responses
     /v1/messages /v1/messages/count_tokens
-    /v1/embeddings /embeddings /embedding /v2/embed /embed /embed_all /embed_sparse /similarity /predict
-    /v1/rerank /v2/rerank /rerank /v1/reranking /reranking
-    /v1/score /score /v1/classify /classify /v1/pooling /pooling /v1/moderations
-    /v1/tokenize /tokenize /v1/detokenize /detokenize
+    /v1/embeddings /embeddings /v1/rerank /rerank /v1/moderations
     /v1/audio/transcriptions /v1/audio/translations /v1/audio/speech /v1/realtime
     /v1/images/generations /v1/images/edits /v1/images/variations
-    /generate /generate_stream /v1/generate /inference/v1/generate /invocations
-    /api/chat /api/generate /api/embed /api/embeddings
 """
 # Read-only routes with information for every client.
-_READ = "/ /v1/models /v1/models/** /models /api/tags /health /ping /version /v1/health /openapi.json /docs"
+_READ = "/ /v1/models /v1/models/** /models /health /v1/health /openapi.json /docs"
 
 _MAX_DECODED = 5  # times that a path is unescaped; no legitimate client escapes one more often
 
@@ -38,7 +35,6 @@ def _parts_of(routes: str) -> frozenset[tuple[bytes, ...]]:
     return frozenset(tuple(part.encode() for part in route.split("/") if part) for route in routes.split())
 
 
-_REQUEST_ROUTES, _READ_ROUTES = _parts_of(_REQUESTS), _parts_of(_READ)
 _ANY, _REST = b"*", b"**"
 # Safe methods (RFC 9110): they start and wake no engine either.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,11 +43,15 @@ _NEVER = re.compile(rb"[\x00-\x1f\x7f?#]")
 
 
 class RequestRoutes:
-    """The engines' routes that request keys may use, including `more` added by the operator."""
+    """The routes of all engine kinds that request keys may use, including `more` added by the operator."""
 
     def __init__(self, more: Iterable[str] = ()) -> None:
         """`more`: an engine's paths, with `*` for one segment and a final `**` for everything below."""
-        self._requests = _REQUEST_ROUTES | _parts_of(" ".join(more).lower())
+        kinds = [backend.routes for backend in BACKENDS.values()]
+        self._more = _parts_of(" ".join(more).lower())
+        self._control = _parts_of(" ".join(kind.control for kind in kinds))
+        self._requests = _parts_of(" ".join([_REQUESTS, *(kind.requests for kind in kinds)]))
+        self._reads = _parts_of(" ".join([_READ, *(kind.reads for kind in kinds)]))
         self._allows = lru_cache(maxsize=4096)(self._is_allowed)
 
     def has(self, path: bytes, method: str = "POST") -> bool:
@@ -62,7 +62,10 @@ class RequestRoutes:
         parts = plain_parts(path)
         if parts is None:
             return False
-        return _is_among(parts, self._requests) or (is_reading and _is_among(parts, _READ_ROUTES))
+        if _is_among(parts, self._more):
+            return True
+        allowed = self._requests | self._reads if is_reading else self._requests
+        return _is_among(parts, allowed) and not _is_among(parts, self._control)
 
 
 def plain_parts(path: bytes) -> tuple[bytes, ...] | None:

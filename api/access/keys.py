@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from api.http.asgi import Scope
 from api.http.errors import ApiError, api_error
 from api.http.headers import TENANT
-from instance_manager.fleet.models import Model
+from instance_manager.fleet.profiles import ModelProfile
 
 _SCOPE_KEY = "berth.caller"
 
@@ -43,6 +44,15 @@ class ApiKey:
 
     def __repr__(self) -> str:
         return f"<ApiKey {self.name or key_id_of(self.secret)}>"
+
+
+class NamedModel(Protocol):
+    """A model of this node or of another one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def profile(self) -> ModelProfile | None: ...
 
 
 class Rate:
@@ -155,18 +165,18 @@ def is_limited_to_models(scope: Scope) -> bool:
     return caller_of(scope).models is not None
 
 
-def may_use(scope: Scope, model: Model) -> bool:
+def may_use(scope: Scope, model: NamedModel) -> bool:
     """Whether the request's key may use this model, by its name or one of its aliases."""
     caller = caller_of(scope)
     return caller.models is None or caller.may_use(names_of(model))
 
 
-def model_refusal(scope: Scope, model: Model) -> ApiError | None:
+def model_refusal(scope: Scope, model: NamedModel) -> ApiError | None:
     """The error for a model that the request's key may not use, else None."""
     return None if may_use(scope, model) else model_not_allowed(model.name)
 
 
-def names_of(model: Model) -> tuple[str, ...]:
+def names_of(model: NamedModel) -> tuple[str, ...]:
     return (model.name, *(model.profile.other_names if model.profile is not None else ()))
 
 

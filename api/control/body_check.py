@@ -6,8 +6,8 @@ from api.control.body_faults import find_fault
 from api.control.body_limit import MAX_BYTES
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
+from api.http.client_errors import ClientGone
 from api.http.errors import api_error
-from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
 from api.http.respond import send_response
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
-from api.http.errors import ApiError, api_error
-from api.http.leases import ClientGone
+from api.http.client_errors import ClientGone
+from api.http.errors import ApiError, RequestRefused, api_error
 from api.http.respond import send_response
-from api.server.content_coding import BodyRefused, decoded
+from api.server.content_coding import decoded
 
 MAX_BYTES = 2**20
 
@@ -30,7 +30,7 @@ class BodyLimit:
             buffered = await buffer_body(receive, self._max_bytes)
         except ClientGone:
             return
-        except BodyRefused as refused:
+        except RequestRefused as refused:
             await self._refuse(send, refused.error)
             return
         if buffered.body is not None:

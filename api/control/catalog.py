@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from api.access.key_store import Keys, KeyStore
 from api.control.models import model_record
 from api.control.schemas import Device, Seconds
+from instance_manager.backends import backend_of
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
@@ -196,7 +197,7 @@ class ModelFiles:
 
 def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:
     """Raise InvalidSpec for flags of a model whose engine takes none."""
-    if model.profile is None or model.profile.engine != "command":
+    if model.profile is None or backend_of(model.profile.engine).takes_params:
         return
     for name in _FLAGS:
         if changes.get(name):

@@ -39,7 +39,9 @@ class MetricsPage:
         driver: GpuDriver,
         *,
         version: str,
+        cache: ResponseCache | None = None,
     ) -> None:
+        """`cache`: None = disabled, its metrics are 0."""
         self._fleet = fleet
         self._state = StateMetrics(fleet)
         self._collectors: tuple[Collector, ...] = (proxy, lifecycle, self._state)
@@ -47,7 +49,7 @@ class MetricsPage:
         self._version = version
         self._process = ProcessCollector(registry=None)
         self._failures: Counter[ScrapeFailure] = Counter()
-        self.cache: ResponseCache | None = None  # None = disabled, its metrics are 0
+        self._cache = cache
 
     async def render(self, *, with_engines: bool) -> str:
         """Render the whole page."""
@@ -68,7 +70,7 @@ class MetricsPage:
         return [target for target in found if target is not None]
 
     def _about_cache(self) -> Iterable[Metric]:
-        cache = self.cache
+        cache = self._cache
         hits, misses, size = (cache.num_hits, cache.num_misses, cache.num_bytes) if cache else (0, 0, 0)
         return (
             CounterMetricFamily("berth_response_cache_hits", "Requests answered from the cache.", hits),

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import httpx
 
+from instance_manager.backends import backend_of
 from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.metrics.state import model_label
@@ -38,12 +39,15 @@ class EngineTarget:
     instance_id: str
     model: str
     endpoint: Endpoint
+    path: str = "/metrics"
 
     @classmethod
     def of(cls, instance: Instance) -> EngineTarget | None:
         """None unless the instance accepts requests."""
-        endpoint = instance.gate.endpoint
-        return None if endpoint is None else cls(instance.instance_id, model_label(instance), endpoint)
+        if (endpoint := instance.gate.endpoint) is None:
+            return None
+        path = backend_of(instance.spec.engine).metrics_path
+        return cls(instance.instance_id, model_label(instance), endpoint, path)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -68,7 +72,7 @@ class _Failed(Exception):
 async def scrape_engines(
     targets: Sequence[EngineTarget], *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
 ) -> list[Scrape]:
-    """Fetch /metrics of all targets concurrently; takes `timeout_s` at most."""
+    """Fetch the metrics of all targets concurrently; takes `timeout_s` at most."""
     if not targets:
         return []
     async with engine_client(timeout_s) as client:
@@ -79,7 +83,7 @@ async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: fl
     started = time.perf_counter()
     text, failure = "", None
     try:
-        text = await _fetch(client, target.endpoint, timeout_s, limit)
+        text = await _fetch(client, target, timeout_s, limit)
     except _Failed as failed:
         failure = failed.failure
     except ResponseTooLong:
@@ -91,11 +95,12 @@ async def _scrape(client: httpx.AsyncClient, target: EngineTarget, timeout_s: fl
     return Scrape(target, time.perf_counter() - started, text, failure)
 
 
-async def _fetch(client: httpx.AsyncClient, endpoint: Endpoint, timeout_s: float, limit: int) -> str:
+async def _fetch(client: httpx.AsyncClient, target: EngineTarget, timeout_s: float, limit: int) -> str:
     """Raises _Failed or httpx's errors."""
+    endpoint = target.endpoint
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     headers = {"Authorization": f"Bearer {endpoint.api_key}", "Accept": "text/plain;version=0.0.4"}
-    url = f"http://{host}:{endpoint.port}/metrics"
+    url = f"http://{host}:{endpoint.port}{target.path}"
     answer = await fetch(client, "GET", url, headers=headers, timeout_s=timeout_s, max_bytes=limit)
     if not answer.is_ok:
         raise _Failed(ScrapeFailure.STATUS)

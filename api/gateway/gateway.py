@@ -16,21 +16,22 @@ from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
 from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
-from api.gateway.model_leases import ModelLeases, RoutedRequest, affinity_of
+from api.gateway.model_target import ModelTarget, affinity_of, for_peer
 from api.gateway.needs import need_of
-from api.gateway.request_body import OWN_FIELDS, JsonBody, OutgoingBody, has_filters
+from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
-from api.http.asgi import Message, Receive, Scope, Send
+from api.http.asgi import App, Receive, Scope, Send
+from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
-from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.leases import ClientGone, Prepare, Retry
 from api.http.named_model import UnclearModel, has_one_model, model_in_query
 from api.http.respond import request_id_of, send_error
-from api.http.response_channel import ResponseChannel, ResumeAsTask
-from api.proxy.peer_routes import PeerRoutes, RemoteModel
+from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.proxy.peer_routes import PeerRoutes, PeerTarget
 from api.proxy.proxy import DataPlane
+from api.proxy.target import Target
+from api.proxy.upstream_request import HeadersOfHead
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.errors import InstanceNotRunning, ManagerError
@@ -90,9 +91,8 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         try:
-            routed = await self._read(scope, receive)
-            if (refusal := model_refusal(scope, routed.model)) is not None:
-                raise _RequestRefused(refusal)
+            read = await self._read(scope, receive)
+            target = self._target(scope, read)
         except ClientGone:
             return
         except _RequestRefused as refused:
@@ -101,35 +101,40 @@ class Gateway:
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
-        peer_route = routed.model.peer_route if isinstance(routed.model, RemoteModel) else None
-        own = ModelLeases(self._fleet, routed)
         stream = None
-        if routed.is_stream and self._comment_interval_s:
+        if read.is_stream and self._comment_interval_s:
             request_id = (b"x-request-id", request_id_of(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
             stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
         try:
-            await self._data_plane.forward(
-                scope,
-                routed.receive,
-                stream.send if stream else send,
-                routed.model.name,
-                _target(scope) if peer_route is None else peer_route.target,
-                leases=peer_route or own,
-                retry=own.retry if peer_route is None else None,
-                prepare=own.prepare,
-            )
+            await self._data_plane.forward(scope, read.receive, stream.send if stream else send, target)
         finally:
             if stream is not None:
                 await stream.close()
 
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    def handler(self, scope: Scope, app: App) -> Handler:
+        """The fast path for a POST whose query names no model; `app` leads here, for all other requests."""
+        try:
+            is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
+        except UnclearModel:
+            is_short = False
+        if not is_short:
+            return Handler(app)
+        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), HeadersOfHead()))
+
+    def _begin(
+        self,
+        path: bytes,
+        need: RunnerKind | None,
+        headers: HeadersOfHead,
+        scope: Scope,
+        body: bytes,
+        channel: ResponseChannel,
+        resume_as_task: ResumeAsTask,
     ) -> bool:
-        """The fast path, see `DataPlane.begin`, for short bodies that are forwarded unchanged; no streams."""
-        if len(body) > _MAX_FAST_BODY or (route := _fast_route(scope)) is None:
+        """The fast path, for short bodies that are forwarded unchanged; no streams."""
+        if len(body) > _MAX_FAST_BODY:
             return False
-        target, need = route
         try:
             fields = from_json(body, allow_inf_nan=False)
             name = fields["model"]
@@ -143,7 +148,9 @@ class Gateway:
                 or not has_one_model(body)
             ):
                 return False
-            lease = self._fleet.try_lease(model, affinity_of(model, fields, scope), need)
+            affinity = affinity_of(model, fields, scope)
+            target = ModelTarget(self._fleet, model, model.name, path, name, need, body, affinity)
+            lease = target.try_acquire()
         except (ValueError, TypeError, KeyError, AttributeError, ManagerError):
             return False  # the ordinary path reports what is wrong
         if lease is None:
@@ -151,18 +158,7 @@ class Gateway:
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine serves the model under another name
             return False
-        options = partial(self._resume_options, body, model, need, name)
-        return self._data_plane.begin_leased(
-            scope, body, channel, resume_as_task, model.name, target, lease, options
-        )
-
-    def _resume_options(
-        self, body: bytes, model: Model, need: RunnerKind | None, name: str
-    ) -> tuple[ModelLeases, Retry, Prepare]:
-        """The arguments of `forward` for a request that leaves the fast path."""
-        outgoing = OutgoingBody(JsonBody(body, None, model.profile), len(body))
-        leases = ModelLeases(self._fleet, RoutedRequest(model, _never, outgoing, need, name))
-        return leases, leases.retry, leases.prepare
+        return self._data_plane.begin_leased(target, lease, headers, scope, body, channel, resume_as_task)
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
         """Respond here; the request goes no further, so it is counted and logged here too."""
@@ -171,11 +167,10 @@ class Gateway:
         log_answered(scope, error.status, started, request_id, "refused by the gateway")
         await send_error(send, error, raw_path(scope), request_id)
 
-    async def _read(self, scope: Scope, receive: Receive) -> RoutedRequest:
-        """Find the model. Raises _RequestRefused, ManagerError or ClientGone."""
+    async def _read(self, scope: Scope, receive: Receive) -> ReadRequest:
+        """Raises _RequestRefused or ClientGone."""
         try:
-            read = await read_request(scope, receive, self._json_workers)
-            model = self._model(scope, read.name)
+            return await read_request(scope, receive, self._json_workers)
         except UnclearModel as error:
             raise _RequestRefused(_wrong_field("model", str(error))) from None
         except InvalidForm as error:
@@ -184,28 +179,42 @@ class Gateway:
             raise _RequestRefused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
             raise _RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
-        if scope["method"] in SAFE_METHODS and not (model.awake or model.is_starting or _is_remote(model)):
+
+    def _target(self, scope: Scope, read: ReadRequest) -> Target:
+        """Find the model. Raises _RequestRefused or ManagerError."""
+        try:
+            model = self._model(scope, read.name)
+        except UnclearModel as error:
+            raise _RequestRefused(_wrong_field("model", str(error))) from None
+        if (refusal := model_refusal(scope, model)) is not None:
+            raise _RequestRefused(refusal)
+        fields = read.fields or {}
+        try:
+            idle_s = idle_timeout_s(fields.get("keep_alive"))
+        except ValueError as error:
+            raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
+        if isinstance(model, PeerTarget):
+            return for_peer(model, read)
+        if scope["method"] in SAFE_METHODS and not (model.awake or model.is_starting):
             raise InstanceNotRunning(
                 f"model {model.name!r} is not running, and a {scope['method']} request does not start it; "
                 f"start it with POST /models/{model.name}/start"
             )
-        return self._routed(scope, model, read)
+        priority = fields.get("priority")
+        return ModelTarget(
+            self._fleet,
+            model,
+            model.name,
+            _engine_path(scope),
+            read.name,
+            _need(scope),
+            read.outgoing(model.profile),
+            affinity_of(model, fields, scope),
+            priority if isinstance(priority, int) else 0,
+            idle_s,
+        )
 
-    def _routed(self, scope: Scope, model: Model, read: ReadRequest) -> RoutedRequest:
-        outgoing = read.outgoing(model.profile, is_for_peer=isinstance(model, RemoteModel))
-        routed = RoutedRequest(model, read.receive, outgoing, _need(scope), read.name)
-        if (fields := read.fields) is not None:
-            try:
-                routed.idle_timeout_s = idle_timeout_s(fields.get("keep_alive"))
-            except ValueError as error:
-                raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
-            priority = fields.get("priority")
-            routed.priority = priority if isinstance(priority, int) else 0
-            routed.is_stream = fields.get("stream") is True
-            routed.affinity = affinity_of(model, fields, scope)
-        return routed
-
-    def _model(self, scope: Scope, in_body: str | None) -> Model:
+    def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
         """The model that a request names in its body or query; without a name the only running one.
 
         Raises UnclearModel, _RequestRefused or ModelNotFound.
@@ -219,7 +228,7 @@ class Gateway:
             raise UnclearModel(f"is {in_body!r} in the body and {in_query!r} in the query; name one")
         return model
 
-    def _find(self, scope: Scope, name: str) -> Model:
+    def _find(self, scope: Scope, name: str) -> Model | PeerTarget:
         """By name or alias: on this node, or on another one. Raises ModelNotFound."""
         model, peer_routes = self._fleet.known(name), self._peer_routes
         if peer_routes is None:
@@ -236,41 +245,16 @@ class Gateway:
         raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
-def _is_remote(model: Model) -> bool:
-    return isinstance(model, RemoteModel)
-
-
-def _target(scope: Scope) -> bytes:
+def _engine_path(scope: Scope) -> bytes:
     """The engine's path and query for this request."""
     path = raw_path(scope)
-    target = UNVERSIONED.get(path, path)
-    return target + b"?" + scope["query_string"] if scope["query_string"] else target
-
-
-def _fast_route(scope: Scope) -> tuple[bytes, RunnerKind | None] | None:
-    """Target and need of a POST whose query names no model, else None."""
-    route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-    if route_cache is not None and "fast_route" in route_cache:
-        route: tuple[bytes, RunnerKind | None] | None = route_cache["fast_route"]
-        return route
-    try:
-        is_short = scope["method"] == "POST" and model_in_query(scope["query_string"]) is None
-    except UnclearModel:
-        is_short = False
-    route = (_target(scope), _need(scope)) if is_short else None
-    if route_cache is not None:
-        route_cache["fast_route"] = route
-    return route
+    path = UNVERSIONED.get(path, path)
+    return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
 def _need(scope: Scope) -> RunnerKind | None:
     path = raw_path(scope)
     return need_of(UNVERSIONED.get(path, path))
-
-
-async def _never() -> Message:
-    """A `receive` for a request that has arrived whole; the server reports the disconnect."""
-    raise AssertionError("called for a request that has arrived whole")
 
 
 def _wrong_field(name: str, problem: str) -> ApiError:

@@ -15,9 +15,9 @@ from api.gateway.json_worker_pool import LONG_BYTES, JsonWorkerPool
 from api.gateway.request_body import FormBody, JsonBody, OutgoingBody, RequestBody
 from api.http.asgi import Message, Receive, Scope
 from api.http.buffered_body import buffer_body
+from api.http.client_errors import ClientGone, WrongBody
 from api.http.headers import find_header
 from api.http.json_structure import PartCounter, TooManyParts
-from api.http.leases import ClientGone, WrongBody
 from api.http.named_model import InvalidBody, model_in_fields, model_in_object, read_object, without_bom
 from api.http.off_loop import off_loop
 from instance_manager.fleet.profiles import ModelProfile
@@ -44,6 +44,10 @@ class ReadRequest:
     workers: JsonWorkerPool | None = None  # if it is long: they have parsed it, and `fields` is an outline
     form: FormBody | None = None
     length: int | None = None  # as announced; None = chunked
+
+    @property
+    def is_stream(self) -> bool:
+        return self.fields is not None and self.fields.get("stream") is True
 
     def outgoing(self, profile: ModelProfile | None, *, is_for_peer: bool = False) -> OutgoingBody | None:
         """The body, to be adapted to an engine or another node; `profile` is the model's."""

@@ -17,9 +17,9 @@ from api.access.keys import caller_of, is_limited_to_models
 from api.gateway.cacheable import CacheableRequest, is_good_answer, read_cacheable
 from api.http.asgi import App, Message, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
+from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.headers import find_header
-from api.http.leases import ClientGone
 from api.http.off_loop import off_loop
 from api.http.respond import request_id_of, send_response
 from api.http.response_channel import channel_of, without_channel

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from api.http.asgi import Message, Receive
-from api.http.leases import ClientGone
+from api.http.client_errors import ClientGone
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from api.http.asgi import RawHeaders
-from api.http.leases import WrongBody
+from api.http.client_errors import WrongBody
 from api.http.upstream_errors import (
     UpstreamBroken,
     UpstreamError,
@@ -67,6 +67,14 @@ class ApiError:
     body: bytes
     headers: RawHeaders
     message: str  # also part of the body
+
+
+class RequestRefused(Exception):
+    """A request is not served; `error` is the response."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 def envelope(message: str, error_type: str, *, param: str | None = None, code: str | None = None) -> bytes:

@@ -1,24 +1,32 @@
 """Caches a connection's last request head: a client's next head is mostly the same, byte for byte.
 
-Such a head is recognised and not parsed again, whatever its new `Content-Length`. Results derived from the
-head alone are cached with it. Pure functions on bytes; every head is first accepted by the parser.
+Such a head is recognised and not parsed again, whatever its new `Content-Length`, and what serves it is
+cached with it. Pure functions on bytes; every head is first accepted by the parser.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from api.http.asgi import RawHeaders
+from api.http.response_channel import Handler
 
-# Scope key of the results derived from the head alone, to read and to extend; a scope with a new head has
-# none. Removed when the request continues as ASGI: from then on its headers may be changed.
+# Scope key of the RouteCache of the request's head; a scope with a new head has none. Removed when it
+# continues as ASGI: from then on its headers may be changed.
 ROUTE_CACHE = "berth.route_cache"
-RouteCache = dict[str, Any]
 
 _MAX_HEAD_BYTES = 4096
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
+
+
+class RouteCache:
+    """What serves the requests with one head, once it is known."""
+
+    __slots__ = ("handler",)
+
+    def __init__(self) -> None:
+        self.handler: Handler | None = None
 
 
 class CachedHead:
@@ -32,7 +40,7 @@ class CachedHead:
         self._headers = headers
         self._length_at = length_at
         self.has_length = length_at is not None
-        self.route_cache: RouteCache = {}
+        self.route_cache = RouteCache()
 
     def body_of(self, data: bytes) -> bytes | None:
         """The body, if `data` is this head with its whole body and nothing else."""

@@ -111,7 +111,7 @@ class RequestHeaders:
         framing = b"content-length: %d\r\n" % length
         return replace(self, framing=framing, has_body=length > 0, is_chunked=False)
 
-    def with_more(self, headers: RawHeaders) -> RequestHeaders:
+    def with_more(self, headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
         """The same with these headers added."""
         lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
         return replace(self, passed=self.passed + lines)

@@ -1,4 +1,4 @@
-"""The extension of ASGI that Berth's own HTTP protocol (api/server/fast_http.py) offers the data plane."""
+"""The extension of ASGI that Berth's own HTTP protocol (api/server/protocol.py) offers the data plane."""
 
 from __future__ import annotations
 
@@ -36,10 +36,6 @@ class ResponseChannel(Protocol):
         """Close the connection at once, discarding unsent data."""
 
 
-# The type of `FastPathApp.begin`.
-Begin = Callable[[Scope, bytes, ResponseChannel, ResumeAsTask], bool]
-
-
 class FastPathApp(Protocol):
     """An ASGI application that can also begin requests without a task."""
 
@@ -51,10 +47,41 @@ class FastPathApp(Protocol):
         """Begin a request that has arrived whole. False: nothing was done, call the application."""
 
 
+# The type of `FastPathApp.begin`.
+Begin = Callable[[Scope, bytes, ResponseChannel, ResumeAsTask], bool]
+
+
+class Handler:
+    """Serves a request by `app`, or by `begin` if there is a fast path.
+
+    While it `holds`, it also serves later requests on the connection with an equal head but for the length.
+    """
+
+    __slots__ = ("_app", "_begin", "_lasts")
+
+    def __init__(self, app: App, begin: Begin | None = None, *, lasts: bool = True) -> None:
+        """`lasts`: False if it is for one request only."""
+        self._app = app
+        self._begin = begin
+        self._lasts = lasts
+
+    def holds(self) -> bool:
+        return self._lasts
+
+    def begin(
+        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+    ) -> bool:
+        """As `FastPathApp.begin`."""
+        return self._begin is not None and self._begin(scope, body, channel, resume_as_task)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
 def channel_of(scope: Scope) -> ResponseChannel | None:
     """The extension, if the server has it.
 
-    It is removed from the scope: otherwise scope, channel and uvicorn's cycle would form a reference cycle
+    It is removed from the scope: otherwise scope and channel would form a reference cycle
     per request, and the garbage collector would run all the time.
     """
     extensions = scope.get("extensions")

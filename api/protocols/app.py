@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 from api.http.buffered_body import BufferedBody, buffer_body
+from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.json_structure import TooManyParts, check_parts
-from api.http.leases import ClientGone
 from api.http.named_model import (
     InvalidBody,
     UnclearModel,

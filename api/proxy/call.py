@@ -1,4 +1,4 @@
-"""Accounting for one request: its instance, lease, metrics and line in the access log."""
+"""Accounting for one request: its target, lease, metrics and line in the access log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 
 from api.access.keys import caller_of
 from api.http.asgi import Scope
-from api.http.leases import Lease, WrongBody
+from api.http.client_errors import WrongBody
 from api.http.log_paths import loggable
 from api.http.upstream_errors import UpstreamError
+from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
 from api.telemetry.access_log import access_logger, write_line
 from api.telemetry.tracing import SPAN, RequestSpan
@@ -21,18 +22,18 @@ logger = logging.getLogger("berth.proxy")
 class Call:
     """Starts without a lease and instance metrics; always ends with `finish`."""
 
-    __slots__ = ("instance_id", "lease", "metrics", "request", "scope")
+    __slots__ = ("lease", "metrics", "request", "scope", "target")
 
     def __init__(
-        self, scope: Scope, request: UpstreamRequest, instance_id: str, unserved: InstanceMetrics
+        self, scope: Scope, request: UpstreamRequest, target: Target, unserved: InstanceMetrics
     ) -> None:
         self.scope = scope
         self.request = request
-        self.instance_id = instance_id
+        self.target = target
         self.metrics = unserved
-        self.lease: Lease | None = None
+        self.lease: UpstreamLease | None = None
 
-    def assign(self, lease: Lease, metrics: InstanceMetrics) -> None:
+    def assign(self, lease: UpstreamLease, metrics: InstanceMetrics) -> None:
         """Record the instance that serves the request."""
         self.lease = lease
         self.metrics = metrics
@@ -73,7 +74,7 @@ class Call:
     def log_failure(self, error: UpstreamError | WrongBody) -> None:
         logger.warning(
             "instance %s, request %s, %s %s: %s",
-            self.instance_id,
+            self.target.name,
             self.request.headers.request_id.decode(),
             self.request.method,
             loggable(self.request.target),

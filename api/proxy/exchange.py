@@ -11,13 +11,14 @@ import logging
 import time
 
 from api.http.asgi import Message, Receive, Send
+from api.http.client_errors import ClientGone, WrongBody
 from api.http.dialects import stream_error_event
 from api.http.headers import response_headers
-from api.http.leases import ClientGone, Lease, WrongBody
 from api.http.response_channel import ResponseChannel
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from api.proxy.pace import Pace
 from api.proxy.response_reader import ResponseReader
+from api.proxy.target import UpstreamLease
 from api.proxy.upstream import ResponseHead, UpstreamConnection
 from api.proxy.upstream_pool import UpstreamPool
 from api.proxy.upstream_request import UpstreamRequest
@@ -62,7 +63,7 @@ class Exchange:
         self,
         request: UpstreamRequest,
         pool: UpstreamPool,
-        lease: Lease,
+        lease: UpstreamLease,
         metrics: InstanceMetrics,
         receive: Receive,
         send: Send,

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from api.http.leases import ClientGone, Lease
+from api.http.client_errors import ClientGone
+from api.proxy.target import UpstreamLease
 
 logger = logging.getLogger("berth.proxy")
 
@@ -41,7 +42,7 @@ class ClientSide(Protocol):
 class Pace:
     """The pace of one exchange. Call `start` once it takes longer than most, `stop` at its end."""
 
-    def __init__(self, rules: PaceRules, lease: Lease, client: ClientSide | None) -> None:
+    def __init__(self, rules: PaceRules, lease: UpstreamLease, client: ClientSide | None) -> None:
         """`client`: None = its progress is unknown, so it is never cut off."""
         self._rules = rules
         self._lease = lease

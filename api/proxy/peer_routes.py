@@ -6,16 +6,16 @@ x-berth-via marks it, and a marked request is never forwarded again, whoever set
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from api.http.asgi import RawHeaders, Scope
+from api.http.asgi import RawHeaders, Receive, Scope
 from api.http.dispatch import raw_path
 from api.http.headers import KEY_HEADERS, VIA, find_header
-from api.http.leases import Lease
+from api.proxy.target import Target, UpstreamLease
+from api.proxy.upstream_request import UpstreamRequest
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.errors import OwnerUnreachable
 from instance_manager.fleet.models import Model
@@ -41,56 +41,45 @@ class PeerLease:
         """Nothing to release."""
 
 
-class PeerRoute:
-    """One request's route to another node; takes the place of our own leases."""
+@dataclass(frozen=True, slots=True)
+class PeerTarget(Target):
+    """Another node that has an instance or a model. Path, query and the client's key are sent unchanged."""
 
-    def __init__(
-        self, scope: Scope, owner: Owner, what: str, own_name: str, check: Callable[[], None]
-    ) -> None:
-        """`what`: the target, for messages. `check` raises ManagerError if no new requests are accepted."""
-        self._scope = scope
-        self._owner = owner
-        self._what = what
-        self._check = check
-        self.headers: RawHeaders = [(VIA, own_name.encode())]
-        self.headers += [pair for pair in scope["headers"] if pair[0] in KEY_HEADERS]
+    routes: PeerRoutes
+    owner: Owner
+    name: str
+    what: str  # for messages
+    path: bytes
+    headers: RawHeaders
+    profile: ModelProfile | None = None  # of a model that is known here too: only its names are used
+    adapt: Callable[[UpstreamRequest, Receive], Awaitable[Receive]] | None = None
 
-    @property
-    def target(self) -> bytes:
-        """Path and query as the client sent them."""
-        path, query = raw_path(self._scope), self._scope["query_string"]
-        return path + b"?" + query if query else path
-
-    def try_lease(self, _: str) -> Lease:
-        """Raises OwnerUnreachable, and what `check` raises."""
-        self._check()
-        owner = self._owner
+    def try_acquire(self) -> PeerLease:
+        """Raises OwnerUnreachable and ShuttingDown."""
+        self.routes.check()
+        owner = self.owner
         if not owner.is_alive:
             raise OwnerUnreachable(
-                f"{self._what} belongs to the Berth node {owner.owner}, which is down (its lease expired); "
+                f"{self.what} belongs to the Berth node {owner.owner}, which is down (its lease expired); "
                 "retry once it is back"
             )
         address = _address(owner.url)
         if address is None:
             raise OwnerUnreachable(
-                f"{self._what} belongs to the Berth node {owner.owner}, which advertises no valid URL; "
+                f"{self.what} belongs to the Berth node {owner.owner}, which advertises no valid URL; "
                 "set ADVERTISE_URL on that node"
             )
         return PeerLease(Endpoint(*address, api_key="", generation=0, is_peer=True), node_label(owner))
 
-    async def wait_for_lease(self, instance_id: str) -> Lease:
-        return self.try_lease(instance_id)
+    async def acquire(self) -> PeerLease:
+        return self.try_acquire()
 
+    async def prepare(self, lease: UpstreamLease, request: UpstreamRequest, receive: Receive) -> Receive:
+        return receive if self.adapt is None else await self.adapt(request, receive)
 
-class RemoteModel(Model):
-    """A model that another node serves."""
-
-    def __init__(self, name: str, profile: ModelProfile | None, peer_route: PeerRoute) -> None:
-        """`profile`: the local profile, if any, of which only the names are used."""
-        if profile is not None:
-            profile = replace(profile, set_params={}, strip_params=frozenset())
-        super().__init__(name, profile, 0, time.monotonic)
-        self.peer_route = peer_route
+    def failed(self) -> None:
+        """Make later requests avoid the node."""
+        self.routes.avoid(self.owner)
 
 
 class PeerRoutes:
@@ -106,19 +95,19 @@ class PeerRoutes:
         self._peers = peers
         self._metrics = metrics
         self._own_name = own_name
-        self._check = check
+        self.check = check  # raises ManagerError if no new requests are accepted
 
-    def to_instance(self, scope: Scope, instance_id: str) -> PeerRoute | None:
-        """The route to an instance of another node; None if there is none."""
+    def to_instance(self, scope: Scope, instance_id: str) -> PeerTarget | None:
+        """An instance of another node; None if there is none."""
         owner = self._peers.owner_of(instance_id)
-        return None if owner is None else self._route(scope, owner, f"instance {instance_id!r}")
+        return None if owner is None else self._target(scope, owner, instance_id, "instance")
 
-    def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> RemoteModel | None:
+    def to_unknown(self, scope: Scope, name: str, need: RunnerKind | None = None) -> PeerTarget | None:
         """A model unknown here that another node has, in any state."""
         owner = self._peers.owner_having(name, need)
-        return None if owner is None else self._model(scope, owner, name, None)
+        return None if owner is None else self._target(scope, owner, name, "model")
 
-    def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> RemoteModel | None:
+    def to_running(self, scope: Scope, model: Model, need: RunnerKind | None = None) -> PeerTarget | None:
         """A model known here that runs on another node and has no process on this one.
 
         `need`: only engines that can serve it count.
@@ -127,23 +116,24 @@ class PeerRoutes:
         is_here = model.is_loading or any(can_serve(instance.runner, need) for instance in model.live)
         if owner is None or is_here:
             return None
-        return self._model(scope, owner, model.name, model.profile)
+        return self._target(scope, owner, model.name, "model", model.profile)
 
-    def failed(self, lease: Lease) -> None:
-        """The node of this lease could not be reached."""
-        self._peers.avoid(lease.instance_id.removeprefix(_BERTH))
+    def avoid(self, owner: Owner) -> None:
+        """This node could not be reached."""
+        self._peers.avoid(owner.owner)
 
-    def _model(
-        self, scope: Scope, owner: Owner, name: str, profile: ModelProfile | None
-    ) -> RemoteModel | None:
-        peer_route = self._route(scope, owner, f"model {name!r}")
-        return None if peer_route is None else RemoteModel(name, profile, peer_route)
-
-    def _route(self, scope: Scope, owner: Owner, what: str) -> PeerRoute | None:
+    def _target(
+        self, scope: Scope, owner: Owner, name: str, kind: str, profile: ModelProfile | None = None
+    ) -> PeerTarget | None:
+        """None if the request has been forwarded before."""
         if find_header(scope["headers"], VIA):
             return None
         self._metrics.of_peer(node_label(owner))
-        return PeerRoute(scope, owner, what, self._own_name(), self._check)
+        path, query = raw_path(scope), scope["query_string"]
+        headers: RawHeaders = [(VIA, self._own_name().encode())]
+        headers += [pair for pair in scope["headers"] if pair[0] in KEY_HEADERS]
+        target = path + b"?" + query if query else path
+        return PeerTarget(self, owner, name, f"{kind} {name!r}", target, headers, profile)
 
 
 def node_label(owner: Owner) -> str:

@@ -6,36 +6,34 @@ Acquires a lease, or waits for one in the manager's queue, and forwards. Knows n
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
+from api.http.client_errors import CLIENT_GONE, ClientGone, WrongBody
 from api.http.dispatch import raw_path, split_proxy_path
 from api.http.errors import error_for
-from api.http.head_cache import ROUTE_CACHE, RouteCache
-from api.http.headers import find_header, read_request_headers
-from api.http.leases import (
-    CLIENT_GONE,
-    ClientGone,
-    Lease,
-    Leases,
-    Prepare,
-    Retry,
-    WrongBody,
-    lease_while_connected,
-)
 from api.http.respond import send_error
-from api.http.response_channel import ResponseChannel, ResumeAsTask, channel_of, client_of, without_channel
+from api.http.response_channel import (
+    Handler,
+    ResponseChannel,
+    ResumeAsTask,
+    channel_of,
+    client_of,
+    without_channel,
+)
+from api.http.route import RoutedApp
 from api.http.upstream_errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from api.proxy.call import Call
 from api.proxy.exchange import Exchange, ResponseCut
 from api.proxy.fast_exchange import FastExchange, SlowRequestTimer
 from api.proxy.pace import Pace, PaceRules
-from api.proxy.peer_routes import PeerRoute, PeerRoutes
-from api.proxy.sleep_routes import SleepCall, SleepLeases, SleepNotices, is_sleep_route
+from api.proxy.peer_routes import PeerRoutes
+from api.proxy.sleep_routes import SleepCall, SleepNotices, SleepTarget, is_sleep_route
+from api.proxy.target import InstanceTarget, Leases, Target, UpstreamLease, acquire_while_connected
 from api.proxy.upstream_pool import UpstreamOptions, UpstreamPool, UpstreamPools
-from api.proxy.upstream_request import UpstreamRequest
+from api.proxy.upstream_request import HeadersOfHead, UpstreamRequest
 from api.proxy.websocket import forward_websocket
 from instance_manager.errors import ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
@@ -43,7 +41,7 @@ from instance_manager.metrics.proxy import ProxyMetrics
 _UNAVAILABLE = 503  # status of a sleeping engine
 
 
-class DataPlane:
+class DataPlane(RoutedApp):
     """An ASGI application for http and websocket scopes whose path begins with /proxy/."""
 
     def __init__(
@@ -64,42 +62,37 @@ class DataPlane:
         self._slow_timer = SlowRequestTimer()
         self.pools = UpstreamPools(options or UpstreamOptions())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-        peer_route = (
-            self._peer_routes.to_instance(scope, instance_id) if self._peer_routes is not None else None
-        )
-        if peer_route is not None:
-            target = peer_route.target
-        if scope["type"] == "websocket":
-            leases, headers = (
-                (peer_route, peer_route.headers) if peer_route is not None else (self._leases, ())
-            )
-            await forward_websocket(
-                leases, self._metrics, scope, receive, send, instance_id, target, headers, self._pace.stall_s
-            )
-        elif self._sleep is not None and peer_route is None and is_sleep_route(target):
-            await self._forward_sleep(self._sleep, scope, receive, send, instance_id, target)
-        elif self._sleep is not None and peer_route is None and scope["method"] in SAFE_METHODS:
-            leases = SleepLeases(self._sleep, self._leases, scope["method"])  # reads wake no engine
-            await self.forward(scope, receive, send, instance_id, target, leases=leases)
-        else:
-            await self.forward(scope, receive, send, instance_id, target, leases=peer_route)
+    def route(self, scope: Scope) -> Handler:
+        instance_id, path = split_proxy_path(raw_path(scope), scope["query_string"])
+        target = InstanceTarget(self._leases, instance_id, path)
+        begin = None if is_sleep_route(path) else partial(self._begin, target, HeadersOfHead())
+        return Handler(partial(self._serve_instance, target), begin)
 
-    async def _forward_sleep(
-        self,
-        notices: SleepNotices,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        instance_id: str,
-        target: bytes,
+    async def _serve_instance(
+        self, target: InstanceTarget, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """One of an engine's sleep routes. Its response goes out by `send`, where its status is noted."""
-        call = SleepCall(notices, instance_id, target, send)
-        leases = SleepLeases(notices, self._leases, scope["method"])
+        """Forward to an instance of this node, or of another one if that has it."""
+        instance_id, path = target.name, target.path
+        peer = None if self._peer_routes is None else self._peer_routes.to_instance(scope, instance_id)
+        if scope["type"] == "websocket":
+            to = peer or target
+            await forward_websocket(to, self._metrics, scope, receive, send, self._pace.stall_s)
+        elif self._sleep is not None and peer is None and _wakes_none(scope, path):
+            asleep = SleepTarget(self._sleep, self._leases, instance_id, path, scope["method"])
+            await self._forward_to_sleeping(self._sleep, scope, receive, send, asleep)
+        else:
+            await self.forward(scope, receive, send, peer or target)
+
+    async def _forward_to_sleeping(
+        self, notices: SleepNotices, scope: Scope, receive: Receive, send: Send, target: SleepTarget
+    ) -> None:
+        """The response to a sleep route goes out by `send`, where its status is noted."""
+        if not is_sleep_route(target.path):
+            await self.forward(scope, receive, send, target)
+            return
+        call = SleepCall(notices, target, send)
         try:
-            await self.forward(without_channel(scope), receive, call.send, instance_id, target, leases=leases)
+            await self.forward(without_channel(scope), receive, call.send, target)
         finally:
             call.end()
 
@@ -115,89 +108,63 @@ class DataPlane:
         """Close idle connections; requests in flight close theirs as they end."""
         self.pools.close()
 
-    async def forward(
+    async def forward(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        """Forward one HTTP request to its target."""
+        call = self._call(scope, target, HeadersOfHead())
+        if target.headers:
+            call.request.headers = call.request.headers.with_more(target.headers)
+        await self._serve(call, receive, send, channel_of(scope))
+
+    def _begin(
         self,
+        target: InstanceTarget,
+        headers: HeadersOfHead,
         scope: Scope,
-        receive: Receive,
-        send: Send,
-        instance_id: str,
-        target: bytes,
-        *,
-        leases: Leases | None = None,
-        retry: Retry | None = None,
-        prepare: Prepare | None = None,
-    ) -> None:
-        """Forward one HTTP request to `target` (path and query, raw) of an instance's engine.
-
-        `leases` replaces the usual ones, for targets other than one instance. `retry` is called if an engine
-        disappears before it responds. `prepare` adapts the request to the engine of its lease.
-        """
-        call = self._call(scope, instance_id, target)
-        if isinstance(leases, PeerRoute):
-            call.request.headers = call.request.headers.with_more(leases.headers)
-        channel = channel_of(scope)
-        exchange = self._exchange(
-            call, leases or self._leases, retry, receive, send, channel, prepare=prepare
-        )
-        await self._serve(call, send, channel, exchange)
-
-    def begin(
-        self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
+        body: bytes,
+        channel: ResponseChannel,
+        resume_as_task: ResumeAsTask,
     ) -> bool:
         """Send a request that has arrived whole without a task, if nothing has to be awaited.
 
         False: nothing was done, call the application. True: the response goes out by `channel`, or
         `resume_as_task` is called with an application that continues the request.
         """
-        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and "proxied" in route_cache:
-            instance_id, target = route_cache["proxied"]
-        else:
-            instance_id, target = split_proxy_path(raw_path(scope), scope["query_string"])
-            if is_sleep_route(target):
-                return False
-            if route_cache is not None:
-                route_cache["proxied"] = instance_id, target
         try:
             if (
                 self._sleep is not None
                 and scope["method"] in SAFE_METHODS
-                and self._sleep.lease_sleeping(instance_id, only_reads=True)
+                and self._sleep.lease_sleeping(target.name, only_reads=True)
             ):
                 return False
-            lease = self._leases.try_lease(instance_id)
+            lease = target.try_acquire()
         except ManagerError:
             return False
-        return self.begin_leased(scope, body, channel, resume_as_task, instance_id, target, lease)
+        return lease is not None and self.begin_leased(
+            target, lease, headers, scope, body, channel, resume_as_task
+        )
 
     def begin_leased(
         self,
+        target: Target,
+        lease: UpstreamLease,
+        headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
         channel: ResponseChannel,
         resume_as_task: ResumeAsTask,
-        instance_id: str,
-        target: bytes,
-        lease: Lease | None,
-        options: Callable[[], tuple[Leases, Retry, Prepare]] | None = None,
     ) -> bool:
-        """As `begin`, with a lease if there is one; `options` returns `forward`'s arguments on resuming."""
-        if lease is None:
-            return False
+        """As `begin`, with a lease of the target, which adds no headers; False: the lease is released."""
         pool = self.pools.current(lease.instance_id, lease.endpoint)
         connection = pool.take_idle() if pool is not None else None
         if pool is None or connection is None:
             lease.release()
             return False
-        call = self._call(scope, instance_id, target, len(body))
+        call = self._call(scope, target, headers, len(body))
         call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
 
         def resume(sent: FastExchange) -> None:
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
-                begun = (pool, lease, sent)
-                leases, retry, prepare = options() if options is not None else (self._leases, None, None)
-                exchange = self._exchange(call, leases, retry, receive, send, channel, begun, prepare)
-                await self._serve(call, send, channel, exchange)
+                await self._serve(call, receive, send, channel, (pool, lease, sent))
 
             resume_as_task(application)
 
@@ -213,76 +180,25 @@ class DataPlane:
         )
         return True
 
-    def _call(self, scope: Scope, instance_id: str, target: bytes, length: int = 0) -> Call:
+    def _call(self, scope: Scope, target: Target, headers: HeadersOfHead, length: int = 0) -> Call:
         """`length` of the body, if it has arrived."""
         started = time.perf_counter()
-        route_cache: RouteCache | None = scope.get(ROUTE_CACHE)
-        if route_cache is not None and (cached := route_cache.get("headers")) is not None:
-            headers = cached.for_next(length)
-        else:
-            client = scope.get("client")
-            client_host = client[0].encode() if client else b"unknown"
-            headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
-            if route_cache is not None and not find_header(scope["headers"], b"x-request-id"):
-                route_cache["headers"] = headers
-        request = UpstreamRequest(scope["method"], target, headers, started, caller_of(scope).tenant_line)
-        return Call(scope, request, instance_id, self._metrics.unserved)
+        read, tenant_line = headers.of(scope, length), caller_of(scope).tenant_line
+        request = UpstreamRequest(scope["method"], target.path, read, started, tenant_line)
+        return Call(scope, request, target, self._metrics.unserved)
 
-    async def _exchange(
+    async def _serve(
         self,
         call: Call,
-        leases: Leases,
-        retry: Retry | None,
         receive: Receive,
         send: Send,
         channel: ResponseChannel | None,
-        begun: tuple[UpstreamPool, Lease, FastExchange | None] | None = None,
-        prepare: Prepare | None = None,
-    ) -> int:
-        """Acquire a lease and forward, or continue the exchange that has `begun`; returns the status."""
-        client = channel or client_of(call.scope)
-        while True:
-            try:
-                if begun is None:
-                    begun, receive = await self._acquire(call, leases, receive)
-                    if prepare is not None:
-                        receive = await prepare(begun[1], call.request, receive)
-                (pool, lease, sent), begun = begun, None
-                pace = Pace(self._pace, lease, client)
-                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
-                return await exchange.run(sent)
-            except (UpstreamRefused, UpstreamBroken) as error:
-                is_answered = isinstance(error, UpstreamBroken) and error.response_begun
-                if retry is None or call.lease is None or is_answered:
-                    raise
-                replay = await retry(call.lease, receive)
-                if replay is None:
-                    raise
-                call.log_failure(error)
-                call.unassign()
-                receive = replay
-
-    async def _acquire(
-        self, call: Call, leases: Leases, receive: Receive
-    ) -> tuple[tuple[UpstreamPool, Lease, None], Receive]:
-        """Acquire a lease, waiting if necessary; also returns a `receive` that misses no message."""
-        lease = leases.try_lease(call.instance_id)
-        had_to_wait = lease is None
-        if lease is None:
-            lease, receive = await lease_while_connected(leases, call.instance_id, receive)
-        call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
-        if had_to_wait:
-            call.request.queued_s = queued_s = time.perf_counter() - call.request.started
-            call.metrics.queue_wait_s.observe(queued_s)
-        return (self.pools.pool_for(lease.instance_id, lease.endpoint), lease, None), receive
-
-    async def _serve(
-        self, call: Call, send: Send, channel: ResponseChannel | None, forwarding: Awaitable[int]
+        begun: tuple[UpstreamPool, UpstreamLease, FastExchange] | None = None,
     ) -> None:
-        """Await `forwarding`, respond to its failure, and account for the call."""
+        """Forward, or continue what has `begun`; respond to a failure, and account for the call."""
         status = CLIENT_GONE
         try:
-            status = await forwarding
+            status = await self._exchange(call, receive, send, channel, begun)
             if status == _UNAVAILABLE and self._sleep is not None and call.lease is not None:
                 self._sleep.check_sleep(call.lease.instance_id)
         except (ManagerError, UpstreamError, WrongBody) as exc:
@@ -290,7 +206,7 @@ class DataPlane:
             status = error.status
             if isinstance(exc, UpstreamError):
                 call.log_failure(exc)
-                self._note_failure(call)
+                call.target.failed()
             await send_error(send, error, call.request.target, call.request.headers.request_id)
         except ResponseCut as exc:
             # Returning without the last message makes any server close the connection without a clean end.
@@ -303,7 +219,48 @@ class DataPlane:
         finally:
             call.finish(status)
 
-    def _note_failure(self, call: Call) -> None:
-        """Make later requests avoid a node that could not be reached."""
-        if self._peer_routes is not None and call.lease is not None and call.lease.endpoint.is_peer:
-            self._peer_routes.failed(call.lease)
+    async def _exchange(
+        self,
+        call: Call,
+        receive: Receive,
+        send: Send,
+        channel: ResponseChannel | None,
+        begun: tuple[UpstreamPool, UpstreamLease, FastExchange] | None,
+    ) -> int:
+        """Acquire a lease unless there is one, and forward; returns the status."""
+        client = channel or client_of(call.scope)
+        while True:
+            try:
+                sent: FastExchange | None = None
+                if begun is not None:
+                    pool, lease, sent = begun
+                else:
+                    pool, lease, receive = await self._acquire(call, receive)
+                pace = Pace(self._pace, lease, client)
+                exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
+                return await exchange.run(sent)
+            except (UpstreamRefused, UpstreamBroken) as error:
+                is_answered = isinstance(error, UpstreamBroken) and error.response_begun
+                if call.lease is None or is_answered or not await call.target.may_retry(call.lease):
+                    raise
+                call.log_failure(error)
+                call.unassign()
+                begun = None
+
+    async def _acquire(self, call: Call, receive: Receive) -> tuple[UpstreamPool, UpstreamLease, Receive]:
+        """Acquire a lease, waiting if necessary; also returns a `receive` for its engine's body."""
+        lease = call.target.try_acquire()
+        had_to_wait = lease is None
+        if lease is None:
+            lease, receive = await acquire_while_connected(call.target, receive)
+        call.assign(lease, self._metrics.of(lease.instance_id, lease.model_name))
+        if had_to_wait:
+            call.request.queued_s = queued_s = time.perf_counter() - call.request.started
+            call.metrics.queue_wait_s.observe(queued_s)
+        pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
+        return pool, lease, await call.target.prepare(lease, call.request, receive)
+
+
+def _wakes_none(scope: Scope, path: bytes) -> bool:
+    """Whether a request does not wake a sleeping engine."""
+    return is_sleep_route(path) or scope["method"] in SAFE_METHODS

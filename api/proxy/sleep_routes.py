@@ -1,26 +1,37 @@
-"""An engine's own `/sleep` and `/is_sleeping` under /proxy/: they reach it asleep, and Berth takes note.
+"""An engine's own routes for sleep under /proxy/: they reach it asleep, and Berth takes note.
 
-These are vLLM's names; our engine has them too. `/wake_up` needs no special case: like any request it wakes
-the engine first, once there is memory for it.
+A kind's back end names them. Its route to wake needs no special case: like any request it wakes the engine
+first, once there is memory for it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from api.access.engine_routes import SAFE_METHODS
 from api.http.asgi import Message, Send
-from api.http.leases import Lease, Leases
+from api.proxy.target import InstanceTarget, Leases, UpstreamLease
+from instance_manager.backends import BACKENDS
 
-_SLEEP = b"/sleep"
-_ROUTES = frozenset({_SLEEP, b"/is_sleeping"})
+
+@cache
+def _sleep_routes() -> frozenset[bytes]:
+    """Those that put an engine to sleep."""
+    return frozenset(path.encode() for one in BACKENDS.values() for path in one.routes.sleep.split())
+
+
+@cache
+def _all_routes() -> frozenset[bytes]:
+    asleep = (path.encode() for one in BACKENDS.values() for path in one.routes.asleep.split())
+    return _sleep_routes() | frozenset(asleep)
 
 
 class SleepNotices(Protocol):
     """The part of the instance manager used here."""
 
-    def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> Lease | None:
+    def lease_sleeping(self, instance_id: str, *, only_reads: bool) -> UpstreamLease | None:
         """A lease of a sleeping engine, without waking it; None if it does not sleep.
 
         `only_reads`: also of one that is about to sleep.
@@ -33,38 +44,39 @@ class SleepNotices(Protocol):
         """Check whether the engine sleeps."""
 
 
-class SleepLeases:
-    """Leases for these routes and for reads, which do not wake a sleeping engine."""
+class SleepTarget(InstanceTarget):
+    """An instance for these routes and for reads, which do not wake its engine."""
 
-    def __init__(self, notices: SleepNotices, leases: Leases, method: str) -> None:
+    __slots__ = ("_notices", "_only_reads")
+
+    def __init__(
+        self, notices: SleepNotices, leases: Leases, instance_id: str, path: bytes, method: str
+    ) -> None:
+        super().__init__(leases, instance_id, path)
         self._notices = notices
-        self._leases = leases
         self._only_reads = method in SAFE_METHODS
 
-    def try_lease(self, instance_id: str) -> Lease | None:
-        asleep = self._notices.lease_sleeping(instance_id, only_reads=self._only_reads)
-        return asleep or self._leases.try_lease(instance_id)
-
-    async def wait_for_lease(self, instance_id: str) -> Lease:
-        return await self._leases.wait_for_lease(instance_id)
+    def try_acquire(self) -> UpstreamLease | None:
+        asleep = self._notices.lease_sleeping(self.name, only_reads=self._only_reads)
+        return asleep or super().try_acquire()
 
 
 def is_sleep_route(target: bytes) -> bool:
     """Whether an engine's request target is one of these routes. Fast if it is not."""
     if len(target) > 64 or target.startswith(b"/v1/"):
         return False
-    return unquote_to_bytes(target.partition(b"?")[0]) in _ROUTES
+    return unquote_to_bytes(target.partition(b"?")[0]) in _all_routes()
 
 
 class SleepCall:
     """One call of such a route; `send` takes note of the response and forwards it."""
 
-    def __init__(self, notices: SleepNotices, instance_id: str, target: bytes, send: Send) -> None:
-        path, _, query = target.partition(b"?")
-        self._is_sleep = unquote_to_bytes(path) == _SLEEP
+    def __init__(self, notices: SleepNotices, target: SleepTarget, send: Send) -> None:
+        path, _, query = target.path.partition(b"?")
+        self._is_sleep = unquote_to_bytes(path) in _sleep_routes()
         self._level = _level_of(query)
         self._notices = notices
-        self._instance_id = instance_id
+        self._instance_id = target.name
         self._send = send
         self._is_answered = False
 

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from api.http.headers import RequestHeaders
+from api.http.asgi import Scope
+from api.http.headers import RequestHeaders, find_header, read_request_headers
 from api.telemetry.token_usage import TokenUsage
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+
+
+class HeadersOfHead:
+    """The headers of requests with one head, which are read once."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self) -> None:
+        self._read: RequestHeaders | None = None
+
+    def of(self, scope: Scope, length: int) -> RequestHeaders:
+        """The next request's; `length` of its body, if it has arrived."""
+        if self._read is not None:
+            return self._read.for_next(length)
+        client = scope.get("client")
+        client_host = client[0].encode() if client else b"unknown"
+        headers = read_request_headers(scope["headers"], client_host, scope["scheme"].encode())
+        if not find_header(scope["headers"], b"x-request-id"):
+            self._read = headers
+        return headers
 
 
 @dataclass(slots=True)

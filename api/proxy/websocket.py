@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -16,18 +15,19 @@ from websockets.typing import Subprotocol
 
 from api.access.keys import is_admin
 from api.http.asgi import RawHeaders, Receive, Scope, Send
+from api.http.client_errors import CLIENT_GONE, ClientGone
 from api.http.errors import ApiError, api_error, error_for
 from api.http.headers import (
     handshake_headers,
     handshake_response_headers,
     without_key,
 )
-from api.http.leases import CLIENT_GONE, ClientGone, Lease, Leases, lease_while_connected
 from api.http.respond import refuse_handshake, request_id_of
 from api.http.upstream_errors import UpstreamError, UpstreamInvalidResponse, UpstreamRefused, UpstreamTimeout
+from api.proxy.target import Target, UpstreamLease, acquire_while_connected
 from api.telemetry.access_log import access_logger, write_line
 from instance_manager.errors import ManagerError
-from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.metrics.proxy import InstanceMetrics, ProxyMetrics
 
 logger = logging.getLogger("berth.proxy")
 
@@ -40,38 +40,30 @@ _NORMAL_CLOSURE, _GOING_AWAY, _INTERNAL_ERROR = 1000, 1001, 1011
 
 
 async def forward_websocket(
-    leases: Leases,
-    metrics: ProxyMetrics,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    instance_id: str,
-    target: bytes,
-    more_headers: Sequence[tuple[bytes, bytes]] = (),
-    stall_s: float = 0.0,
+    target: Target, metrics: ProxyMetrics, scope: Scope, receive: Receive, send: Send, stall_s: float = 0.0
 ) -> None:
-    """Serve one WebSocket, holding a lease for its whole life. `more_headers` are added to the handshake.
+    """Serve one WebSocket, holding a lease for its whole life.
 
     `stall_s`: how long the client may leave a message unread while other requests wait for the lease.
     """
     started = time.perf_counter()
     request_id = request_id_of(scope)
     await receive()  # websocket.connect
-    if b"#" in target:  # a request target has no fragment
+    if b"#" in target.path:  # a request target has no fragment
         error = api_error(400, "the path contains '#'; write it as %23", "invalid_request_error")
         metrics.unserved.count("WEBSOCKET", error.status)
         await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
         return
     counted = metrics.unserved
     status = 101
-    lease: Lease | None = None
+    lease: UpstreamLease | None = None
     try:
-        lease = leases.try_lease(instance_id)
+        lease = target.try_acquire()
         if lease is None:
-            lease, receive = await lease_while_connected(leases, instance_id, receive)
+            lease, receive = await acquire_while_connected(target, receive)
         counted = metrics.of(lease.instance_id, lease.model_name)
         counted.in_flight += 1
-        async with await _open(scope, lease, target, request_id, more_headers) as engine:
+        async with await _open(scope, lease, target, request_id) as engine:
             await _accept(send, engine, request_id)
             await _pump(engine, receive, send, _Stall(lease, stall_s))
     except InvalidStatus as exc:
@@ -87,32 +79,31 @@ async def forward_websocket(
         error = error_for(exc, is_admin=is_admin(scope))
         status = error.status
         if isinstance(exc, UpstreamError):
-            logger.warning("instance %s, websocket %s: %s", instance_id, request_id.decode(), exc.message)
+            logger.warning("instance %s, websocket %s: %s", target.name, request_id.decode(), exc.message)
+            target.failed()
         await refuse_handshake(scope, send, error, request_id, _NORMAL_CLOSURE)
     finally:
         if lease is not None:
             lease.release()
             counted.in_flight -= 1
-        counted.count("WEBSOCKET", status)
-        counted.request_s.observe(time.perf_counter() - started)
-        if access_logger.isEnabledFor(logging.INFO):
-            instance, model = counted.instance_id, counted.model
-            write_line(scope, status, started, request_id, instance=instance, model=model)
+        _account(scope, counted, status, started, request_id)
 
 
-async def _open(
-    scope: Scope,
-    lease: Lease,
-    target: bytes,
-    request_id: bytes,
-    more_headers: Sequence[tuple[bytes, bytes]],
-) -> ClientConnection:
+def _account(scope: Scope, counted: InstanceMetrics, status: int, started: float, request_id: bytes) -> None:
+    counted.count("WEBSOCKET", status)
+    counted.request_s.observe(time.perf_counter() - started)
+    if access_logger.isEnabledFor(logging.INFO):
+        instance, model = counted.instance_id, counted.model
+        write_line(scope, status, started, request_id, instance=instance, model=model)
+
+
+async def _open(scope: Scope, lease: UpstreamLease, target: Target, request_id: bytes) -> ClientConnection:
     """Do the handshake with the engine. Raises InvalidStatus if it refuses, UpstreamError if it fails."""
     endpoint = lease.endpoint
     offered = scope.get("subprotocols", ())
     if not endpoint.is_peer:
         offered = without_key(offered)
-    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *more_headers]
+    headers = [*handshake_headers(scope["headers"]), (b"x-request-id", request_id), *target.headers]
     if endpoint.is_peer:  # so that it does not take the client for one on its own machine
         client = scope.get("client")
         headers.append((b"x-forwarded-for", client[0].encode() if client else b"unknown"))
@@ -123,7 +114,7 @@ async def _open(
     try:
         async with asyncio.timeout(_OPEN_TIMEOUT_S):
             return await _Connect(
-                f"ws://{host}:{endpoint.port}{target.decode('latin-1')}",
+                f"ws://{host}:{endpoint.port}{target.path.decode('latin-1')}",
                 subprotocols=[Subprotocol(name) for name in offered] or None,
                 additional_headers=[
                     (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
@@ -169,7 +160,7 @@ async def _accept(send: Send, engine: ClientConnection, request_id: bytes) -> No
 class _Stall:
     """Detects a client that leaves a message unread while other requests wait for its lease."""
 
-    def __init__(self, lease: Lease, limit_s: float) -> None:
+    def __init__(self, lease: UpstreamLease, limit_s: float) -> None:
         self._lease = lease
         self._limit_s = limit_s  # 0 = none
         self.since: float | None = None  # when the message in transit was sent

@@ -1,1 +1,1 @@
-"""The HTTP server: uvicorn's protocol with limits, and a fast path for short requests."""
+"""The HTTP server: a protocol on httptools with limits, and a fast path for short requests."""

@@ -15,17 +15,15 @@ _MAX_EXAMINED = 16  # stalled connections per call: some stall because we have p
 class TrackedConnection(Protocol):
     """One connection."""
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether every request has been answered."""
+    is_listed_idle: bool  # set here; requests with a cached head leave it set
 
     @property
-    def answered_at(self) -> float:
-        """Time of the last response, or of the connection's start, by the loop's clock."""
-
+    def is_idle(self) -> bool: ...  # every request has been answered
     @property
-    def is_read_paused(self) -> bool:
-        """Whether we have paused reading from it."""
+    def answered_at(self) -> float: ...  # time of the last response, or of the connection's start
+    @property
+    def is_read_paused(self) -> bool: ...  # by us
+    def evict(self) -> None: ...  # close at once
 
 
 class ConnectionTable:
@@ -39,10 +37,12 @@ class ConnectionTable:
         """It has no unanswered request."""
         self._idle.pop(connection, None)
         self._idle[connection] = connection.answered_at
+        connection.is_listed_idle = True
 
     def mark_busy(self, connection: TrackedConnection) -> None:
         """It waits for a response."""
         self._idle.pop(connection, None)
+        connection.is_listed_idle = False
 
     def mark_stalled(self, connection: TrackedConnection, now: float) -> None:
         """We wait for the client, until `mark_moving`."""
@@ -55,6 +55,13 @@ class ConnectionTable:
     def remove(self, connection: TrackedConnection) -> None:
         self._idle.pop(connection, None)
         self._stalled.pop(connection, None)
+
+    def evict_one(self, now: float) -> bool:
+        """Close the connection that has been idle or stalled longest; returns whether there was one."""
+        connection = self.pop_longest_idle() or self.pop_longest_stalled(now)
+        if connection is not None:
+            connection.evict()
+        return connection is not None
 
     def pop_longest_idle(self) -> TrackedConnection | None:
         """Remove and return the connection that has been idle longest.

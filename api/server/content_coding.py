@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body, replaying
+from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
-from api.http.errors import ApiError, api_error
+from api.http.errors import ApiError, RequestRefused, api_error
 from api.http.headers import find_header
-from api.http.leases import ClientGone
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.respond import request_id_of, send_error
 from api.telemetry.access_log import log_answered
@@ -25,14 +25,6 @@ _REPLACED = (b"content-encoding", b"content-length", b"transfer-encoding")
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _PIECE_BYTES = 64 * 1024
 _ON_LOOP_BYTES = MAX_ON_LOOP_BYTES // 64  # decoded, they may be a thousand times as many
-
-
-class BodyRefused(Exception):
-    """A body can't be decoded; `error` is the response."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 class DecodingApp:
@@ -55,7 +47,7 @@ class DecodingApp:
             scope, receive = await decoded(scope, receive, self._max_bytes)
         except ClientGone:
             return
-        except BodyRefused as refused:
+        except RequestRefused as refused:
             error = refused.error
             request_id = request_id_of(scope)
             self._on_refused(scope["method"], error.status)
@@ -68,16 +60,16 @@ class DecodingApp:
 async def decoded(scope: Scope, receive: Receive, max_bytes: int) -> tuple[Scope, Receive]:
     """The request with its body decoded, or unchanged if it has no content coding.
 
-    Raises BodyRefused, also if the decoded body would exceed `max_bytes`, and ClientGone.
+    Raises RequestRefused, also if the decoded body would exceed `max_bytes`, and ClientGone.
     """
     coding = _coding_of(scope)
     if not coding:
         return scope, receive
     if coding not in ("gzip", "x-gzip", "deflate"):
-        raise BodyRefused(_unknown(coding))
+        raise RequestRefused(_unknown(coding))
     buffered = await buffer_body(receive, max_bytes)
     if buffered.body is None:
-        raise BodyRefused(_too_long(max_bytes))
+        raise RequestRefused(_too_long(max_bytes))
     encoded = buffered.body
     num_bytes = len(encoded) if len(encoded) <= _ON_LOOP_BYTES else MAX_ON_LOOP_BYTES + 1
     body = await off_loop(num_bytes, lambda: decode(coding, encoded, max_bytes)) if encoded else b""
@@ -87,7 +79,7 @@ async def decoded(scope: Scope, receive: Receive, max_bytes: int) -> tuple[Scope
 
 
 def decode(coding: str, encoded: bytes, max_bytes: int) -> bytes:
-    """Decode a body; never holds more than `max_bytes` of the result. Raises BodyRefused.
+    """Decode a body; never holds more than `max_bytes` of the result. Raises RequestRefused.
 
     Decodes twice: first in pieces that are dropped, to learn the length, then into one block of that length.
     Otherwise zlib collects blocks and joins them: twice the memory, and the event loop is blocked.
@@ -97,7 +89,7 @@ def decode(coding: str, encoded: bytes, max_bytes: int) -> bytes:
         length = _decoded_length(coding, zlib.decompressobj(bits), encoded, max_bytes)
         return zlib.decompress(encoded, bits, max(length, 1))
     except zlib.error as error:
-        raise BodyRefused(_invalid(coding, str(error))) from None
+        raise RequestRefused(_invalid(coding, str(error))) from None
 
 
 def _decoded_length(coding: str, stream: zlib._Decompress, encoded: bytes, max_bytes: int) -> int:
@@ -105,19 +97,23 @@ def _decoded_length(coding: str, stream: zlib._Decompress, encoded: bytes, max_b
     for start in range(0, len(encoded), _PIECE_BYTES):
         tail = bytes(view[start : start + _PIECE_BYTES])
         if stream.eof:
-            raise BodyRefused(_invalid(coding, f"{len(encoded) - start} bytes follow the end of the stream"))
+            raise RequestRefused(
+                _invalid(coding, f"{len(encoded) - start} bytes follow the end of the stream")
+            )
         while tail:
             length += len(stream.decompress(tail, 16 * _PIECE_BYTES))
             if length > max_bytes:
-                raise BodyRefused(_too_long(max_bytes))
+                raise RequestRefused(_too_long(max_bytes))
             tail = stream.unconsumed_tail
     length += len(stream.flush())
     if length > max_bytes:
-        raise BodyRefused(_too_long(max_bytes))
+        raise RequestRefused(_too_long(max_bytes))
     if not stream.eof:
-        raise BodyRefused(_invalid(coding, "the stream is truncated"))
+        raise RequestRefused(_invalid(coding, "the stream is truncated"))
     if stream.unused_data:
-        raise BodyRefused(_invalid(coding, f"{len(stream.unused_data)} bytes follow the end of the stream"))
+        raise RequestRefused(
+            _invalid(coding, f"{len(stream.unused_data)} bytes follow the end of the stream")
+        )
     return length
 
 

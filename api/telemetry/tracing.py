@@ -7,7 +7,7 @@ any header. It uses OpenTelemetry's API only; api/telemetry/trace_export.py expo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
@@ -15,10 +15,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from api.http.asgi import App, Message, RawHeaders, Receive, Scope, Send
 from api.http.dispatch import raw_path
-from api.http.head_cache import ROUTE_CACHE
 from api.http.headers import find_header
 from api.http.log_paths import loggable
-from api.http.response_channel import EXTENSION, FastPathApp, ResponseChannel, ResumeAsTask
+from api.http.response_channel import EXTENSION, Handler, ResponseChannel, ResumeAsTask
+from api.http.route import RoutedApp, Router
 from api.telemetry.token_usage import TokenUsage
 
 SPAN = "berth.span"  # a scope's key for its RequestSpan
@@ -144,48 +144,60 @@ def trace_id_of(scope: Scope) -> str | None:
     return None if span is None else span.trace_id
 
 
-class Tracing:
-    """Wraps a FastPathApp, and is one itself."""
+class Tracing(RoutedApp):
+    """Begins a span for each request to `app`."""
 
-    def __init__(self, app: FastPathApp, tracer: Tracer) -> None:
+    def __init__(self, app: Router, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def route(self, scope: Scope) -> Handler:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
+            return self._app.route(scope)
         span = self._ensure_span(scope)
-        extensions = scope.get("extensions")
-        if extensions and EXTENSION in extensions:
-            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], span, _nothing)
-        await _run(self._app, span, scope, receive, send)
+        return _Traced(self._app.route(scope), span)
+
+    def _ensure_span(self, scope: Scope) -> RequestSpan:
+        """The request's span, created if missing; then the scope's `traceparent` becomes ours."""
+        if (span := span_of(scope)) is None:
+            span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
+            scope["headers"] = span.headers_with_parent(scope["headers"])
+            scope[SPAN] = span
+        return span
+
+
+class _Traced(Handler):
+    """One request: each has a span, and so a head, of its own."""
+
+    __slots__ = ("_handler", "_span")
+
+    def __init__(self, handler: Handler, span: RequestSpan) -> None:
+        super().__init__(handler, lasts=False)
+        self._handler = handler
+        self._span = span
 
     def begin(
         self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
     ) -> bool:
-        """The fast path. If it is not taken, `__call__` continues with the span begun here."""
-        span = self._ensure_span(scope)
-        watched = _WatchedChannel(channel, span, lambda: span.end(scope))
+        """If the fast path is not taken, ASGI continues with the same span."""
+        span = self._span
+        watched = _WatchedChannel(channel, span, scope)
 
         def resume(app: App) -> None:
-            watched.on_sent = _nothing  # the task ends the span
+            watched.leave_to_task()
 
             async def application(scope: Scope, receive: Receive, send: Send) -> None:
                 await _run(app, span, scope, receive, send)
 
             resume_as_task(application)
 
-        return self._app.begin(scope, body, watched, resume)
+        return self._handler.begin(scope, body, watched, resume)
 
-    def _ensure_span(self, scope: Scope) -> RequestSpan:
-        """The request's span, created if missing; then the scope's `traceparent` becomes ours."""
-        if (span := span_of(scope)) is None:
-            scope.pop(ROUTE_CACHE, None)  # the head changes, so results derived from it are void
-            span = RequestSpan(self._tracer, scope, _parent(scope["headers"]))
-            scope["headers"] = span.headers_with_parent(scope["headers"])
-            scope[SPAN] = span
-        return span
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        extensions = scope.get("extensions")
+        if extensions and EXTENSION in extensions:
+            extensions[EXTENSION] = _WatchedChannel(extensions[EXTENSION], self._span)
+        await _run(self._handler, self._span, scope, receive, send)
 
 
 async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,14 +220,19 @@ async def _run(app: App, span: RequestSpan, scope: Scope, receive: Receive, send
 
 
 class _WatchedChannel:
-    """A ResponseChannel that records the response's status in the span, then calls `on_sent`."""
+    """A ResponseChannel that records the response's status in the span."""
 
-    __slots__ = ("_channel", "_span", "on_sent")
+    __slots__ = ("_channel", "_scope", "_span")
 
-    def __init__(self, channel: ResponseChannel, span: RequestSpan, on_sent: Callable[[], None]) -> None:
+    def __init__(self, channel: ResponseChannel, span: RequestSpan, scope: Scope | None = None) -> None:
+        """`scope`: of a request without a task, whose span ends with its response."""
         self._channel = channel
         self._span = span
-        self.on_sent = on_sent
+        self._scope = scope
+
+    def leave_to_task(self) -> None:
+        """The request has a task from now on, which ends the span."""
+        self._scope = None
 
     def is_ready(self) -> bool:
         return self._channel.is_ready()
@@ -223,7 +240,8 @@ class _WatchedChannel:
     def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         self._span.status = status
         self._channel.send_whole(status, headers, body)
-        self.on_sent()
+        if self._scope is not None:
+            self._span.end(self._scope)
 
     def send_piece(self, body: bytes) -> bool:
         return self._channel.send_piece(body)
@@ -236,10 +254,6 @@ class _WatchedChannel:
 
     def cut(self) -> None:
         self._channel.cut()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _parent(headers: RawHeaders) -> Context:

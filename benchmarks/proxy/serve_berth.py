@@ -6,12 +6,9 @@ metrics, and the manager's gate for leases. Only the supervisor is missing: noth
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,11 +16,12 @@ from fastapi import FastAPI
 from api.access.key_store import Keys
 from api.auth import AccessControl
 from api.gateway.gateway import Gateway
+from api.gateway.model_routes import ModelRoutes
 from api.http.dispatch import Dispatcher
 from api.proxy.proxy import DataPlane
 from api.server import garbage
-from api.server.connection_limits import ConnectionLimits
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import HttpServer
 from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound
@@ -77,7 +75,9 @@ def application(upstream_port: int) -> AccessControl:
     fleet.adopt(instance)
     data_plane = DataPlane(Instances(instance), ProxyMetrics())
     gateway = Gateway(fleet, data_plane)
-    dispatcher = Dispatcher(FastAPI(), data_plane, gateway, Gateway.is_for, gateway.begin)
+    dispatcher = Dispatcher(
+        FastAPI(), data_plane, ModelRoutes(gateway, gateway, frozenset(), has_fast_path=True)
+    )
     return AccessControl(dispatcher, Keys())
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         served,
         port=port,
         log_level="warning",
-        http=cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=ConnectionLimits())),
+        http=HttpServer(ConnectionLimits()).protocol(),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -2,7 +2,7 @@
 
 The engine runs unquantised safetensors in Hugging Face layout. Any other checkpoint is refused here, naming
 what can run it. Berth detects the same kinds, in the same words, before it starts an engine
-(instance_manager/memory/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
+(instance_manager/backends/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ class Batcher:
 
     def abort(self, request_id: str) -> bool:
         """Forget a request; False if it isn't waiting."""
-        return self._waiting.pop(request_id, None) is not None
+        was_waiting = self._waiting.pop(request_id, None) is not None
+        if not self._waiting:
+            self._heap.clear()
+        return was_waiting
 
     def next_batch(self) -> list[PoolingRequest]:
         """The next batch, shortest first, so that equal lengths run together. Empty if nothing waits.

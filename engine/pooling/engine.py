@@ -1,26 +1,15 @@
-"""Between the server's event loop and the thread that pools.
-
-One thread builds the core and runs batches; one loop serves HTTP. They meet in two places only: a queue of
-commands, emptied before every batch, and one `call_soon_threadsafe` per batch that delivers its results. New
-requests join the next batch, whichever client sent them.
-
-Knows nothing of torch (`build_core` brings it in) nor of text.
-"""
+"""The engine that pools, in its thread. New requests join the next batch, whichever client sent them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from threading import Thread
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
+from engine.core.engine_thread import EngineThread
 from engine.core.sleep import MemoryUsage
-from engine.core.sleep_controller import SleepController
-from engine.core.thread_calls import ThreadCall, ThreadCalls
 from engine.core.types import EngineStats
 from engine.errors import DeviceLost, EngineDead, InvalidRequest, RequestFailed
 from engine.pooling.batcher import Batcher
@@ -29,8 +18,8 @@ from engine.pooling.types import Pooled, PoolingRequest, PoolingRunner
 
 log = logging.getLogger(__name__)
 
-# The loop's commands to the thread: run these, drop those with these ids, call this, or (None) stop.
-_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str] | ThreadCall[PoolingRunner] | None
+# Run these requests, drop those with these ids.
+_Command: TypeAlias = Sequence[PoolingRequest] | frozenset[str]
 
 
 class Core(Protocol):
@@ -43,46 +32,21 @@ class Core(Protocol):
     def batcher(self) -> Batcher: ...
 
 
-class PoolingEngine:
+class PoolingEngine(EngineThread[Core, _Command, Pooled]):
     """The engine as the server sees it; every method belongs to the loop that has called `start`."""
 
     def __init__(self, build_core: Callable[[], Core], plan: PoolingPlan) -> None:
         """`build_core` runs in the engine's thread: it may be slow, and import torch."""
+        super().__init__(build_core)
         self.plan = plan
-        self._build_core = build_core
-        self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._results: dict[str, asyncio.Future[array[float]]] = {}  # by request id
-        self._idle = asyncio.Event()  # set while no results are pending
-        self._idle.set()
-        self._calls: ThreadCalls[PoolingRunner] = ThreadCalls(self._commands.put)
-        self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
-        self._core: Core | None = None
         self._num_prompt_tokens = 0
-        self._is_stopping = False
-        self._failure: str | None = None
 
     def __repr__(self) -> str:
         state = "alive" if self.is_alive else "not alive"
         return f"<PoolingEngine {state}, {self.num_unfinished} requests>"
 
     # For the server
-
-    async def start(self) -> None:
-        """Build the core; raises what building it raises. If cancelled, the thread ends once it is built."""
-        loop = asyncio.get_running_loop()
-        self._built: asyncio.Future[Core] = loop.create_future()
-        self._ended: asyncio.Future[None] = loop.create_future()
-        Thread(target=self._run_thread, args=(loop,), name="engine", daemon=True).start()
-        try:
-            self._core = await self._built
-        except asyncio.CancelledError:
-            self._commands.put(None)
-            raise
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the engine accepts requests."""
-        return self._core is not None and not self._is_stopping and self._failure is None
 
     @property
     def max_model_len(self) -> int:
@@ -91,7 +55,6 @@ class PoolingEngine:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests whose results are pending."""
         return len(self._results)
 
     @property
@@ -111,7 +74,6 @@ class PoolingEngine:
 
     @property
     def memory(self) -> MemoryUsage:
-        """Memory used by the model now. Raises EngineDead before it is built."""
         return self._get_core().runner.memory
 
     async def pool(self, requests: Sequence[PoolingRequest]) -> list[array[float]]:
@@ -141,37 +103,6 @@ class PoolingEngine:
             future.set_exception(RequestFailed("This request was aborted."))
             self._forget(frozenset({request_id}))
 
-    async def wait_ended(self) -> None:
-        """Wait until the engine's thread has ended; raises EngineDead unless `shutdown` ended it."""
-        await asyncio.shield(self._ended)
-        if self._failure is not None:
-            raise EngineDead(self._failure)
-
-    async def shutdown(self, timeout_s: float) -> bool:
-        """Drop open requests, then end the thread. False if its batch takes longer than `timeout_s`.
-
-        Open requests raise EngineDead; the thread is a daemon and doesn't keep the process alive.
-        """
-        self._is_stopping = True
-        self._commands.put(None)
-        self._end_results("The engine is shutting down.")
-        done, _ = await asyncio.wait([self._ended], timeout=timeout_s)
-        return bool(done)
-
-    def _abort_all(self) -> None:
-        for request_id in self.request_ids:
-            self.abort(request_id)
-
-    async def _call(self, function: Callable[[PoolingRunner], None]) -> None:
-        """Have the thread call `function` between batches; raises what that raises, and EngineDead."""
-        self._get_core()
-        await self._calls.run(function)
-
-    def _get_core(self) -> Core:
-        if self._core is None or not self.is_alive:
-            raise EngineDead(self._failure or "The engine accepts no requests.")
-        return self._core
-
     def _check(self, requests: Sequence[PoolingRequest]) -> None:
         self._get_core()
         self.sleep_controller.check_awake()
@@ -193,15 +124,9 @@ class PoolingEngine:
         if not self._results:
             self._idle.set()
 
-    # Called on the loop, by the thread
-
-    def _on_built(self, core: Core) -> None:
-        if not self._built.done():
-            self._built.set_result(core)
-
-    def _on_results(self, results: Sequence[Pooled], num_tokens: int) -> None:
-        self._num_prompt_tokens += num_tokens
-        for result in results:
+    def _on_outputs(self, outputs: list[Pooled]) -> None:
+        for result in outputs:
+            self._num_prompt_tokens += result.num_tokens
             future = self._results.pop(result.request_id, None)
             if future is None or future.done():
                 continue
@@ -211,76 +136,44 @@ class PoolingEngine:
                 future.set_exception(RequestFailed(result.error or "The model failed on this input."))
         self._update_idle()
 
-    def _on_ended(self, error: BaseException | None) -> None:
-        if error is not None and not self._built.done():
-            self._built.set_exception(error)
-        if error is not None:
-            self._failure = f"The engine has ended: {type(error).__name__}: {error}"
-        self._end_results(self._failure or "The engine has ended.")
-        self._ended.set_result(None)
+    def _stop_requests(self) -> None:
+        self._end_requests("The engine is shutting down.")
 
-    def _end_results(self, reason: str) -> None:
+    def _end_requests(self, failure: str) -> None:
         for future in self._results.values():
             if not future.done():
-                future.set_exception(EngineDead(reason))
+                future.set_exception(EngineDead(failure))
         self._results.clear()
-        self._update_idle()
-        self._calls.end(EngineDead(reason))
 
     # The thread's side
 
-    def _run_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread's root: reports its end to the loop, whatever the cause."""
-        end: BaseException | None = None
-        try:
-            core = self._build_core()
-            loop.call_soon_threadsafe(self._on_built, core)
-            _run_batches(
-                core,
-                self._commands,
-                lambda results, num_tokens: loop.call_soon_threadsafe(self._on_results, results, num_tokens),
-            )
-        except BaseException as error:
-            log.exception("The engine's thread ends.")
-            end = error
-        with suppress(RuntimeError):  # the loop is closed: nothing waits for the end
-            loop.call_soon_threadsafe(self._on_ended, end)
+    def _sleeper(self, core: Core) -> PoolingRunner:
+        return core.runner
 
+    def _has_work(self, core: Core) -> bool:
+        return len(core.batcher) > 0
 
-def _run_batches(
-    core: Core, commands: SimpleQueue[_Command], deliver: Callable[[Sequence[Pooled], int], object]
-) -> None:
-    """Until a stop command: obey all commands, run one batch, deliver. Blocks while idle."""
-    while True:
-        for command in _pending_commands(core.batcher, commands):
-            if command is None:
-                return
-            if isinstance(command, ThreadCall):
-                command.run(core.runner)
-            elif isinstance(command, frozenset):
-                for request_id in command:
-                    core.batcher.abort(request_id)
-            else:
-                for request in command:
-                    core.batcher.add(request)
-        if batch := core.batcher.next_batch():
-            deliver(_run(core.runner, batch), sum(len(request.token_ids) for request in batch))
+    def _obey(self, core: Core, command: _Command) -> Iterable[Pooled]:
+        if isinstance(command, frozenset):
+            for request_id in command:
+                core.batcher.abort(request_id)
+        else:
+            for request in command:
+                core.batcher.add(request)
+        return ()
 
-
-def _pending_commands(batcher: Batcher, commands: SimpleQueue[_Command]) -> Iterator[_Command]:
-    """All queued commands; if no request waits for a batch, waits for the first."""
-    if not len(batcher):
-        yield commands.get()
-    with suppress(Empty):
-        while True:
-            yield commands.get_nowait()
+    def _step(self, core: Core) -> Iterable[Pooled]:
+        return _run(core.runner, core.batcher.next_batch())
 
 
 def _run(runner: PoolingRunner, batch: Sequence[PoolingRequest]) -> list[Pooled]:
     """If a batch fails, its requests run again one by one, so that only the faulty input fails."""
     try:
         values = runner.run(batch)
-        return [Pooled(request_id=r.request_id, values=v) for r, v in zip(batch, values, strict=True)]
+        return [
+            Pooled(request_id=r.request_id, num_tokens=len(r.token_ids), values=v)
+            for r, v in zip(batch, values, strict=True)
+        ]
     except DeviceLost:
         raise
     except Exception as error:  # any error must reach the clients of this batch
@@ -289,4 +182,5 @@ def _run(runner: PoolingRunner, batch: Sequence[PoolingRequest]) -> list[Pooled]
             return [result for request in batch for result in _run(runner, [request])]
         log.exception("An input of %d tokens failed.", len(batch[0].token_ids))
         reason = f"This request failed in the engine: {type(error).__name__}: {error}"
-        return [Pooled(request_id=batch[0].request_id, error=reason)]
+        num_tokens = len(batch[0].token_ids)
+        return [Pooled(request_id=batch[0].request_id, num_tokens=num_tokens, error=reason)]

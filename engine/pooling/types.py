@@ -28,6 +28,7 @@ class Pooled:
     """The result of one request: values, or an error message for the client."""
 
     request_id: str
+    num_tokens: int  # of the input
     values: array[float] | None = None  # float32: an embedding, or a score per label
     error: str | None = None
 

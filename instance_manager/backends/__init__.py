@@ -1,8 +1,6 @@
-"""Back ends: from an instance's spec to the command that runs it. One interface, one module per engine."""
+"""The engine kinds: what each runs, and everything else that Berth knows of it. One module per kind."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from instance_manager.backends.base import Backend, LaunchPlan
 from instance_manager.backends.command import CommandBackend
@@ -12,18 +10,41 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-__all__ = ["BACKENDS", "Backend", "LaunchPlan", "plan_launch"]
+__all__ = ["BACKENDS", "DEFAULT", "Backend", "LaunchPlan", "backend_of", "plan_launch"]
 
-BACKENDS: Mapping[str, Backend] = {
-    backend.name: backend for backend in (EngineBackend(), VllmBackend(), CommandBackend())
-}
+# The registry. To add a kind: a module beside this one, and a line here.
+_SERVERS: tuple[Backend, ...] = (
+    EngineBackend(),
+    VllmBackend(),
+)
+BACKENDS: dict[str, Backend] = {one.name: one for one in (*_SERVERS, CommandBackend(_SERVERS))}
+
+DEFAULT = EngineBackend.name  # what Berth chooses if it may
+
+
+class _Unknown(Backend):
+    """Stands for a kind that isn't registered: an adopted engine may be of one, of a newer Berth."""
+
+    runs_command = True  # so that the name is refused, not the command
+
+    def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
+        raise InvalidSpec(
+            f"unknown engine {spec.engine!r}; known engines: {', '.join(BACKENDS)}", param="engine"
+        )
+
+
+_UNKNOWN = _Unknown()
+
+
+def backend_of(kind: str) -> Backend:
+    """The back end of this name; for an unknown one, a back end that plans nothing."""
+    return BACKENDS.get(kind, _UNKNOWN)
 
 
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
     """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
-    backend = BACKENDS.get(spec.engine)
-    if backend is None:
-        raise InvalidSpec(
-            f"unknown engine {spec.engine!r}; known engines: {', '.join(BACKENDS)}", param="engine"
-        )
+    backend = backend_of(spec.engine)
+    if spec.command is not None and not backend.runs_command:
+        message = f"command is for engine {CommandBackend.name!r} only; engine {spec.engine!r} builds its own"
+        raise InvalidSpec(message, param="command")
     return backend.plan(spec, config)

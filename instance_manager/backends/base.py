@@ -1,43 +1,23 @@
-"""The interface of the back ends, and what back ends with vLLM's flags have in common."""
+"""An engine kind: everything that Berth knows of it is in one `Backend`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-from instance_manager.backends.params import check_params
-from instance_manager.backends.runner_kind import RunnerKind, runner_of_checkpoint, runner_of_params
+from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
+from instance_manager.backends.progress_metrics import ProgressMetrics
+from instance_manager.backends.runner_kind import RunnerKind
+from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import InvalidSpec
+from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, Overhead
+from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.types import InstanceSpec
 
-# Flags that decide where an engine listens, what it loads and which clients it accepts.
-OWNED_PARAMS = frozenset(
-    {
-        "model",
-        "model_path",
-        "model_tag",
-        "host",
-        "port",
-        "uds",
-        "api_key",
-        "root_path",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "ssl_ca_certs",
-        "ssl_cert_reqs",
-    }
-)
-
-
-class SleepStyle(StrEnum):
-    """Which routes put an engine to sleep and wake it."""
-
-    ENGINE = "engine"  # the embedded engine: one call wakes it completely
-    VLLM = "vllm"
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,46 +36,76 @@ class LaunchPlan:
     isolates_tenants: bool = False  # it gets the tenant of each request
 
 
-class Backend(Protocol):
-    """One kind of engine."""
+@dataclass(frozen=True, slots=True)
+class EngineRoutes:
+    """A kind's routes besides those that every OpenAI-compatible server has. All others need an admin key.
 
-    name: str
+    Paths, separated by spaces; `*` matches one segment, a final `**` everything below.
+    """
 
+    requests: str = ""  # serve one client's own request
+    reads: str = ""  # GET: information for every client
+    control: str = ""  # affect all clients: need an admin key even if another kind has such a request
+    sleep: str = ""  # of these, those that put it to sleep, at the level in `?level=`
+    asleep: str = ""  # of these, those that it answers asleep, so that they don't wake it
+
+
+class Backend(ABC):
+    """One kind of engine. The defaults are what Berth assumes of any server.
+
+    Some params have one name for all kinds: fields of models.yaml (`max_model_len` …), `served_model_name`,
+    `lora_modules`. A kind whose flags have other names translates them in `plan`.
+    """
+
+    name: ClassVar[str]  # in `engine: …`
+    remark: ClassVar[str] = ""  # beside the name where the kinds are listed
+    settings: ClassVar[tuple[str, ...]] = ()  # the fields of Berth's settings that are about this kind alone
+    takes_params: ClassVar[bool] = True
+    runs_command: ClassVar[bool] = False  # runs the `command` of a model's entry, and needs one
+    finds_model: ClassVar[bool] = True  # what it loads is a folder or a hub id; else a model has any name
+
+    api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
+    metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format
+    without_sleep: ClassVar[str] = "has no sleep mode"  # said of an engine whose plan has no sleep style
+    progress: ProgressMetrics | None = None  # None = whether it is stuck can't be known
+    log_patterns: LogPatterns = ANY_SERVER
+    routes: ClassVar[EngineRoutes] = EngineRoutes()
+
+    overhead: ClassVar[Overhead] = Overhead(256 * _MIB, 512 * _MIB)
+    allocates_on_use: ClassVar[bool] = False  # so that a measured peak may be less than what it will hold
+    checks_files: ClassVar[bool] = False  # whether `problem_of_files` knows anything
+
+    @abstractmethod
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         """Check the spec and turn it into a plan. Raises InvalidSpec or ModelNotFound."""
-        ...
 
+    def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterable[str]:
+        """What is wrong with `settings`, one line each. `is_default`: it is the setting DEFAULT_ENGINE."""
+        return ()
 
-def check_vllm_like(spec: InstanceSpec, config: ManagerConfig) -> None:
-    """Raise InvalidSpec for a spec that engines with vLLM's command line can't run."""
-    if spec.command is not None:
-        raise InvalidSpec(
-            f"command is for engine 'command' only; engine {spec.engine!r} builds its own", param="command"
+    def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        """What would fail every start of a spec that has a plan. Blocks for a moment."""
+        return None
+
+    def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
+        """Why it can't run the files at `path`; None if no problem is known. Blocks for a moment.
+
+        `params`: merged flags. `may_download`: it will fetch missing files.
+        """
+        return None
+
+    def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
+        """The memory of an instance that has never run."""
+        gpu_bytes = self.overhead.gpu_bytes if machine.num_gpus else 0
+        fixed_bytes = load.weights_bytes + gpu_bytes * machine.num_gpus
+        return Estimate(
+            weights_bytes=load.weights_bytes,
+            kv_cache_bytes=self.kv_cache_bytes(load, machine, fixed_bytes),
+            host_overhead_bytes=self.overhead.host_bytes,
+            gpu_overhead_bytes=gpu_bytes,
+            num_gpus=machine.num_gpus,
         )
-    check_params(spec.params, OWNED_PARAMS)
-    try:
-        check_params(config.default_params, OWNED_PARAMS)
-    except InvalidSpec as error:
-        raise InvalidSpec(f"{error.message} (set in the file VLLM_CONFIG)", param=error.param) from None
 
-
-def served_name(params: Mapping[str, Any], model_name: str) -> str:
-    """The name that the engine serves: the first of `served_model_name`, or the model as requested."""
-    value = params.get("served_model_name", model_name)
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
-        raise InvalidSpec(
-            "params.served_model_name must be a name or a list of names", param="params.served_model_name"
-        )
-    return str(names[0])
-
-
-def runner_of(params: Mapping[str, Any], model: str) -> RunnerKind | None:
-    """What an engine with vLLM's flags serves. `model`: a folder, or a hub id, which isn't looked up."""
-    found = runner_of_params(params)
-    return runner_of_checkpoint(Path(model)) if found is None and model.startswith("/") else found
-
-
-def owned_flags(model: str, host: str, port: int) -> list[str]:
-    """The flags that Berth sets. They come last: in argparse the last one wins, even over abbreviations."""
-    return ["--model", model, "--host", host, "--port", str(port)]
+    def kv_cache_bytes(self, load: ModelLoad, machine: Machine, fixed_bytes: int) -> int:
+        """The KV cache that it allocates at its start. `fixed_bytes`: what else it takes on all its GPUs."""
+        return 0  # unknown

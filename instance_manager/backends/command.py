@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
-from instance_manager.backends.base import LaunchPlan
+from instance_manager.backends.base import Backend, EngineRoutes, LaunchPlan
+from instance_manager.backends.log_patterns import LogPatterns
+from instance_manager.backends.progress_metrics import ProgressMetrics
 from instance_manager.backends.runner_kind import runner_of_command
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
-from instance_manager.types import InstanceSpec
+from instance_manager.types import FailureClass, InstanceSpec
 
 _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")
 
+# Of llama.cpp's servers.
+_LOG_PATTERNS = LogPatterns(
+    signs=(
+        (FailureClass.UNSUPPORTED_MODEL, r"unknown model architecture"),
+        (FailureClass.MODEL_NOT_FOUND, r"model path does not exist"),
+    )
+)
+_PROGRESS = ProgressMetrics(
+    pending=("llamacpp:requests_processing",),
+    steps=("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
+)
 
-class CommandBackend:
+
+class CommandBackend(Backend):
     """Runs the given command without a shell; requests only the engine's health."""
 
     name = "command"
+    takes_params = False
+    runs_command = True
+    finds_model = False
+    # Of servers without a kind of their own: llama.cpp's, text-embeddings-inference, Ollama, SGLang.
+    routes = EngineRoutes(
+        requests="/completion /infill /apply-template /embedding /v1/reranking /reranking "
+        "/embed /embed_all /embed_sparse /similarity /predict /generate /generate_stream "
+        "/api/chat /api/generate /api/embed /api/embeddings",
+        reads="/api/tags",
+    )
+
+    def __init__(self, others: Sequence[Backend]) -> None:
+        """`others`: the command may be any of them, so their log lines and counters count."""
+        self.log_patterns = reduce(or_, (one.log_patterns for one in others), _LOG_PATTERNS)
+        known = [one.progress for one in others if one.progress is not None]
+        self.progress = reduce(or_, known, _PROGRESS)
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         command = _checked(spec)
@@ -35,6 +69,16 @@ class CommandBackend:
             must_name_model=False,
             runner=runner_of_command(command),
         )
+
+    def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        program, *arguments = spec.command or ("",)
+        path = {**os.environ, **config.engine_env, **spec.env}.get("PATH")
+        if "{" not in program and shutil.which(program, path=path) is None:
+            where = "no such program" if "/" in program else "no such program in PATH"
+            return f"its command's {program!r}: {where}"
+        if not any("{port}" in part for part in (program, *arguments)):
+            return "its command lacks {port}, the port that Berth expects it to listen on"
+        return None
 
 
 def _checked(spec: InstanceSpec) -> tuple[str, ...]:

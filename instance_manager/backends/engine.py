@@ -4,55 +4,68 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from instance_manager.backends.base import (
-    LaunchPlan,
-    SleepStyle,
-    check_vllm_like,
-    owned_flags,
-    runner_of,
-    served_name,
-)
+from instance_manager.backends import engine_memory
+from instance_manager.backends.base import LaunchPlan
+from instance_manager.backends.checkpoint_problem import problem_of
 from instance_manager.backends.flag_check import check_engine_flags
-from instance_manager.backends.model_paths import find_model
-from instance_manager.backends.params import merge_params, to_flags
+from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
+from instance_manager.backends.params import merge_params
+from instance_manager.backends.sleep_style import SleepStyle
+from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
-from instance_manager.types import InstanceSpec
+from instance_manager.memory.checkpoint_size import Estimate, ModelLoad
+from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.types import FailureClass, InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
 
 
-class EngineBackend:
+class EngineBackend(VllmLike):
     """Takes vLLM's flags; every switch has a `--no-` form."""
 
     name = "engine"
+    remark = "embedded"
+    settings = ("unknown_fields",)
+    # Its last line if it can't serve a model here: a complete explanation.
+    log_patterns = ANY_SERVER | LogPatterns(
+        reasons=(
+            (
+                FailureClass.UNSUPPORTED_MODEL,
+                r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<reason>.+)",
+            ),
+            (FailureClass.OUT_OF_MEMORY, r" ERROR engine: out of memory: (?P<reason>.+)"),
+        ),
+        noise=(r" INFO engine\.(requests|stats): ",),
+    )
+    overhead = engine_memory.OVERHEAD
+    allocates_on_use = True
+    checks_files = True
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        check_vllm_like(spec, config)
-        defaults = {"enable_sleep_mode": True, **config.engine_params}
-        params = merge_params(defaults, config.default_params, spec.params)
+        self.check_params(spec, config)
+        own = {name: config.options[name] for name in self.settings if name in config.options}
+        params = merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
         check_engine_flags(params, spec.params, _ROOT)
-        name = served_name(params, spec.model_name)
-        model = find_model(spec.model_name, config.model_dirs)
-        flags = to_flags(
-            params | {"served_model_name": params.get("served_model_name", name)}, lambda _: True
-        )
-
-        def argv(host: str, port: int) -> list[str]:
-            return [sys.executable, "-m", "engine", *flags, *owned_flags(model, host, port)]
-
         search_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        return LaunchPlan(
-            argv,
-            params,
-            name,
-            health_path=spec.health_path or "/health",
+        return replace(
+            self.launch_plan(spec, config, [sys.executable, "-m", "engine"], params),
             env={"PYTHONPATH": search_path},
-            sleep_style=SleepStyle.ENGINE if params.get("enable_sleep_mode") else None,
-            runner=runner_of(params, model),
+            cwd=str(_ROOT),  # searched first by `-m`: exclude other packages named "engine"
+            sleep_style=SleepStyle() if params.get("enable_sleep_mode") else None,
             isolates_tenants=True,
-            cwd=str(
-                _ROOT
-            ),  # `-m` searches the working directory first: exclude other packages named "engine"
         )
+
+    def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
+        return problem_of(path, params, may_download=may_download)
+
+    def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
+        found = super().estimate(load, machine)
+        return found if machine.num_gpus else engine_memory.on_a_cpu(found, load)
+
+    def default_cpu_cache(self, load: ModelLoad, machine: Machine) -> int:
+        return engine_memory.default_cpu_cache(load, machine)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from host_limits.host_memory import host_available_bytes
-from instance_manager.backends import plan_launch
+from instance_manager.backends import backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.memory.checkpoint_size import Estimate, estimate
+from instance_manager.memory.checkpoint_size import Estimate, read_load
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
@@ -31,7 +31,7 @@ class ExpectedMemory:
         """From measurements and the checkpoint's files; None if neither is available."""
         kind = kind_of(spec)
         peak = self._measurements.peak(kind, level)
-        if peak is not None and (level > 0 or spec.engine != "engine"):
+        if peak is not None and (level > 0 or not backend_of(spec.engine).allocates_on_use):
             return peak  # an estimate would not change it
         key = (kind, spec.devices == ())
         # Once a peak is known, only those parts of an estimate count that don't change from time to time.
@@ -58,13 +58,15 @@ class ExpectedMemory:
             gpu_total_bytes=gpus[0].total_bytes if gpus else 0,
         )
         environ = child_environment(os.environ, self._config.engine_env, spec.env)
+        backend = backend_of(spec.engine)
         try:
             model = find_model(spec.model_name, self._config.model_dirs)
         except ModelNotFound:
-            if spec.engine != "command":
+            if backend.finds_model:
                 raise
-            return None  # a command's model may have any name
-        return estimate(model, spec.engine, params, environ, machine)
+            return None
+        load = read_load(model, params, environ)
+        return None if load is None else backend.estimate(load, machine)
 
 
 def kind_of(spec: InstanceSpec) -> MeasuredKind:

@@ -12,8 +12,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 
+from instance_manager.backends.checkpoint import unsupported
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -32,10 +32,9 @@ from instance_manager.fleet.next_replica import NextReplica
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.scaler import Scaler
 from instance_manager.fleet.scaling import ScalePolicy
-from instance_manager.lifecycle.gate import Lease
+from instance_manager.lifecycle.gate import Gate, Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.checkpoint import unsupported
 from instance_manager.types import Event, FailureClass, InstanceState
 
 logger = logging.getLogger("berth.fleet")
@@ -76,9 +75,7 @@ class Fleet:
         self.known = self._registry.known
         self.find = self._registry.find
         manager.events.add_listener(self._on_event)
-        manager.on_wake_requested = self._request_wake
-        manager.on_created = self.adopt
-        manager.on_shutdown = self._reject_all
+        manager.observe(self)
 
     # Models.
 
@@ -213,6 +210,8 @@ class Fleet:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
+        for instance in self.manager.list(include_terminal=True):  # left by a previous Berth process
+            self.adopt(instance)
         tasks = [
             asyncio.create_task(self._scaler.run(), name="scaler"),
             asyncio.create_task(self._load_monitor.run(), name="load monitor"),
@@ -220,14 +219,10 @@ class Fleet:
         try:
             yield
         finally:
-            self._reject_all()
+            self.shutdown_begun()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-    def _reject_all(self) -> None:
-        for model in self._models.values():
-            model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
     def preload(self) -> None:
         """Request a start of every model to preload, unless an earlier Berth process left it running."""
@@ -244,10 +239,8 @@ class Fleet:
     # Instances.
 
     def adopt(self, instance: Instance) -> None:
-        """InstanceRegistry an instance as a replica of its models, and follow its gate."""
-        if self._registry.add_replica(instance):
-            instance.gate.on_capacity = partial(self._on_capacity, instance)
-            instance.gate.has_external_waiters = partial(self._is_sought, instance)
+        """Make an instance a replica of its models."""
+        self._registry.add_replica(instance)
 
     def _on_event(self, event: Event) -> None:
         if event.type == "instance.deleted":
@@ -262,32 +255,38 @@ class Fleet:
 
     def _on_state(self, event: Event) -> None:
         status = InstanceState(event.data["status"])
-        if not status.is_terminal:
-            with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
-                self.adopt(self.manager.get(event.instance_id))
+        with suppress(InstanceNotFound):  # it may report a model name by now that it had not at its start
+            self.adopt(self.manager.get(event.instance_id))
         for model in self._registry.having_replica(event.instance_id):
             model.record_state(model.replicas[event.instance_id], event)
             if status.is_terminal:
                 self._registry.remove_if_unused(model)
 
-    def _is_sought(self, instance: Instance) -> bool:
-        """Whether a request waits for a model that the instance serves."""
-        return any(model.queue for model in self._registry.having_replica(instance.instance_id))
+    # ManagerObserver
 
-    def _on_capacity(self, instance: Instance) -> None:
-        """Called at the end of each request: the usual case, that no request waits, must cost nothing."""
+    def is_sought(self, gate: Gate) -> bool:
+        """Whether a request waits for a model that the gate's instance serves."""
+        return any(model.queue for model in self._registry.having_replica(gate.instance_id))
+
+    def capacity_freed(self, gate: Gate) -> None:
+        """The usual case, that no request waits, must cost nothing."""
         if not self._num_waiting:
             return
-        for model in self._registry.models_of(instance):
+        for model in self._registry.having_replica(gate.instance_id):
             if model.queue:
                 model.grant()
-        if not instance.gate.in_flight and any(model.queue for model in self._models.values()):
+        if not gate.in_flight and any(model.queue for model in self._models.values()):
             self._news.notify_all()  # a model may wait for this instance to be idle
 
-    def _request_wake(self, instance: Instance) -> None:
-        """A request waits at a sleeping instance's own gate: wake it once it fits into memory."""
+    def may_wake(self, instance: Instance) -> bool:
+        """No: the scaler wakes it once it fits into memory."""
         self._registry.models_of(instance)[0].start_requested = True
         self._news.notify_all()
+        return False
+
+    def shutdown_begun(self) -> None:
+        for model in self._models.values():
+            model.queue.reject(lambda: ShuttingDown("Berth is shutting down", retry_after_s=5.0))
 
 
 def _wrong_runner(model: Model, need: RunnerKind) -> WrongRunner:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from host_limits.host_memory import host_total_bytes
-from instance_manager.backends import plan_launch
-from instance_manager.errors import ManagerError
+from instance_manager.backends import backend_of, plan_launch
+from instance_manager.errors import InvalidSpec, ManagerError
 from instance_manager.fleet.expected_memory import ExpectedMemory, kind_of
 from instance_manager.fleet.memory_snapshot import MemorySnapshot, RunState, take_snapshot
 from instance_manager.fleet.models import Model
@@ -131,9 +131,12 @@ class MemoryPlanner:
         gpus = tuple(device for device in need if device != HOST)
 
         def needs_with(change: Mapping[str, Any]) -> Mapping[Device, int] | None:
-            if wanted is None or wanted.engine == "command":
+            if wanted is None or not backend_of(wanted.engine).takes_params:
                 return None
-            guess = self._expected.estimate(replace(wanted, params={**wanted.params, **change}))
+            try:
+                guess = self._expected.estimate(replace(wanted, params={**wanted.params, **change}))
+            except InvalidSpec:  # its kind has no such flag
+                return None
             return None if guess is None else guess.footprint().on(gpus)
 
         return advise(need, model.name, residents, self._limits(snapshot), needs_with)

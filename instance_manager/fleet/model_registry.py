@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable
 
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.errors import ManagerError, ModelNotFound
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.next_replica import spec_of
@@ -13,7 +14,6 @@ from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.replicas import is_replica_of, models_of
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
-from instance_manager.memory.checkpoint import Checkpoint
 
 logger = logging.getLogger("berth.fleet")
 
@@ -86,14 +86,14 @@ class ModelRegistry:
 
     # Replicas.
 
-    def add_replica(self, instance: Instance) -> bool:
-        """InstanceRegistry an instance under its profile's name, or under those it was created with.
+    def add_replica(self, instance: Instance) -> None:
+        """Add an instance under its profile's name, or under those it was created with.
 
-        False where it has ended and its model has left the catalog.
+        Not if it has ended and its model has left the catalog.
         """
         name = instance.spec.profile
         if name is not None and instance.state.is_terminal and name not in self.by_name:
-            return False
+            return
         for name in models_of(instance):
             model = self._get_or_add(name)
             if not self._belongs_to(instance, model):
@@ -101,7 +101,6 @@ class ModelRegistry:
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
                 instance.set_other_names(model.profile.other_names)
-        return True
 
     def remove_replica(self, instance_id: str) -> None:
         for model in list(self.by_name.values()):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
 from instance_manager.errors import InstanceFailedToStart, ManagerError
@@ -14,7 +15,6 @@ from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.restart_backoff import RestartBackoff
-from instance_manager.memory.checkpoint import Checkpoint
 from instance_manager.types import Event, InstanceState
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})

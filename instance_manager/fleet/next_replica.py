@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instance_manager.backends import plan_launch
+from instance_manager.backends import backend_of, plan_launch
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.errors import InstanceNotRunning, ManagerError
 from instance_manager.fleet.models import Model
@@ -92,7 +92,7 @@ class NextReplica:
 def spec_of(profile: ModelProfile) -> InstanceSpec:
     """The spec of a replica of the profile. It serves the profile's name."""
     params = dict(profile.params)
-    if profile.engine != "command":
+    if backend_of(profile.engine).takes_params:
         params.setdefault("served_model_name", profile.name)
     return InstanceSpec(
         model_name=profile.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from instance_manager.backends import backend_of
 from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import ModelNotFound
 from instance_manager.fleet.profiles import ModelProfile
@@ -20,11 +21,9 @@ def is_replica_of(instance: Instance, profile: ModelProfile, model_dirs: Sequenc
     """Whether an instance with the profile's name runs that model, not another one under the same name."""
     if instance.spec.profile is not None:
         return instance.spec.profile == profile.name
-    if instance.model_name in (profile.name, profile.model) and "command" in (
-        profile.engine,
-        instance.spec.engine,
-    ):
-        return True  # a command's model is identified by its name only
+    kinds = (backend_of(profile.engine), backend_of(instance.spec.engine))
+    if instance.model_name in (profile.name, profile.model) and not all(kind.finds_model for kind in kinds):
+        return True  # such a model is identified by its name only
     try:
         return find_model(instance.model_name, model_dirs) == find_model(profile.model, model_dirs)
     except ModelNotFound:

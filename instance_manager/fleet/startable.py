@@ -5,11 +5,9 @@ A start finds the same problems; these checks find them before a request waits o
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 
-from instance_manager.backends import plan_launch
+from instance_manager.backends import backend_of, plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.next_replica import spec_of
@@ -36,7 +34,7 @@ def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]
         check_startable(profile, config, gpus)
     except ManagerError as error:
         return error.message
-    return None if profile.command is None else _problem_of_command(profile, config)
+    return backend_of(profile.engine).problem_of_start(spec_of(profile), config)
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:
@@ -45,17 +43,6 @@ def grouped_problems(problems: Mapping[str, str]) -> list[str]:
     for name, problem in problems.items():
         models.setdefault(problem, []).append(name)
     return [f"{_listed(names)} can't be started: {problem}" for problem, names in models.items()]
-
-
-def _problem_of_command(profile: ModelProfile, config: ManagerConfig) -> str | None:
-    program, *arguments = profile.command or ("",)
-    path = {**os.environ, **config.engine_env, **profile.env}.get("PATH")
-    if "{" not in program and shutil.which(program, path=path) is None:
-        where = "no such program" if "/" in program else "no such program in PATH"
-        return f"its command's {program!r}: {where}"
-    if not any("{port}" in part for part in (program, *arguments)):
-        return "its command lacks {port}, the port that Berth expects it to listen on"
-    return None
 
 
 def _listed(names: Sequence[str]) -> str:

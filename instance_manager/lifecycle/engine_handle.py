@@ -10,10 +10,12 @@ import logging
 import os
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import httpx
 
+from instance_manager.backends import Backend, backend_of
 from instance_manager.config import ManagerConfig
 from instance_manager.lifecycle.failures import classify_exit, relevant_lines
 from instance_manager.lifecycle.health import (
@@ -56,14 +58,16 @@ class EngineHandle:
         port: int,
         api_key: str,
         log_mark: int,
+        backend: Backend,
         *,
         age_s: float = 0.0,
         ready_timeout_s: float | None = None,
     ) -> None:
-        """`ready_timeout_s` replaces the start timeout."""
+        """`backend`: of its kind. `ready_timeout_s` replaces the start timeout."""
         self._process = process
         self._log = log
         self._log_mark = log_mark  # number of the last log line before this process
+        self._backend = backend
         self._started = time.monotonic() - age_s
         self._ready_timeout_s = ready_timeout_s
         self._follower = asyncio.create_task(log.follow(), name=f"log of {process.pid}")
@@ -83,7 +87,7 @@ class EngineHandle:
     @classmethod
     async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineHandle:
         """Start the instance's command on `port`, with its secrets. Raises EngineFailed."""
-        plan, secrets = instance.plan, instance.secrets
+        plan, secrets, backend = instance.plan, instance.secrets, backend_of(instance.spec.engine)
         if secrets is None:
             raise RuntimeError("an engine can't be started without a token and a key")
         env = engine_environment(
@@ -94,6 +98,7 @@ class EngineHandle:
             instance_id=instance.instance_id,
             token=secrets.token,
             api_key=secrets.api_key,
+            api_key_variable=backend.api_key_variable,
             devices=instance.spec.devices,
         )
         argv = plan.argv(instance.host, port)
@@ -120,7 +125,7 @@ class EngineHandle:
             raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
         finally:
             os.close(output)
-        return cls(process, log, port, secrets.api_key, log_mark)
+        return cls(process, log, port, secrets.api_key, log_mark, backend)
 
     @classmethod
     def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineHandle:
@@ -131,12 +136,12 @@ class EngineHandle:
         if found.status is None or found.secrets is None:
             raise RuntimeError("there is no process to adopt")
         process = SupervisedProcess.adopt(found.status, found.status_path)
+        adopted = partial(
+            cls, process, log, port, found.secrets.api_key, found.log_mark, backend_of(instance.spec.engine)
+        )
         if found.was_ready:
-            return cls(
-                process, log, port, found.secrets.api_key, found.log_mark, ready_timeout_s=_ADOPTION_TIMEOUT_S
-            )
-        age_s = max(0.0, time.time() - found.status.started_at)
-        return cls(process, log, port, found.secrets.api_key, found.log_mark, age_s=age_s)
+            return adopted(ready_timeout_s=_ADOPTION_TIMEOUT_S)
+        return adopted(age_s=max(0.0, time.time() - found.status.started_at))
 
     async def wait_ready(
         self,
@@ -150,7 +155,7 @@ class EngineHandle:
         Raises EngineFailed if the engine exits or the deadline passes first.
         """
         model = instance.served_model_name if instance.plan.must_name_model else None
-        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, model)
+        probe = self._probe(instance, model)
         last = LastProbe()
         probing = asyncio.create_task(wait_until_ready(client, probe, last), name=f"health of {self.pid}")
         try:
@@ -179,7 +184,7 @@ class EngineHandle:
 
     async def reported_name(self, client: httpx.AsyncClient, instance: Instance) -> str | None:
         """The model name an engine reports that may ignore the given one; None if it reports none."""
-        probe = Probe(instance.host, self.port, self.pid, self.api_key, instance.plan.health_path, None)
+        probe = self._probe(instance, None)
         names: list[str] = []
 
         async def query() -> None:
@@ -187,6 +192,18 @@ class EngineHandle:
 
         await self.unless_exited(query())
         return choose_model_name(names, [instance.model_name, instance.spec.profile or ""])
+
+    def _probe(self, instance: Instance, model: str | None) -> Probe:
+        """`model`: that it must name."""
+        return Probe(
+            instance.host,
+            self.port,
+            self.pid,
+            self.api_key,
+            instance.plan.health_path,
+            model,
+            self._backend.api_key_variable,
+        )
 
     async def unless_exited(self, call: Coroutine[Any, Any, None]) -> bool:
         """Await a call to the engine; False if the engine exits first."""
@@ -206,9 +223,8 @@ class EngineHandle:
     async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
         """The failure of an exited engine, read once no process of its tree can write to the log any more."""
         stuck = await self.end(grace_s=0)
-        return EngineFailed(
-            stuck or classify_exit(self.exited.result(), self._log_tail(), was_ready=was_ready)
-        )
+        tail, patterns = self._log_tail(), self._backend.log_patterns
+        return EngineFailed(stuck or classify_exit(self.exited.result(), tail, patterns, was_ready=was_ready))
 
     async def end(self, grace_s: float) -> InstanceFailure | None:
         """End the whole process tree and read the log to its end. A failure only if it survives SIGKILL."""
@@ -277,4 +293,4 @@ class EngineHandle:
         return EngineFailed(InstanceFailure(failure_class, message, log_tail=tuple(self._log_tail())))
 
     def _log_tail(self) -> list[str]:
-        return relevant_lines(self._log.lines.since(self._log_mark))
+        return relevant_lines(self._log.lines.since(self._log_mark), self._backend.log_patterns)

@@ -9,9 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from instance_manager.errors import ManagerError, QueueFull
 from instance_manager.types import Endpoint
+
+
+class GateObserver(Protocol):
+    """Has requests that wait elsewhere for this gate's leases."""
+
+    def capacity_freed(self, gate: Gate) -> None:
+        """A lease is free, and no request waits at the gate itself. Called after each request."""
+
+    def is_sought(self, gate: Gate) -> bool:
+        """Whether such a request waits."""
 
 
 class Lease:
@@ -51,13 +62,12 @@ class Gate:
         "_endpoint",
         "_max_in_flight",
         "_max_queue",
+        "_observer",
         "_waiters",
-        "has_external_waiters",
         "in_flight",
         "instance_id",
         "last_active",
         "model_name",
-        "on_capacity",
     )
 
     def __init__(
@@ -68,6 +78,7 @@ class Gate:
         max_in_flight: int,
         max_queue: int,
         clock: Callable[[], float],
+        observer: GateObserver | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.model_name = model_name
@@ -79,10 +90,7 @@ class Gate:
         self._clock = clock
         self._waiters: deque[asyncio.Future[Lease]] = deque()
         self._drained: asyncio.Future[None] | None = None
-        # Called when a lease is free and no request waits here.
-        self.on_capacity: Callable[[], None] | None = None
-        # Whether requests queued outside this gate wait for one of its leases.
-        self.has_external_waiters: Callable[[], bool] | None = None
+        self._observer = observer
 
     @property
     def is_open(self) -> bool:
@@ -96,7 +104,7 @@ class Gate:
     @property
     def is_wanted(self) -> bool:
         """Whether a request waits for a lease."""
-        return bool(self._waiters) or (self.has_external_waiters is not None and self.has_external_waiters())
+        return bool(self._waiters) or (self._observer is not None and self._observer.is_sought(self))
 
     @property
     def queued(self) -> int:
@@ -180,13 +188,13 @@ class Gate:
             if not waiter.done():
                 self.in_flight += 1
                 waiter.set_result(Lease(self, endpoint))
-        if self.on_capacity is not None and endpoint is not None and not self._waiters:
-            self.on_capacity()
+        if self._observer is not None and endpoint is not None and not self._waiters:
+            self._observer.capacity_freed(self)
 
     def _return_lease(self) -> None:
         self.in_flight -= 1
         self.last_active = self._clock()
-        if self._waiters or self.on_capacity is not None:
+        if self._waiters or self._observer is not None:
             self._grant_waiting()
         if not self.in_flight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -43,6 +43,7 @@ class Probe:
     api_key: str
     health_path: str
     model: str | None
+    api_key_variable: str  # from which the engine has read its key
 
     def url(self, path: str) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -84,7 +85,7 @@ async def _readiness_problem(client: httpx.AsyncClient, probe: Probe) -> str | N
             return f"{probe.url('')} belongs to another program"
         path = "/v1/models"
         response = await _get(client, probe, path, _MAX_LIST_BYTES)
-        is_named = _names_model(response, probe.model)
+        is_named = _names_model(response, probe.model, probe.api_key_variable)
         return None if is_named else f"{probe.url(path)} answered {response.status}"
     except httpx.TimeoutException:
         return f"{probe.url(path)} did not answer within {_PROBE_TIMEOUT_S:g} s"
@@ -103,9 +104,9 @@ async def _get(
     )
 
 
-def _names_model(response: EngineResponse, model: str) -> bool:
+def _names_model(response: EngineResponse, model: str, api_key_variable: str) -> bool:
     if response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise WrongEngine("the engine refuses the key that Berth gave it in VLLM_API_KEY")
+        raise WrongEngine(f"the engine refuses the key that Berth gave it in {api_key_variable}")
     if not response.is_ok:
         return False
     names = _model_names(response)

@@ -11,6 +11,7 @@ from instance_manager.errors import InstanceNotRunning, ShuttingDown, StartTooSl
 from instance_manager.lifecycle.failures import explain
 from instance_manager.lifecycle.gate import Gate, Lease
 from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.manager_events import ManagerEvents
 from instance_manager.lifecycle.supervisor import Supervisor
 from instance_manager.types import Endpoint, InstanceState
 
@@ -33,21 +34,29 @@ class SleepingLease:
 class InstanceLeases:
     """Reads the manager's instances and changes none.
 
-    `find` raises InstanceNotFound. `on_wake_requested` is called when a sleeping instance gets a request.
+    `find` raises InstanceNotFound.
     """
 
     def __init__(
         self,
         gates: Mapping[str, Gate],
         find: Callable[[str], Supervisor],
-        on_wake_requested: Callable[[Instance], None],
+        events: ManagerEvents,
         max_wait_s: float,
     ) -> None:
         self._gates = gates
         self._find = find
-        self._on_wanted = on_wake_requested
+        self._events = events
         self._max_wait_s = max_wait_s
-        self.is_closed = False  # never opened again
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def close(self) -> None:
+        """Grant no more leases, ever."""
+        self._is_closed = True
 
     def try_lease(self, instance_id: str) -> Lease | None:
         """A lease now, or None if the caller may `wait_for_lease`. There is no await between check and grant.
@@ -73,7 +82,7 @@ class InstanceLeases:
         states = _RUNNING_OR_SLEEPING if only_reads else (InstanceState.SLEEPING,)
         if instance.state not in states or not supervisor.sleep.is_asleep:
             return None
-        if self.is_closed or instance.port is None or instance.secrets is None:
+        if self._is_closed or instance.port is None or instance.secrets is None:
             return None
         endpoint = instance.endpoint(instance.port, instance.secrets.api_key)
         return SleepingLease(endpoint, instance_id, instance.model_name)
@@ -110,12 +119,12 @@ class InstanceLeases:
     def _check_may_wait(self, instance_id: str) -> None:
         """Raise unless the instance is running or will be without further requests."""
         supervisor = self._find(instance_id)
-        if self.is_closed:
+        if self._is_closed:
             raise shutting_down()
         if not supervisor.wants_running:
             raise _not_running(supervisor.instance)
-        if supervisor.sleep.is_asleep:
-            self._on_wanted(supervisor.instance)
+        if supervisor.sleep.is_asleep and self._events.may_wake(supervisor.instance):
+            supervisor.sleep.request_wake()
 
 
 def shutting_down() -> ShuttingDown:

@@ -12,7 +12,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.engine_handle import EngineFailed
-from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.gate import Gate, GateObserver
 from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance
 from instance_manager.lifecycle.last_use import last_used_at
 from instance_manager.state.stores.records import InstanceRecord
@@ -39,6 +39,7 @@ def new_instance(
     clock: Callable[[], float],
     port: int | None,
     log_path: Path,
+    observer: GateObserver | None = None,
 ) -> Instance:
     """An instance in `starting` with a closed gate and the manager's defaults, not yet published."""
     gate = Gate(
@@ -47,6 +48,7 @@ def new_instance(
         max_in_flight=spec.concurrency_limit or config.max_in_flight,
         max_queue=config.max_queue,
         clock=clock,
+        observer=observer,
     )
     return Instance(
         instance_id,
@@ -63,7 +65,11 @@ def new_instance(
 
 
 def instance_of(
-    record: InstanceRecord, config: ManagerConfig, events: EventLog, clock: Callable[[], float]
+    record: InstanceRecord,
+    config: ManagerConfig,
+    events: EventLog,
+    clock: Callable[[], float],
+    observer: GateObserver | None = None,
 ) -> Instance:
     """An unpublished instance without a process, idle since its stored last use."""
     instance = new_instance(
@@ -75,6 +81,7 @@ def instance_of(
         clock=clock,
         port=None,
         log_path=Path(record.log_path or config.log_path(record.instance_id)),
+        observer=observer,
     )
     for name in _RESTORED:
         setattr(instance, name, getattr(record, name))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
 
+from instance_manager.backends import Backend
 from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import EngineResponse, fetch
 
@@ -25,16 +25,6 @@ _LOCAL_ERRORS = frozenset(
 )
 _MAX_HEALTH_BYTES = 64 * 1024
 _MAX_METRICS_BYTES = 1024 * 1024  # vLLM's page has about 100 KB
-_PENDING_REQUESTS = re.compile(
-    rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_processing)(?:\{[^}\n]*\})? (\S{1,64})",
-    re.MULTILINE,
-)
-# Counters that grow with each step: prompt tokens read, tokens generated, iterations.
-_STEP_COUNTERS = re.compile(
-    rb"^(?:vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_count)"
-    rb"|llamacpp:(?:prompt_tokens_total|tokens_predicted_total))(?:\{[^}\n]*\})? (\S{1,64})",
-    re.MULTILINE,
-)
 
 
 class LivenessFailed(Exception):
@@ -48,6 +38,7 @@ class ProbeTarget:
     url: str  # of the engine, without a path
     api_key: str
     health_path: str
+    backend: Backend  # of its kind: which metrics show that it makes progress
 
 
 async def watch_liveness(
@@ -107,19 +98,14 @@ def _is_local_error(error: BaseException) -> bool:
 
 async def _step_counters(client: httpx.AsyncClient, target: ProbeTarget, timeout_s: float) -> bytes | None:
     """The counters as printed; None if the engine has none, or no pending requests."""
+    backend = target.backend
+    if backend.progress is None:
+        return None
     try:
-        page = (await _get(client, target, "/metrics", timeout_s, _MAX_METRICS_BYTES)).body
+        page = (await _get(client, target, backend.metrics_path, timeout_s, _MAX_METRICS_BYTES)).body
     except httpx.HTTPError:
         return None
-    has_work = any(map(_is_positive, _PENDING_REQUESTS.findall(page)))
-    return b" ".join(_STEP_COUNTERS.findall(page)) or None if has_work else None
-
-
-def _is_positive(value: bytes) -> bool:
-    try:
-        return float(value) > 0
-    except ValueError:
-        return False
+    return backend.progress.read(page)
 
 
 async def _get(

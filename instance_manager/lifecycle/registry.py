@@ -12,7 +12,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceExists, InstanceNotFound
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.context import SupervisorContext
-from instance_manager.lifecycle.gate import Gate
+from instance_manager.lifecycle.gate import Gate, GateObserver
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_record import instance_of, new_instance
 from instance_manager.lifecycle.specs import new_instance_id
@@ -29,13 +29,21 @@ logger = logging.getLogger("berth.manager")
 class InstanceRegistry:
     """Only the manager changes it."""
 
-    def __init__(self, config: ManagerConfig, events: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ManagerConfig, events: EventLog, clock: Callable[[], float], observer: GateObserver
+    ) -> None:
+        """`observer`: of all gates."""
         self.supervisors: dict[str, Supervisor] = {}
         self.gates: dict[str, Gate] = {}  # of the same instances, for the forwarding path
-        self.is_closing = False  # during a shutdown, ended instances are kept
         self._config = config
         self._events = events
         self._clock = clock
+        self._observer = observer
+        self._is_closing = False
+
+    def close(self) -> None:
+        """A shutdown begins: from now on ended instances are kept."""
+        self._is_closing = True
 
     def find(self, instance_id: str) -> Supervisor:
         """Raises InstanceNotFound."""
@@ -76,6 +84,7 @@ class InstanceRegistry:
             clock=self._clock,
             port=port,
             log_path=self._config.log_path(instance_id),
+            observer=self._observer,
         )
         self._add(Supervisor(instance, self._log_file(instance), context, port), tasks)
         instance.set_initial_state(InstanceState.STARTING, "created")
@@ -86,7 +95,7 @@ class InstanceRegistry:
     ) -> Instance:
         """Restore an instance of a previous Berth process; its supervisor adopts the engine if it can."""
         record = recovered.record
-        instance = instance_of(record, self._config, self._events, self._clock)
+        instance = instance_of(record, self._config, self._events, self._clock, self._observer)
         log = self._log_file(instance)
         run = replace(recovered.run, log_mark=await log.resume(instance.log_start))
         if run.action is RecoveryAction.ADOPT and record.port is not None:
@@ -117,7 +126,7 @@ class InstanceRegistry:
         except Exception:
             logger.exception("instance=%s: its supervisor failed", instance_id)
         try:
-            if not self.is_closing:
+            if not self._is_closing:
                 await self._remove(supervisor)
         finally:  # so that `InstanceManager.delete` never waits for ever
             supervisor.is_removed = True

@@ -8,6 +8,7 @@ import math
 import time
 from typing import Any
 
+from instance_manager.backends import backend_of
 from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.desired_state import DesiredPhase, DesiredState
 from instance_manager.lifecycle.engine_handle import EngineFailed, EngineHandle
@@ -193,7 +194,10 @@ class RunLoop:
         watchers: list[asyncio.Task[None]] = []
         if rules.interval_s and instance.level == 0:
             target = ProbeTarget(
-                f"http://{instance.host}:{engine.port}", engine.api_key, instance.plan.health_path
+                f"http://{instance.host}:{engine.port}",
+                engine.api_key,
+                instance.plan.health_path,
+                backend_of(instance.spec.engine),
             )
             liveness = watch_liveness(self._context.client, target, rules, time.monotonic)
             watchers.append(asyncio.create_task(liveness, name=f"liveness of {engine.pid}"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from instance_manager.config import ManagerConfig, OnShutdown
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.instance_leases import InstanceLeases
+from instance_manager.lifecycle.manager_events import ManagerEvents
 from instance_manager.lifecycle.registry import InstanceRegistry
 from instance_manager.lifecycle.supervisor import Supervisor
 
@@ -20,14 +20,14 @@ class Shutdown:
         config: ManagerConfig,
         registry: InstanceRegistry,
         leases: InstanceLeases,
-        events: EventLog,
-        on_begin: Callable[[], None],
+        log: EventLog,
+        events: ManagerEvents,
     ) -> None:
         self._config = config
         self._registry = registry
         self._leases = leases
+        self._log = log
         self._events = events
-        self._on_begin = on_begin
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -42,11 +42,12 @@ class Shutdown:
         """
         if self._task is None or drain_timeout_s is not None:
             drain_s = self._config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-            self._leases.is_closed = self._registry.is_closing = True
-            self._on_begin()
+            self._leases.close()
+            self._registry.close()
+            self._events.shutdown_begun()
             request = _request_detach if self._config.on_shutdown is OnShutdown.DETACH else _request_end
             ending = [(s, request(s, drain_s)) for s in self._registry.supervisors.values()]
-            self._events.close()
+            self._log.close()
             if self._task is None:
                 self._task = asyncio.create_task(_wait_all_ended(ending), name="shutdown")
         return self._task

@@ -1,24 +1,14 @@
-"""The HTTP calls that put an engine to sleep and wake it, in a safe order. Changes no state.
-
-Names are vLLM's. Waking a vLLM from level 2 by `/wake_up` alone leaves it with weights that were never
-loaded, while its `/health` says 200: so they are loaded in between, and one token is requested at the end.
-"""
+"""Sends the HTTP calls that put an engine to sleep and wake it. Changes no state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import httpx
-from pydantic_core import from_json
 
-from instance_manager.backends.base import SleepStyle
+from instance_manager.backends.sleep_style import EngineCall, SleepStyle
 from instance_manager.lifecycle.bounded_fetch import EngineResponse, fetch
 
 SLEEP_LEVELS = (1, 2)
 _MAX_RESPONSE_BYTES = 1024 * 1024
-_STATUS_TIMEOUT_S = 5.0
-_SLEEP_TIMEOUT_S = 120.0
-_WAKE_TIMEOUT_S = 600.0
 
 
 class SleepRefused(Exception):
@@ -39,55 +29,41 @@ class SleepClient:
 
     async def sleep(self, level: int) -> None:
         """No request may be in flight. Raises SleepRefused."""
-        await self._post("/sleep", {"level": str(level)}, _SLEEP_TIMEOUT_S)
+        for call in self._style.to_sleep(level):
+            await self._send(call)
 
     async def wake(self, level: int) -> None:
         """Wake it from `level`. Raises SleepRefused; the engine is unusable then."""
-        if self._style is SleepStyle.VLLM and level > 1:
-            await self._post("/wake_up", {"tags": "weights"}, _WAKE_TIMEOUT_S)
-            await self._post("/collective_rpc", {}, _WAKE_TIMEOUT_S, {"method": "reload_weights"})
-            await self._post("/wake_up", {"tags": "kv_cache"}, _WAKE_TIMEOUT_S)
-        else:
-            await self._post("/wake_up", {}, _WAKE_TIMEOUT_S)
-        if self._style is SleepStyle.VLLM:
-            probe = {"model": self._model, "prompt": "a", "max_tokens": 1, "temperature": 0}
-            await self._post("/v1/completions", {}, _SLEEP_TIMEOUT_S, probe)
+        for call in self._style.to_wake(level, self._model):
+            await self._send(call)
 
     async def is_asleep(self) -> bool:
         """What the engine itself reports. Raises SleepRefused."""
+        call = self._style.status
         try:
-            response = await self._fetch("GET", "/is_sleeping", _STATUS_TIMEOUT_S)
+            response = await self._fetch(call)
             if not response.is_ok:
-                raise SleepRefused(f"/is_sleeping was answered with {response.status}")
-            return bool(from_json(response.body)["is_sleeping"])
+                raise SleepRefused(f"{call.path} was answered with {response.status}")
+            return self._style.reads_asleep(response.body)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise SleepRefused(f"/is_sleeping: {error!r}") from error
+            raise SleepRefused(f"{call.path}: {error!r}") from error
 
-    async def _post(
-        self, path: str, query: Mapping[str, str], timeout_s: float, body: Mapping[str, object] | None = None
-    ) -> None:
+    async def _send(self, call: EngineCall) -> None:
         try:
-            response = await self._fetch("POST", path, timeout_s, query, body)
+            response = await self._fetch(call)
         except httpx.HTTPError as error:
-            raise SleepRefused(f"{path}: {error!r}") from error
+            raise SleepRefused(f"{call.path}: {error!r}") from error
         if not 200 <= response.status < 300:
-            raise SleepRefused(f"{path} was answered with {response.status}: {response.text(500)}")
+            raise SleepRefused(f"{call.path} was answered with {response.status}: {response.text(500)}")
 
-    async def _fetch(
-        self,
-        method: str,
-        path: str,
-        timeout_s: float,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, object] | None = None,
-    ) -> EngineResponse:
+    async def _fetch(self, call: EngineCall) -> EngineResponse:
         return await fetch(
             self._client,
-            method,
-            self._base_url + path,
+            call.method,
+            self._base_url + call.path,
             headers=self._headers,
-            timeout_s=timeout_s,
+            timeout_s=call.timeout_s,
             max_bytes=_MAX_RESPONSE_BYTES,
-            params=query,
-            body=body,
+            params=call.query,
+            body=call.body,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
+from instance_manager.backends import backend_of
 from instance_manager.errors import WrongState
 from instance_manager.lifecycle.desired_state import DesiredPhase, DesiredState, wrong_state
 from instance_manager.lifecycle.instance import Instance
@@ -56,8 +57,8 @@ class SleepRequests:
             raise wrong_state(instance, self._desired, "be put to sleep before it runs")
         if instance.plan.sleep_style is None:
             raise WrongState(
-                f"instance {instance.instance_id!r} can't sleep: engine {instance.spec.engine!r} was started "
-                "without --enable-sleep-mode; stop it instead"
+                f"instance {instance.instance_id!r} can't sleep: engine {instance.spec.engine!r} "
+                f"{backend_of(instance.spec.engine).without_sleep}; stop it instead"
             )
         self._desired.sleep_level = max(level, instance.level)
         self._desired.sleep_error = None

@@ -6,6 +6,7 @@ import math
 import re
 import secrets
 
+from instance_manager.backends import backend_of
 from instance_manager.errors import InvalidSpec
 from instance_manager.process.environment import OWNED_ENV
 from instance_manager.types import InstanceSpec
@@ -33,8 +34,9 @@ def check_spec(spec: InstanceSpec) -> None:
     for device in spec.devices or ():
         if not isinstance(device, str) or not device or "," in device:
             raise InvalidSpec(f'devices must list device ids such as "0", not {device!r}', param="devices")
+    owned = OWNED_ENV | {backend_of(spec.engine).api_key_variable}
     for key, value in spec.env.items():
-        _check_variable(key, value)
+        _check_variable(key, value, owned)
 
 
 def check_idle_timeout(idle_timeout_s: float) -> None:
@@ -43,12 +45,12 @@ def check_idle_timeout(idle_timeout_s: float) -> None:
         raise InvalidSpec(f"timeout must be 0 (never) or more seconds, not {idle_timeout_s}", param="timeout")
 
 
-def _check_variable(key: str, value: str) -> None:
+def _check_variable(key: str, value: str, owned: frozenset[str]) -> None:
     if not key or "=" in key or "\0" in key or not isinstance(value, str) or "\0" in value:
         raise InvalidSpec(
             f"env: {key!r} must be a valid environment variable name with a string value", param=f"env.{key}"
         )
-    if key in OWNED_ENV:
+    if key in owned:
         raise InvalidSpec(f"env.{key} can't be set: Berth sets it for every engine", param=f"env.{key}")
 
 

@@ -1,37 +1,26 @@
 """How much memory a model will need, estimated from its files before it has ever run here.
 
 For the first start only: afterwards measurements count (measurements.py). Reads headers of files, never
-weights. About the engines it knows their flags, and overheads that were measured once.
+weights. Knows no engine: what each adds to its model's weights, its back end knows.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instance_manager.backends.model_paths import expand_home
-from instance_manager.memory.activation_size import Activations, activations
-from instance_manager.memory.kv_cache_size import (
-    Machine,
-    decoder_config,
-    dtype_bytes,
-    generates,
-    is_cache_size_set,
-    kv_cache_bytes,
-    quantity,
-)
+from instance_manager.memory.kv_cache_size import dtype_bytes
 from instance_manager.memory.measurements import Footprint
 from instance_manager.process.hub_cache import hub_cache
 
-_GIB = 1 << 30
 _MIB = 1 << 20
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # tensors converted to the type that the engine computes in
-_PACKED_BYTES = 2  # per weight
 _MAX_HEADER_BYTES = 100 * _MIB  # as the format's own reader allows
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -45,7 +34,7 @@ class Estimate:
     host_overhead_bytes: int  # interpreter, libraries' own data
     gpu_overhead_bytes: int  # of each GPU: CUDA context, activations
     num_gpus: int  # 0 = on the CPU
-    activations: Activations = field(default_factory=Activations)  # on a CPU
+    step_bytes: int = 0  # activations on a CPU; on a GPU they are in its overhead
     grows_to_bytes: int = 0  # what an engine that allocates on use will soon hold under load
 
     def footprint(self, level: int = 0) -> Footprint:
@@ -53,7 +42,7 @@ class Estimate:
         weights = self.weights_bytes if level < 2 else 0
         kv_cache = self.kv_cache_bytes if level < 1 else 0
         if self.num_gpus == 0:
-            step = self.activations.layers + self.activations.rest if level < 1 else 0
+            step = self.step_bytes if level < 1 else 0
             return Footprint(self.host_overhead_bytes + weights + kv_cache + step)
         if level == 0:
             each = math.ceil((weights + kv_cache) / self.num_gpus) + self.gpu_overhead_bytes
@@ -70,76 +59,38 @@ class Estimate:
         return measured if level > 0 else measured.peak(Footprint(self.grows_to_bytes))
 
 
-def estimate(
-    model: str, engine: str, params: Mapping[str, Any], environ: Mapping[str, str], machine: Machine
-) -> Estimate | None:
-    """What an instance of `model` (a path or a hub id) needs; None if its files are missing or unreadable.
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Bytes that an engine takes whatever its model is."""
 
-    `params`: merged, with underscores; `environ`: the engine's. Blocking: opens files.
-    """
+    host_bytes: int  # interpreter, libraries' own data
+    gpu_bytes: int  # on each GPU: context, CUDA graphs
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """What an engine is to load, and how."""
+
+    path: Path  # a folder or a file
+    params: Mapping[str, Any]  # merged, with underscores
+    environ: Mapping[str, str]  # the engine's
+    config: Mapping[str, Any]  # config.json
+    weights_bytes: int
+
+
+def read_load(model: str, params: Mapping[str, Any], environ: Mapping[str, str]) -> ModelLoad | None:
+    """Of `model`, a path or a hub id; None if its files are missing or unreadable. Blocking: opens files."""
     path = locate(model, environ, params.get("revision"))
     if path is None:
         return None
     config = _read_json(path / "config.json")
     weights_bytes = weights_size(path, dtype_bytes(params.get("dtype", "auto"), config))
-    if weights_bytes is None:
-        return None
-    overhead = _OVERHEADS.get(engine, _COMMAND_OVERHEAD)
-    gpu_overhead_bytes = overhead.gpu_bytes if machine.num_gpus else 0
-    fixed_bytes = weights_bytes + gpu_overhead_bytes * machine.num_gpus
-    cache_bytes = 0  # unknown for a command
-    if engine != "command":
-        cache_bytes = kv_cache_bytes(engine, params, config, environ, machine, fixed_bytes)
-    found = Estimate(
-        weights_bytes=weights_bytes,
-        kv_cache_bytes=cache_bytes,
-        host_overhead_bytes=overhead.host_bytes,
-        gpu_overhead_bytes=gpu_overhead_bytes,
-        num_gpus=machine.num_gpus,
-    )
-    return _on_a_cpu(found, params, config) if engine == "engine" and not machine.num_gpus else found
-
-
-def _on_a_cpu(found: Estimate, params: Mapping[str, Any], config: Mapping[str, Any]) -> Estimate:
-    """For the embedded engine, which allocates main memory on use."""
-    weights_bytes = found.weights_bytes + _packed_head_bytes(params, config)
-    steps = activations(params, config)
-    # A cache of default size may never be filled.
-    cache_bytes = found.kv_cache_bytes if is_cache_size_set(params) else 0
-    return replace(
-        found,
-        weights_bytes=weights_bytes,
-        activations=steps,
-        grows_to_bytes=_USED_OVERHEAD_BYTES + weights_bytes + cache_bytes + steps.layers,
-    )
-
-
-def _packed_head_bytes(params: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """A head tied to the embedding has a second, packed copy on the CPU if its weights are 16-bit."""
-    text = decoder_config(config)
-    value_bytes = dtype_bytes(params.get("dtype", "auto"), text)
-    if value_bytes != _PACKED_BYTES or not text.get("tie_word_embeddings") or not generates(params, config):
-        return 0
-    return (quantity(text.get("vocab_size")) or 0) * (quantity(text.get("hidden_size")) or 0) * value_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Overhead:
-    host_bytes: int
-    gpu_bytes: int
-
-
-_OVERHEADS = {
-    "engine": _Overhead(448 * _MIB, 1 * _GIB),  # 300 MiB once it is ready, 90 of kernels for many shapes
-    "vllm": _Overhead(2 * _GIB, 2 * _GIB),  # two processes; CUDA graphs
-}
-_USED_OVERHEAD_BYTES = 288 * _MIB  # per embedded engine when several run and share their libraries' pages
-_COMMAND_OVERHEAD = _Overhead(256 * _MIB, _GIB // 2)
+    return None if weights_bytes is None else ModelLoad(path, params, environ, config, weights_bytes)
 
 
 def locate(model: str, environ: Mapping[str, str], revision: object = None) -> Path | None:
     """The file or directory of a model: a path, or a hub id's snapshot in the hub cache."""
-    path = expand_home(model)
+    path = Path(os.path.expanduser(model))
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(model):

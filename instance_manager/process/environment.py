@@ -46,12 +46,13 @@ def engine_environment(
     token: str,
     api_key: str,
     devices: Sequence[str] | None,
+    api_key_variable: str = "VLLM_API_KEY",
 ) -> dict[str, str]:
     """A child's environment, then the variables that Berth sets."""
     env = child_environment(base, *layers)
     if devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    env["VLLM_API_KEY"] = api_key
+    env[api_key_variable] = api_key
     env["BERTH_INSTANCE_ID"] = instance_id
     env["BERTH_INSTANCE_TOKEN"] = token
     # Otherwise setproctitle, which vLLM uses, overwrites the environment that other processes can read.

@@ -15,6 +15,7 @@ from api.access.keys import Access
 from api.auth import AccessControl, is_local, required_access
 from api.cors import Origins
 from api.http.asgi import RawHeaders, Receive, Scope, Send
+from api.http.response_channel import Handler
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -26,12 +27,13 @@ HOST = (b"host", b"localhost:5000")
 class Yes:
     """An application that responds with 200 to permitted requests."""
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
+    def route(self, _: Scope) -> Handler:
+        return Handler(respond, lambda *_: True)
 
-    def begin(self, *_: object) -> bool:
-        return True
+
+async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
 
 
 async def ask(

@@ -10,13 +10,13 @@ from httptools import HttpRequestParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.access.key_store import Keys
+from api.access.key_store import Keys, KeyStore
 from api.access.keys import Access, ApiKey
 from api.auth import AccessControl
 from api.http.asgi import RawHeaders, Receive, Scope, Send
-from api.http.head_cache import ROUTE_CACHE, cached_head
-from api.http.response_channel import ResponseChannel, ResumeAsTask
-from api.server.fast_http import FastHttpProtocol
+from api.http.head_cache import ROUTE_CACHE, RouteCache, cached_head
+from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.server.protocol import HttpProtocol
 from tests.api.upstreams import Head, Wire, berth, eventually, request, response, upstream
 
 
@@ -29,13 +29,13 @@ def anyio_backend() -> Any:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The data given to the parser."""
     pieces: list[bytes] = []
-    original = FastHttpProtocol._parse
+    original = HttpProtocol._parse
 
-    def recording(self: FastHttpProtocol, data: bytes) -> None:
+    def recording(self: HttpProtocol, data: bytes) -> None:
         pieces.append(data)
         original(self, data)
 
-    monkeypatch.setattr(FastHttpProtocol, "_parse", recording)
+    monkeypatch.setattr(HttpProtocol, "_parse", recording)
     return pieces
 
 
@@ -133,7 +133,7 @@ async def test_heads_that_never_repeat_are_no_longer_cached(
         learnt += 1
         return cached_head(data, headers)
 
-    monkeypatch.setattr("api.server.fast_http.cached_head", counting)
+    monkeypatch.setattr("api.server.fast_path.cached_head", counting)
     async with upstream(echo) as engine, berth(engine) as front:
         wire = await front.connect()
         for number in range(20):
@@ -245,8 +245,8 @@ class Passed:
     def __init__(self) -> None:
         self.num = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError
+    def route(self, _: Scope) -> Handler:
+        return Handler(unused, self.begin)
 
     def begin(
         self, scope: Scope, body: bytes, channel: ResponseChannel, resume_as_task: ResumeAsTask
@@ -255,7 +255,11 @@ class Passed:
         return True
 
 
-def scope_of(route_cache: dict[str, Any], key: bytes) -> Scope:
+async def unused(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError
+
+
+def scope_of(route_cache: RouteCache, key: bytes) -> Scope:
     return {
         "type": "http",
         "method": "POST",
@@ -270,7 +274,7 @@ def scope_of(route_cache: dict[str, Any], key: bytes) -> Scope:
 def test_a_key_in_another_header_is_cached_with_its_head() -> None:
     app = Passed()
     access = AccessControl(app, Keys(inference=("right",)))
-    memos: dict[bytes, dict[str, Any]] = {b"right": {}, b"wrong": {}}
+    memos = {b"right": RouteCache(), b"wrong": RouteCache()}
     for _ in range(3):
         for key, route_cache in memos.items():
             scope = scope_of(route_cache, b"unused")
@@ -286,22 +290,31 @@ def begin(access: AccessControl, scope: Scope) -> bool:
 def test_a_cached_caller_is_permitted_again_and_an_unknown_one_is_not() -> None:
     app = Passed()
     access = AccessControl(app, Keys(inference=("right",)))
-    right: dict[str, Any] = {}
-    wrong: dict[str, Any] = {}
+    right, wrong = RouteCache(), RouteCache()
     for _ in range(3):
         assert begin(access, scope_of(right, b"right"))
         assert not begin(access, scope_of(wrong, b"wrong"))
     assert app.num == 3
-    assert right
-    assert not wrong
+    assert right.handler is not None and right.handler.holds()
+    assert wrong.handler is not None and not wrong.handler.holds()
 
 
 def test_a_rate_limit_applies_to_a_cached_head() -> None:
     app = Passed()
     listed = ApiKey("right", Access.INFERENCE, "slow", rate_per_s=0.001, burst=2)
     access = AccessControl(app, Keys(listed=(listed,)))
-    route_cache: dict[str, Any] = {}
+    route_cache = RouteCache()
     assert [begin(access, scope_of(route_cache, b"right")) for _ in range(4)] == [True, True, False, False]
+
+
+def test_a_withdrawn_key_has_no_cached_access() -> None:
+    app = Passed()
+    keys = KeyStore(Keys(inference=("right",)), read=lambda: Keys(inference=("other",)))
+    access = AccessControl(app, keys)
+    route_cache = RouteCache()
+    assert begin(access, scope_of(route_cache, b"right"))
+    keys.reload()
+    assert not begin(access, scope_of(route_cache, b"right"))
 
 
 # Recognition, compared with the parser itself.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from api.server.connection_limits import ConnectionLimits
 from api.server.connection_table import ConnectionTable
+from api.server.limits import ConnectionLimits
 from tests.api.test_limits import GET, TIMEOUT_S, serving
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.server.content_coding import BodyRefused, DecodingApp, decode
+from api.server.content_coding import DecodingApp, RequestRefused, decode
 from tests.api.protocol_apps import Inner, ask
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
@@ -40,7 +40,7 @@ IDS = [f"{coding}-{number}" for coding, bodies in ENCODED.items() for number in 
 @pytest.mark.parametrize(("coding", "body"), PAIRS, ids=IDS)
 def test_encoded_bodies_are_decoded(coding: str, body: bytes) -> None:
     assert decode(coding, body, len(TEXT)) == TEXT
-    with pytest.raises(BodyRefused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         decode(coding, body, len(TEXT) - 1)
     assert refused.value.error.status == 413
 
@@ -49,7 +49,7 @@ def test_encoded_bodies_are_decoded(coding: str, body: bytes) -> None:
 @pytest.mark.parametrize("change", ["cut", "more", "other", "plain"])
 def test_broken_bodies_are_refused(coding: str, body: bytes, change: str) -> None:
     broken = {"cut": body[:-1], "more": body + b"x", "other": b"\x00\x07" * 20, "plain": TEXT}[change]
-    with pytest.raises(BodyRefused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         decode(coding, broken, MB)
     assert refused.value.error.status == 400
     assert coding in refused.value.error.message
@@ -61,7 +61,7 @@ def test_a_bomb_uses_no_more_memory_than_the_limit(coding: str) -> None:
     stream = zlib.compressobj(9, wbits=wbits)
     bomb = b"".join(stream.compress(bytes(MB)) for _ in range(500)) + stream.flush()
     tracemalloc.start()
-    with pytest.raises(BodyRefused):
+    with pytest.raises(RequestRefused):
         decode(coding, bomb, 4 * MB)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -15,6 +15,7 @@ from api.auth import AccessControl, Keys
 from api.cors import Cors, Origins
 from api.http.asgi import RawHeaders
 from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from tests.api.test_auth import HOST, LOCAL, REMOTE, Yes
 from tests.api.upstreams import LOOPS, Wire, berth, request, response, upstream
 from tests.berth_process import BerthProcess, running_berth
@@ -66,7 +67,7 @@ def test_which_origins_are_allowed(allowed: str, origin: str, expected: bool) ->
 
 
 def allowing(*allowed: str) -> Any:
-    def behind(app: FastPathApp) -> FastPathApp:
+    def behind(app: RoutedApp) -> FastPathApp:
         return Cors(app, Origins(allowed))
 
     return behind

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from api.http.asgi import Scope
+from api.http.dispatch import raw_path
+from api.http.response_channel import FastPathApp, Handler
+from api.http.route import RoutedApp, Router
 from api.proxy.proxy import DataPlane
 from tests.api.upstreams import Front, Wire, berth, eventually, request, response, upstream
 
@@ -129,3 +133,49 @@ async def test_a_disconnect_is_noticed() -> None:
         async with asyncio.timeout(0.25):
             await closed.wait()
         await eventually(lambda: front.metrics.of("one", "").requests.get(("POST", 499)) == 1)
+
+
+class Counting(RoutedApp):
+    """A new application in front: all it has is `route`."""
+
+    def __init__(self, app: Router) -> None:
+        self._app = app
+        self.paths: list[bytes] = []
+
+    def route(self, scope: Scope) -> Handler:
+        self.paths.append(raw_path(scope))
+        return self._app.route(scope)
+
+
+async def test_whatever_stands_in_front_keeps_the_fast_path(served: list[str]) -> None:
+    """One function routes for both ways in, so none can see a request that the other doesn't."""
+    counting: list[Counting] = []
+
+    def behind(app: RoutedApp) -> FastPathApp:
+        counting.append(Counting(app))
+        return counting[0]
+
+    async with upstream(echo) as engine, berth(engine, behind=behind) as front:
+        for target in ("first", "second", "third"):
+            assert await post(front, target) == b"hello"
+    paths = [b"/proxy/one/first", b"/proxy/one/first", b"/proxy/one/second", b"/proxy/one/third"]
+    assert counting[0].paths == paths  # the first had to connect, so ASGI routed it again
+    assert served == ["/first"]
+
+
+async def test_equal_heads_are_routed_once(served: list[str]) -> None:
+    counting: list[Counting] = []
+
+    def behind(app: RoutedApp) -> FastPathApp:
+        counting.append(Counting(app))
+        return counting[0]
+
+    async with upstream(echo) as engine, berth(engine, behind=behind) as front:
+        wire = await front.connect()
+        for body in (b"a", b"bb", b"ccc", b"dddd"):
+            await wire.send(request("/proxy/one/x", method="POST", body=body))
+            assert (await wire.read_message())[1] == body
+        await wire.close()
+    # The first request had to connect and went by ASGI too; the second one's handler serves the others.
+    assert len(counting[0].paths) == 3
+    assert served == ["/x"]

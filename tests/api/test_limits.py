@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import pytest
 import uvicorn
 
 from api.http.asgi import Receive, Scope, Send
-from api.server.connection_limits import ConnectionLimits
 from api.server.descriptors import connections_within
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import HttpProtocol, HttpServer
+from api.server.request_cycle import RequestCycle
 
 LIMITS = ConnectionLimits(
     max_connections=4,
@@ -81,12 +82,12 @@ class Served:
     async def connect(self) -> Client:
         return Client(*await asyncio.open_connection("127.0.0.1", self.port))
 
-    async def connected(self) -> list[GuardedHttpProtocol]:
+    async def connected(self) -> list[HttpProtocol]:
         """The server's side of all connections, once there are any."""
         async with asyncio.timeout(TIMEOUT_S):
             while not self.server.server_state.connections:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
-        return cast(list[GuardedHttpProtocol], list(self.server.server_state.connections))
+        return cast(list[HttpProtocol], list(self.server.server_state.connections))
 
 
 @dataclass
@@ -124,8 +125,9 @@ class Client:
 @contextlib.asynccontextmanager
 async def serving(limits: ConnectionLimits) -> AsyncIterator[Served]:
     app = Echo()
-    protocol = cast(type[asyncio.Protocol], partial(GuardedHttpProtocol, limits=limits))
-    config = uvicorn.Config(cast(Any, app), http=protocol, lifespan="off", log_config=None, loop="asyncio")
+    config = uvicorn.Config(
+        cast(Any, app), http=HttpServer(limits).protocol(), lifespan="off", log_config=None, loop="asyncio"
+    )
     server = uvicorn.Server(config)
     server.config.load()
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -348,12 +350,28 @@ async def test_requests_with_ambiguous_length_are_refused(served: Served, reques
     client.close()
 
 
-async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(served: Served) -> None:
+@pytest.mark.parametrize(
+    "refused",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://a:b:c/ HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET http://x?y HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: x\r\n\r\n",
+        GET + b"a: " + b"x" * 3000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_a_refusal_is_never_sent_as_an_earlier_requests_response(
+    served: Served, refused: bytes
+) -> None:
     client = await served.connect()
     client.write(GET.replace(b"/", b"/wait", 1) + b"\r\n")
     async with asyncio.timeout(TIMEOUT_S):
         await served.app.arrived.get()
-    client.write(b"nonsense\r\n\r\n")
+    client.write(refused)
     assert await client.is_closed()
     client.close()
 
@@ -381,6 +399,31 @@ async def test_the_current_of_several_requests_sees_the_disconnect() -> None:
             client.close()
             await served.app.arrived.get()
     assert served.app.ended == ["http.request", "left"]
+
+
+async def test_requests_and_connections_leave_no_reference_cycles() -> None:
+    """Else the garbage collector would have to find them, all the time."""
+
+    def left() -> list[Any]:
+        return [found for found in gc.get_objects() if type(found) in (HttpProtocol, RequestCycle)]
+
+    async with serving(ConnectionLimits()) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for request in (
+                GET + b"\r\n",
+                b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab",
+                b"nonsense\r\n\r\n",
+            ):
+                client = await served.connect()
+                await client.ask(request)
+                client.close()
+            async with asyncio.timeout(TIMEOUT_S):
+                while left():  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
 
 
 def test_connections_are_limited_by_descriptors() -> None:

@@ -22,6 +22,7 @@ from api.http.asgi import App, Receive, Scope, Send
 from api.protocols.app import ProtocolApp
 from api.protocols.registry import load_protocols
 from api.proxy.proxy import DataPlane
+from api.proxy.target import InstanceTarget
 from instance_manager.metrics.proxy import ProxyMetrics
 from tests.api.protocol_apps import chat_answer, chat_stream
 from tests.api.upstreams import (
@@ -74,7 +75,7 @@ async def berth_around(script: Any) -> AsyncIterator[Front]:
         plane = DataPlane(leases, ProxyMetrics())
 
         async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
-            await plane.forward(scope, receive, send, "one", scope["raw_path"])
+            await plane.forward(scope, receive, send, InstanceTarget(leases, "one", scope["raw_path"]))
 
         cache = ResponseCache(gateway, 1024 * 1024, lambda model: model)
         protocols = ProtocolApp(

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from api.server.connection_limits import ConnectionLimits
+from api.server.limits import ConnectionLimits
 from tests.api.test_limits import GET, serving
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"

@@ -7,7 +7,6 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -15,16 +14,20 @@ import uvicorn
 from api.http.asgi import Receive, Scope, Send
 from api.http.dispatch import Dispatcher
 from api.http.response_channel import FastPathApp
+from api.http.route import RoutedApp
 from api.proxy.pace import PaceRules
+from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
 from api.proxy.upstream_pool import UpstreamOptions
-from api.server.connection_limits import ConnectionLimits
-from api.server.guarded_http import GuardedHttpProtocol
+from api.server.limits import ConnectionLimits
+from api.server.protocol import HttpServer
 from instance_manager.errors import InstanceNotFound, ManagerError
 from instance_manager.metrics.proxy import ProxyMetrics
+from instance_manager.state.peers import Peers
 from instance_manager.types import Endpoint
 
 # Berth's own server; and any ASGI server, without our extension and without uvloop.
+HAS_FAST_PATH = True  # of Berth's own server; test_without_fast_path.py switches it off
 LOOPS = [("asyncio", {"use_uvloop": True}), ("asyncio", {"use_uvloop": False})]
 
 
@@ -32,7 +35,7 @@ def server_protocol() -> Any:
     """The HTTP protocol for the loop that runs the test: Berth's own, or uvicorn's."""
     is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     limits = ConnectionLimits(max_body_bytes=2**31)  # these tests send more than the default limit
-    return partial(GuardedHttpProtocol, limits=limits) if is_uvloop else "httptools"
+    return HttpServer(limits, has_fast_path=HAS_FAST_PATH).protocol() if is_uvloop else "httptools"
 
 
 Headers = list[tuple[bytes, bytes]]
@@ -257,8 +260,9 @@ async def berth(
     options: UpstreamOptions | None = None,
     *,
     keep_alive_s: int = 5,
-    behind: Callable[[FastPathApp], FastPathApp] = lambda app: app,
+    behind: Callable[[RoutedApp], FastPathApp] = lambda app: app,
     pace: PaceRules | None = None,
+    peers: Peers | None = None,
 ) -> AsyncIterator[Front]:
     """The data plane in front of `engine`, its instance "one". Checks that no request leaks.
 
@@ -266,7 +270,8 @@ async def berth(
     """
     leases = engine if isinstance(engine, StubLeases) else StubLeases(one=engine.endpoint)
     metrics = ProxyMetrics()
-    plane = DataPlane(leases, metrics, options, pace=pace)
+    routes = PeerRoutes(peers, metrics, lambda: "here") if peers is not None else None
+    plane = DataPlane(leases, metrics, options, pace=pace, peer_routes=routes)
     config = uvicorn.Config(
         behind(Dispatcher(control_app, plane)),
         http=server_protocol(),

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from composition.policies import engine_kinds
 from configs.catalog import Catalog, CatalogFile, load_catalog, parse_catalog
 from configs.catalog_error import CatalogError
+
+KINDS = engine_kinds()
 
 PATH = Path("/somewhere/models.yaml")
 
 
 def mistake(text: str) -> str:
     with pytest.raises(CatalogError) as raised:
-        parse_catalog(text, PATH)
+        parse_catalog(text, PATH, KINDS)
     assert "\n" not in str(raised.value)
     assert raised.value.line is not None
     return str(raised.value).removeprefix("/somewhere/models.yaml:")
@@ -24,7 +27,7 @@ def mistake(text: str) -> str:
 def test_all_errors_are_reported_at_once() -> None:
     text = "models:\n  a:\n    timeout: -1\n    max_modellen: 5\n  b: {pinned: maybe}\n  c: {}\n  d: []\n"
     with pytest.raises(CatalogError) as raised:
-        parse_catalog(text, PATH)
+        parse_catalog(text, PATH, KINDS)
     places = [line.split(": ")[0].removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
     assert sorted(places) == ["3", "4", "5", "7"]
     assert raised.value.lines[0] == str(raised.value)
@@ -58,7 +61,7 @@ def test_all_errors_are_reported_at_once() -> None:
 )
 def test_no_error_hides_another_and_none_is_reported_twice(text: str, places: list[str]) -> None:
     with pytest.raises(CatalogError) as raised:
-        parse_catalog(text, PATH)
+        parse_catalog(text, PATH, KINDS)
     lines = [line.removeprefix("/somewhere/models.yaml:") for line in raised.value.lines]
     found = [": ".join(line.split(": ")[:2]) for line in lines]
     assert sorted(found) == places

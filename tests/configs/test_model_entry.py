@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 
+from composition.policies import engine_kinds
 from configs.catalog import parse_catalog
 from configs.extra_args import parse_extra_args
 from configs.model_entry import ModelEntry
+
+KINDS = engine_kinds()
 
 PATH = Path("/somewhere/models.yaml")
 
 
 def entry(fields: str, defaults: str = "") -> ModelEntry:
-    return parse_catalog(f"defaults: {{{defaults}}}\nmodels:\n  o/a: {{{fields}}}\n", PATH).models["o/a"]
+    return parse_catalog(f"defaults: {{{defaults}}}\nmodels:\n  o/a: {{{fields}}}\n", PATH, KINDS).models[
+        "o/a"
+    ]
 
 
 @pytest.mark.parametrize(

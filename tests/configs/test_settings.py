@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from composition.policies import engine_kinds
 from configs.engine_variables import engine_variables
 from configs.root import CODE as ROOT
 from configs.settings import Settings
@@ -98,7 +99,7 @@ def _unknown_user(uid: int) -> None:
     [
         ("APP_PORT=none", ["APP_PORT=none", "integer"]),
         ("APP_PORT=70000", ["APP_PORT=70000", "65535"]),
-        ("DEFAULT_ENGINE=ollama", ["DEFAULT_ENGINE=ollama", "'auto'", "'vllm'"]),
+        ("DEFAULT_ENGINE=ollama", ["DEFAULT_ENGINE=ollama: Input should be 'auto', 'engine' or 'vllm'"]),
         ("VLLM_DEFAULT_TIMEOUT=-1", ["VLLM_DEFAULT_TIMEOUT=-1", "0"]),
         ("STOP_GRACE=inf", ["STOP_GRACE=inf", "finite"]),
         ("VLLM_BASE_PROT=9000", ["VLLM_BASE_PROT=9000", "VLLM_BASE_PORT"]),
@@ -115,7 +116,7 @@ def _unknown_user(uid: int) -> None:
 )
 def test_an_invalid_setting_is_one_line_that_names_it(tmp_path: Path, text: str, parts: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings(env_file(tmp_path, text + "\n"))
+        load_settings(env_file(tmp_path, text + "\n"), kinds=engine_kinds())
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -133,11 +134,13 @@ def test_all_invalid_settings_are_reported_at_once(tmp_path: Path, monkeypatch: 
     ]
     path = env_file(tmp_path, "\n".join([*lines, "MAX_QUEUE: 5", "VLLM_CONFIG=/nowhere.json"]))
     with pytest.raises(SettingsError) as caught:
-        load_settings(path, {"log_format": Given("--log-format", "xml")})
+        flags = {"log_format": Given("--log-format", "xml")}
+        flags |= {"default_engine": Given("--default-engine", "command")}  # it needs a command
+        load_settings(path, flags, engine_kinds())
     reported = str(caught.value).splitlines()
     names = ["APP_PORT", "APP_PROT", "ON_SHUTDOWN", "VLLM_MAX_INSTANCES", "STOP_GRACE", "VLLM_CONFIG"]
     found = sorted(line.partition(":")[0].partition("=")[0] for line in reported)
-    assert found == sorted([*names, "--log-format", str(path)])
+    assert found == sorted([*names, "--log-format", "--default-engine", str(path)])
     assert f"{path}:6: MAX_QUEUE" in str(caught.value)
 
 

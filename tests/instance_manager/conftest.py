@@ -65,7 +65,7 @@ def config(tmp_path: Path, mark: str, fake_python: str) -> ManagerConfig:
         stop_grace_s=5.0,
         drain_timeout_s=20.0,
         log_dir=tmp_path / "logs",
-        vllm_python=fake_python,
+        options={"vllm_python": fake_python},
         engine_env={MARK: mark},
     )
 

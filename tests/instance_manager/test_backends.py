@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from instance_manager.backends import LaunchPlan, plan_launch
+from instance_manager.backends import BACKENDS, LaunchPlan, backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
+from instance_manager.backends.sleep_style import SleepStyle
+from instance_manager.backends.vllm import VllmSleep
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, ModelNotFound
-from instance_manager.types import InstanceSpec
+from instance_manager.types import FailureClass, InstanceSpec
 
 CONFIG = ManagerConfig(
-    vllm_python="/opt/vllm/bin/python",
     default_params={"dtype": "auto", "max_model_len": 4096},
-    vllm_params={"trust_remote_code": True},
+    options={"vllm_python": "/opt/vllm/bin/python", "vllm_default_trust_remote_code": True},
 )
 
 
@@ -76,7 +77,7 @@ def test_vllm_runs_in_its_own_interpreter_with_its_own_defaults() -> None:
 
 def test_vllm_without_its_interpreter_names_the_setting() -> None:
     with pytest.raises(InvalidSpec, match="VLLM_PYTHON") as refusal:
-        plan("vllm", replace(CONFIG, vllm_python=None))
+        plan("vllm", replace(CONFIG, options={}))
     assert refusal.value.param == "engine"
 
 
@@ -152,3 +153,44 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 def test_a_path_that_does_not_exist_is_not_found() -> None:
     with pytest.raises(ModelNotFound, match="/no/such/model"):
         plan_launch(InstanceSpec("/no/such/model", "engine"), CONFIG)
+
+
+def test_weights_are_loaded_before_a_vllm_wakes_from_level_2_and_a_token_proves_it() -> None:
+    paths = {level: [call.path for call in VllmSleep().to_wake(level, "m")] for level in (1, 2)}
+    assert paths[1] == ["/wake_up", "/v1/completions"]
+    assert paths[2] == ["/wake_up", "/collective_rpc", "/wake_up", "/v1/completions"]
+    assert [call.path for call in SleepStyle().to_wake(2, "m")] == ["/wake_up"]
+
+
+def test_a_command_may_be_any_server() -> None:
+    command = BACKENDS["command"]
+    for other in BACKENDS.values():
+        assert set(other.log_patterns.signs) <= set(command.log_patterns.signs)
+        assert set(other.log_patterns.reasons) <= set(command.log_patterns.reasons)
+        assert other.progress is not None and command.progress is not None
+        assert set(other.progress.steps) <= set(command.progress.steps)
+
+
+def test_an_engine_of_an_unknown_kind_can_be_watched_but_not_started() -> None:
+    unknown = backend_of("of-a-newer-berth")
+    assert unknown.progress is None
+    assert unknown.log_patterns.shows(FailureClass.OUT_OF_MEMORY, "CUDA out of memory")
+    with pytest.raises(InvalidSpec, match="unknown engine 'of-a-newer-berth'"):
+        plan("of-a-newer-berth", command=["serve"])
+
+
+@pytest.mark.parametrize(
+    ("options", "is_default", "problems"),
+    [
+        ({}, False, []),
+        ({}, True, ["DEFAULT_ENGINE=vllm: needs VLLM_PYTHON, the interpreter with vLLM installed"]),
+        ({"vllm_python": sys.executable}, True, []),
+        ({"vllm_python": "/none"}, False, ["VLLM_PYTHON=/none: doesn't exist; name the Python interpreter"]),
+        ({"vllm_python": "/etc/passwd"}, True, ["VLLM_PYTHON=/etc/passwd: can't be run; name the Python"]),
+    ],
+)
+def test_a_kind_knows_what_is_wrong_with_its_settings(
+    options: dict[str, Any], is_default: bool, problems: list[str]
+) -> None:
+    found = list(BACKENDS["vllm"].problems_of_settings(options, is_default=is_default))
+    assert [line[: len(problem)] for line, problem in zip(found, problems, strict=True)] == problems

@@ -12,9 +12,9 @@ from engine.errors import EngineError
 from engine.launch.preflight import check_checkpoint
 from engine.models.architecture import EncoderArchitecture
 from engine.models.registry import ARCHITECTURES
-from instance_manager.memory import checkpoint_problem
-from instance_manager.memory.checkpoint import Checkpoint
-from instance_manager.memory.checkpoint_problem import problem_of
+from instance_manager.backends import BACKENDS, checkpoint_problem
+from instance_manager.backends.checkpoint import Checkpoint
+from instance_manager.backends.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
 
@@ -97,7 +97,7 @@ def test_a_hub_id_is_checked_as_far_as_the_cache_has_it(tmp_path: Path) -> None:
     snapshot = make_broken("no-weights", snapshots)
     (tmp_path / "models--o--n" / "refs").mkdir()
     (tmp_path / "models--o--n" / "refs" / "main").write_text(snapshot.name)
-    checkpoint = Checkpoint("o/n", {}, {"HF_HUB_CACHE": str(tmp_path)})
+    checkpoint = Checkpoint(BACKENDS["engine"], "o/n", {}, {"HF_HUB_CACHE": str(tmp_path)})
     assert checkpoint.problem is None
     changed(architectures=["Qwen2ForCausalLM"])(snapshot)
     assert "'Qwen2ForCausalLM'" in (checkpoint.problem or "")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from instance_manager.memory.activation_size import Activations
-from instance_manager.memory.checkpoint_size import Estimate, estimate, locate, weights_size
+from instance_manager.backends import BACKENDS
+from instance_manager.backends.activation_size import activations
+from instance_manager.memory.checkpoint_size import Estimate, locate, read_load, weights_size
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint
 
@@ -48,6 +49,13 @@ def estimated(model: Path, machine: Machine = HOST, engine: str = "engine", **pa
     found = estimate(str(model), engine, params, {}, machine)
     assert found is not None
     return found
+
+
+def estimate(
+    model: str, engine: str, params: Mapping[str, Any], environ: Mapping[str, str], machine: Machine
+) -> Estimate | None:
+    load = read_load(model, params, environ)
+    return None if load is None else BACKENDS[engine].estimate(load, machine)
 
 
 def test_the_demo_model() -> None:
@@ -187,7 +195,7 @@ def test_memory_held_asleep() -> None:
         weights_bytes=10, kv_cache_bytes=30, host_overhead_bytes=5, gpu_overhead_bytes=0, num_gpus=0
     )
     assert [on_host.footprint(level).host_bytes for level in (0, 1, 2)] == [45, 15, 5]
-    steps = replace(on_host, activations=Activations(60, 40))
+    steps = replace(on_host, step_bytes=100)
     assert [steps.footprint(level).host_bytes for level in (0, 1, 2)] == [145, 15, 5]
 
 
@@ -213,9 +221,8 @@ def test_memory_of_a_step(
     checkpoint: Path, config: Mapping[str, Any], params: Mapping[str, Any], num_bytes: int
 ) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
-    found = estimated(checkpoint, **params).activations
-    assert found.layers + found.rest == num_bytes
-    assert estimated(checkpoint, engine="vllm", **params).activations == Activations()
+    assert estimated(checkpoint, **params).step_bytes == num_bytes
+    assert estimated(checkpoint, engine="vllm", **params).step_bytes == 0
 
 
 def test_a_tied_head_has_a_packed_copy(checkpoint: Path) -> None:
@@ -233,7 +240,7 @@ def test_measurements_count_but_are_no_upper_bound_for_an_engine_that_grows(chec
     (checkpoint / "config.json").write_text(json.dumps(BIG))
     unasked, asked = estimated(checkpoint), estimated(checkpoint, kv_cache_memory_bytes="1G")
     used = unasked.grows_to_bytes
-    assert 250 * MIB < used - unasked.activations.layers < unasked.host_overhead_bytes
+    assert 250 * MIB < used - activations({}, BIG).layers < unasked.host_overhead_bytes
     assert asked.grows_to_bytes == used + GIB
     for found in (unasked, asked):
         assert found.expected(None) == found.footprint()

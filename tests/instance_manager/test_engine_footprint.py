@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from instance_manager.memory.checkpoint_size import estimate
+from instance_manager.backends import BACKENDS
+from instance_manager.memory.checkpoint_size import read_load
 from instance_manager.memory.device_memory import private_bytes
 from instance_manager.memory.kv_cache_size import Machine
 from tests.engine.server.test_sleeping_memory import ROOT, complete, sleeper
@@ -53,8 +54,9 @@ def prompt_of(number: int, length: int) -> list[int]:
 @pytest.mark.timeout(240)
 def test_no_engine_outgrows_its_estimate(tmp_path: Path) -> None:
     params = {"kv_cache_memory_bytes": CACHE_BYTES, "num_threads": 1, "device": "cpu"}
-    guess = estimate(str(DEMO), "engine", params, {}, Machine(host_available_bytes=16 * GIB))
-    assert guess is not None
+    load = read_load(str(DEMO), params, {})
+    assert load is not None
+    guess = BACKENDS["engine"].estimate(load, Machine(host_available_bytes=16 * GIB))
     flags = ["--kv-cache-memory-bytes", str(CACHE_BYTES), "--num-threads", "1", "--device", "cpu"]
     with sleeper(DEMO, tmp_path / "log", *flags) as (process, client):
         with peak_of(process) as peak, ThreadPoolExecutor(16) as pool:

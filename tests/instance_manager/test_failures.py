@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from instance_manager.backends import BACKENDS
 from instance_manager.lifecycle.failures import (
     LOG_TAIL_LINES,
     classify_exit,
@@ -13,6 +14,8 @@ from instance_manager.lifecycle.failures import (
     start_error,
 )
 from instance_manager.types import FailureClass
+
+ANY = BACKENDS["command"].log_patterns  # of all kinds: a command may run any server
 
 
 @pytest.mark.parametrize(
@@ -49,18 +52,19 @@ from instance_manager.types import FailureClass
     ],
 )
 def test_log_lines_classify_a_failed_start(line: str, expected: FailureClass) -> None:
-    assert classify_exit(1, ["loading", line, "bye"], was_ready=False).failure_class is expected
+    assert classify_exit(1, ["loading", line, "bye"], ANY, was_ready=False).failure_class is expected
 
 
 def test_exit_code_two_means_wrong_arguments_only_while_starting() -> None:
-    assert classify_exit(2, [], was_ready=False).failure_class is FailureClass.BAD_ARGUMENTS
-    assert classify_exit(2, [], was_ready=True).failure_class is FailureClass.CRASHED
+    assert classify_exit(2, [], ANY, was_ready=False).failure_class is FailureClass.BAD_ARGUMENTS
+    assert classify_exit(2, [], ANY, was_ready=True).failure_class is FailureClass.CRASHED
 
 
 def test_once_ready_only_memory_errors_classify_a_crash() -> None:
     request_line = "error for request 7: model_not_found"
-    assert classify_exit(1, [request_line], was_ready=True).failure_class is FailureClass.CRASHED
-    assert classify_exit(1, ["out of memory"], was_ready=True).failure_class is FailureClass.OUT_OF_MEMORY
+    assert classify_exit(1, [request_line], ANY, was_ready=True).failure_class is FailureClass.CRASHED
+    failure = classify_exit(1, ["out of memory"], ANY, was_ready=True)
+    assert failure.failure_class is FailureClass.OUT_OF_MEMORY
 
 
 def test_exit_code_and_signal_exclude_each_other() -> None:
@@ -70,20 +74,20 @@ def test_exit_code_and_signal_exclude_each_other() -> None:
 
 
 def test_sigkill_is_explained_by_the_kernels_memory_killer() -> None:
-    assert "out-of-memory killer" in classify_exit(-9, [], was_ready=True).message
-    assert "out-of-memory killer" not in classify_exit(-15, [], was_ready=True).message
+    assert "out-of-memory killer" in classify_exit(-9, [], ANY, was_ready=True).message
+    assert "out-of-memory killer" not in classify_exit(-15, [], ANY, was_ready=True).message
 
 
 def test_the_tail_is_bounded_and_the_message_short() -> None:
     lines = [f"line {i}" for i in range(50)] + [""]
-    failure = classify_exit(-11, lines, was_ready=True)
+    failure = classify_exit(-11, lines, ANY, was_ready=True)
     assert failure.log_tail == tuple(lines[-LOG_TAIL_LINES:])
     assert failure.signal == "SIGSEGV"
     assert explain(failure, num_lines=2) == (
         "crashed: the engine was ended by SIGSEGV while it was running; last log lines: line 48 | line 49"
     )
     assert (
-        explain(classify_exit(7, [], was_ready=False))
+        explain(classify_exit(7, [], ANY, was_ready=False))
         == "crashed: the engine exited with code 7 before it was ready"
     )
 
@@ -98,25 +102,25 @@ def test_exit_noise_and_access_lines_are_left_out_of_the_tail() -> None:
         " - ... skipped remainder",
         "See https://nanobind.readthedocs.io/en/latest/refleaks.html",
     ]
-    assert relevant_lines([*reason, *noise]) == reason
+    assert relevant_lines([*reason, *noise], ANY) == reason
     access = ['INFO:     127.0.0.1:0 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error'] * 30
-    assert relevant_lines([*reason, *access]) == reason
+    assert relevant_lines([*reason, *access], ANY) == reason
     ours = [
         '2026 INFO engine.requests: "POST /v1/completions" 500 id=x prompt=3 cached=0 output=0 finish=error',
         "2026 INFO engine.stats: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
         "INFO 01-01 loggers.py:116] Engine 000: Avg prompt throughput: 1.0 tokens/s, Running: 1 reqs",
     ]
-    assert relevant_lines([*reason, *ours * 10]) == reason
-    assert relevant_lines(["a"] * 99) == ["a"] * LOG_TAIL_LINES
+    assert relevant_lines([*reason, *ours * 10], ANY) == reason
+    assert relevant_lines(["a"] * 99, ANY) == ["a"] * LOG_TAIL_LINES
 
 
 def test_an_unsupported_checkpoint_is_explained_by_one_line() -> None:
     lines = ["INFO engine: Listening", "2026 ERROR engine: unsupported model: it holds GGUF weights only."]
-    failure = classify_exit(65, lines, was_ready=False)
+    failure = classify_exit(65, lines, ANY, was_ready=False)
     assert explain(failure) == "unsupported_model: it holds GGUF weights only."
     error = start_error("model 'x'", failure, "i1")
     assert (error.code, str(error)) == ("unsupported_model", f"model 'x': {explain(failure)}")
-    assert start_error("x", classify_exit(1, [], was_ready=False), "i1").code == "instance_failed"
+    assert start_error("x", classify_exit(1, [], ANY, was_ready=False), "i1").code == "instance_failed"
 
 
 def test_the_engines_own_memory_message_is_the_explanation() -> None:
@@ -124,6 +128,6 @@ def test_the_engines_own_memory_message_is_the_explanation() -> None:
         "INFO engine: Listening",
         "2026 ERROR engine: out of memory: One sequence needs 5 GiB. Lower it.",
     ]
-    failure = classify_exit(1, lines, was_ready=False)
+    failure = classify_exit(1, lines, ANY, was_ready=False)
     assert explain(failure) == "out_of_memory: One sequence needs 5 GiB. Lower it."
-    assert "while it was running" in classify_exit(1, lines, was_ready=True).message
+    assert "while it was running" in classify_exit(1, lines, ANY, was_ready=True).message

@@ -15,9 +15,9 @@ from engine.errors import ConfigError
 from engine.launch import flags
 from engine.launch.flags import parse_flags
 from instance_manager.backends import plan_launch
-from instance_manager.backends.base import OWNED_PARAMS
 from instance_manager.backends.flag_check import vllm_version
 from instance_manager.backends.params import to_flags
+from instance_manager.backends.vllm_like import OWNED_PARAMS
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
@@ -169,24 +169,24 @@ def test_names_are_checked_for_a_vllm_version_with_known_flags(tmp_path: Path, v
         "swa_bounded_replay": False,
         "lora_modules": ["a"],
     }
-    assert refusal(good, "vllm", vllm_python=python) is None
-    error = refusal({"max_num_seq": 8}, "vllm", vllm_python=python)
+    assert refusal(good, "vllm", options={"vllm_python": python}) is None
+    error = refusal({"max_num_seq": 8}, "vllm", options={"vllm_python": python})
     assert (error is not None) == bool(version and version.startswith("0.32."))
     assert error is None or "did you mean max_num_seqs?" in str(error)
 
 
 def test_numbers_are_checked_for_any_version_of_vllm(tmp_path: Path) -> None:
-    error = refusal({"max_model_len": "abc"}, "vllm", vllm_python=vllm(tmp_path, None))
+    error = refusal({"max_model_len": "abc"}, "vllm", options={"vllm_python": vllm(tmp_path, None)})
     assert error is not None and "max_model_len=abc" in str(error)
 
 
 def test_the_embedded_engines_own_flags_are_not_vllms(tmp_path: Path) -> None:
     assert refusal({"num_threads": 2}) is None
-    assert refusal({"num_threads": 2}, "vllm", vllm_python=vllm(tmp_path, "0.32.0")) is not None
+    assert refusal({"num_threads": 2}, "vllm", options={"vllm_python": vllm(tmp_path, "0.32.0")}) is not None
 
 
 def test_only_the_embedded_engine_gets_the_setting_for_unknown_fields(tmp_path: Path) -> None:
-    config = ManagerConfig(engine_params={"unknown_fields": "refuse"}, vllm_python=vllm(tmp_path, None))
+    config = ManagerConfig(options={"unknown_fields": "refuse", "vllm_python": vllm(tmp_path, None)})
     for engine in ("engine", "vllm"):
         argv = plan_launch(InstanceSpec("acme/model", engine), config).argv("h", 1)
         assert ("--unknown-fields" in argv) == (engine == "engine")

@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from instance_manager.backends.base import SleepStyle
+from instance_manager.backends import BACKENDS
+from instance_manager.backends.vllm import VllmSleep
 from instance_manager.config import LivenessRules
 from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_client, fetch
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, reported_names, wait_until_ready
@@ -97,7 +98,9 @@ async def engine(answers: dict[bytes, Answering | bytes]) -> AsyncIterator[tuple
 
 
 def probe(url: str, model: str | None = "m") -> Probe:
-    return Probe("127.0.0.1", int(url.rpartition(":")[2]), os.getpid(), "key", "/health", model)
+    return Probe(
+        "127.0.0.1", int(url.rpartition(":")[2]), os.getpid(), "key", "/health", model, "VLLM_API_KEY"
+    )
 
 
 async def longest_gap_during(work: Awaitable[object]) -> float:
@@ -203,7 +206,9 @@ async def test_a_running_engine_with_such_health_responses_is_unhealthy(
     rules = LivenessRules(interval_s=0.01, stall_s=0, timeout_s=0.2)
     async with engine({b"/health": answer}) as (url, asked), engine_client(1.0) as client:
         with pytest.raises(LivenessFailed, match=message):
-            await watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
+            await watch_liveness(
+                client, ProbeTarget(url, "key", "/health", BACKENDS["vllm"]), rules, time.monotonic
+            )
         assert asked == [b"/health"] * 3
 
 
@@ -228,7 +233,7 @@ async def test_invalid_metrics_are_ignored(page: bytes) -> None:
 
     rules = LivenessRules(interval_s=0.01, stall_s=30, timeout_s=5)
     async with engine({b"/metrics": metrics}) as (url, asked), engine_client(5.0) as client:
-        target = ProbeTarget(url, "key", "/health")
+        target = ProbeTarget(url, "key", "/health", BACKENDS["vllm"])
         watching = asyncio.create_task(watch_liveness(client, target, rules, time.monotonic))
         async with asyncio.timeout(5):
             assert await longest_gap_during(asked_twice.wait()) < 0.25
@@ -239,7 +244,7 @@ async def test_invalid_metrics_are_ignored(page: bytes) -> None:
 async def test_an_engine_whose_sleep_responses_are_endless_refuses_to_sleep() -> None:
     answers: dict[bytes, Answering | bytes] = {b"/sleep?level=1": endless, b"/is_sleeping": endless}
     async with engine(answers) as (url, _), engine_client(5.0) as client:
-        sleep_client = SleepClient(client, url, "key", SleepStyle.VLLM, "m")
+        sleep_client = SleepClient(client, url, "key", VllmSleep(), "m")
         with pytest.raises(SleepRefused, match="exceeds"):
             await sleep_client.sleep(1)
         with pytest.raises(SleepRefused, match="exceeds"):

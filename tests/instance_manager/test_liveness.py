@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from instance_manager.backends import BACKENDS
 from instance_manager.config import LivenessRules, RestartPolicy, RestartRules
 from instance_manager.lifecycle.health import probe_client
 from instance_manager.lifecycle.instance import Instance
@@ -26,6 +27,7 @@ from tests.instance_manager.conftest import ManagerFactory
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = RestartRules(RestartPolicy.ON_FAILURE, limit=2, initial_backoff_s=0.2)
+COMMAND = BACKENDS["command"]
 WATCHFUL = LivenessRules(interval_s=0.1, timeout_s=0.3)
 
 
@@ -50,7 +52,7 @@ async def test_running_out_of_descriptors_does_not_fail_the_engine() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # no process listens
-        target = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health")
+        target = ProbeTarget(f"http://127.0.0.1:{closed.getsockname()[1]}", "", "/health", COMMAND)
         async with probe_client() as client:
             watching = asyncio.create_task(watch_liveness(client, target, WATCHFUL, time.monotonic))
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # those three are open
@@ -192,7 +194,7 @@ async def test_an_engine_with_requests_that_takes_no_step_fails(metrics: bytes, 
     engine.metrics = metrics
     rules = LivenessRules(interval_s=0.02, stall_s=0.3, timeout_s=5)
     async with engine.serving() as url, probe_client() as client:
-        watching = watch_liveness(client, ProbeTarget(url, "key", "/health"), rules, time.monotonic)
+        watching = watch_liveness(client, ProbeTarget(url, "key", "/health", COMMAND), rules, time.monotonic)
         if is_stuck:
             with pytest.raises(LivenessFailed, match="has taken no step for 0 s while requests are pending"):
                 await asyncio.wait_for(watching, 30)

@@ -1,16 +1,15 @@
-"""Runs a chat from its validated body to events: prompt, parsers, constraint, generation."""
+"""Prepares a chat from its validated body: prompt, parsers, constraint, generation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.server.generation.chat_events import ChatEvent, ChoiceReader
 from engine.server.generation.constraints import find_spec
-from engine.server.generation.generation import Choice, Generation, Usage
+from engine.server.generation.generation import Choice, ChoiceDelta, Generation
 from engine.server.generation.sampling_params import TokenLimit
 from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.large_work import LARGE_BYTES
@@ -25,8 +24,8 @@ from engine.text.parsers.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedChat:
-    """A chat that is ready to run."""
+class ChatRun:
+    """A chat that runs once its generation is entered."""
 
     generation: Generation
     choices: list[Choice]
@@ -34,49 +33,15 @@ class PreparedChat:
     is_plain_content: bool  # all text is content, so readers are not needed
     prompt_text: str
 
-
-class ChatRun:
-    """A running chat. A context manager: leaving it aborts choices that have not ended.
-
-    async with await start_chat(service, body) as run:
-        async for events in run.steps(): ...
-    run.usage
-    """
-
-    def __init__(self, prepared: PreparedChat) -> None:
-        self._generation = prepared.generation
-        self._readers = prepared.readers
-
-    async def __aenter__(self) -> Self:
-        """Raises what the engine raises."""
-        await self._generation.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._generation.__aexit__(kind, error, trace)
-
-    async def steps(self) -> AsyncIterator[list[ChatEvent]]:
-        """The events of each step, until every choice has ended. Raises EngineError if one fails."""
-        async for deltas in self._generation.steps():
-            yield [event for delta in deltas for event in self._readers[delta.choice.index].read(delta)]
-
-    @property
-    def usage(self) -> Usage:
-        """So far."""
-        return self._generation.read_usage()
+    def read(self, deltas: Iterable[ChoiceDelta]) -> list[ChatEvent]:
+        """The events of one step."""
+        return [event for delta in deltas for event in self.readers[delta.choice.index].read(delta)]
 
 
-async def start_chat(service: GenerationService, body: ChatBody) -> ChatRun:
-    """Prepare a chat, which runs once the result is entered. Raises InvalidRequest and QueueFull."""
-    return ChatRun(await prepare_chat(service, body))
-
-
-async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> PreparedChat:
+async def prepare_chat(service: GenerationService, body: ChatBody, *, first_index: int = 0) -> ChatRun:
     """Check the rest of the body, render and encode the prompt, create choices and their readers.
 
-    `first_index`: the index of its first choice.
+    Raises InvalidRequest and QueueFull. `first_index`: the index of its first choice.
     """
     model = service.model
     model.check_name(body.model)
@@ -114,7 +79,7 @@ async def prepare_chat(service: GenerationService, body: ChatBody, *, first_inde
         first_index=first_index,
     )
     make_reader = _reader_factory(body, reasoning, tool_format)
-    return PreparedChat(
+    return ChatRun(
         generation,
         choices,
         {choice.index: make_reader(choice.index) for choice in choices},

@@ -7,9 +7,11 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from engine.errors import InvalidRequest
+from engine.errors import EngineError, InvalidRequest
+from engine.server.http.errors import error_response
 
 Result = TypeVar("Result")
 
@@ -53,6 +55,24 @@ async def cancel_on_disconnect(
         working.cancel()
         leaving.cancel()
         await asyncio.wait((working, leaving))
+
+
+class CancellableResponse:
+    """An ASGI response: the result of `work`, which is cancelled if the client disconnects."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Response]]) -> None:
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def run() -> Response:
+            try:
+                return await self._work()
+            except EngineError as error:
+                return error_response(error, scope["path"])
+
+        response = await cancel_on_disconnect(receive, run)
+        if response is not None:
+            await response(scope, receive, send)
 
 
 async def _until_disconnect(receive: Receive) -> None:

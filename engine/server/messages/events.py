@@ -14,6 +14,7 @@ from engine.server.generation.chat_events import (
     ReasoningDelta,
     ToolCallDelta,
 )
+from engine.server.generation.chat_output import ChatWriter
 from engine.server.generation.generation import Usage
 
 # Clients send back only signed reasoning; the signature itself is not checked.
@@ -21,8 +22,8 @@ _SIGNATURE = "berth"
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn", "abort": "refusal"}
 
 
-class MessageWriter:
-    """Writes one message. `feed` returns stream events; `message` returns the whole message so far."""
+class MessageWriter(ChatWriter):
+    """Writes one message."""
 
     def __init__(self, message_id: str, model: str, *, max_tokens: int) -> None:
         """`max_tokens`: as requested, which can be more than fits the context. With 0, the one token that is
@@ -41,10 +42,9 @@ class MessageWriter:
         self._open_type: str | None = None  # the type of the open block
         self._json = ""  # of an open tool_use
 
-    def start(self, usage: Usage) -> dict[str, Any]:
-        """The first event; call it before `feed`."""
+    def start(self, usage: Usage) -> list[dict[str, Any]]:
         initial = {**self._message, "content": [], "usage": self._usage(usage)}
-        return {"type": "message_start", "message": initial}
+        return [{"type": "message_start", "message": initial}, {"type": "ping"}]
 
     def feed(self, events: Iterable[ChatEvent]) -> list[dict[str, Any]]:
         written: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ class MessageWriter:
             {"type": "message_stop"},
         ]
 
-    def message(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: Usage) -> dict[str, Any]:
         self._set_context_limit_reason(usage)
         return {**self._message, "usage": self._usage(usage)}
 

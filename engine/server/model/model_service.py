@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 from engine.config import ServerConfig
-from engine.core.sleep import MemoryUsage
-from engine.core.sleep_controller import SleepController
-from engine.core.types import EngineStats
+from engine.core.engine_thread import EngineThread
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.server.http.errors import NotReady, QueueFull
 from engine.server.http.large_work import LARGE_BYTES, LargeWork
@@ -20,35 +18,10 @@ from engine.server.protocol.limits import most_text_bytes
 _COUNTED_BYTES = 1 << 20  # up to this size, errors report the exact number of tokens
 
 
-class ServedEngine(Protocol):
-    """The interface of a serving engine, implemented by AsyncEngine and PoolingEngine."""
-
-    @property
-    def is_alive(self) -> bool: ...
-
-    @property
-    def num_unfinished(self) -> int: ...
-
-    @property
-    def max_model_len(self) -> int: ...
-
-    @property
-    def memory(self) -> MemoryUsage: ...
-
-    @property
-    def sleep_controller(self) -> SleepController: ...
-
-    def stats(self) -> EngineStats: ...
-
-    async def start(self) -> None: ...
-
-    async def wait_ended(self) -> None: ...
-
-    async def shutdown(self, timeout_s: float) -> bool: ...
-
-
 class ModelService:
-    def __init__(self, engine: ServedEngine, config: ServerConfig, *, max_num_seqs: int) -> None:
+    def __init__(
+        self, engine: EngineThread[Any, Any, Any], config: ServerConfig, *, max_num_seqs: int
+    ) -> None:
         self.engine = engine
         self.config = config
         self.metrics = Metrics(config.served_model_names[0], engine.stats)

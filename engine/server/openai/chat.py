@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,13 @@ from engine.server.generation.chat_events import (
     ToolCallDelta,
 )
 from engine.server.generation.chat_run import prepare_chat
+from engine.server.generation.generation import ReadUsage
+from engine.server.generation.output import EventStream, WholeBody
 from engine.server.generation.service import GenerationService
 from engine.server.http.request_ids import request_id_of
 from engine.server.openai.choice_details import ChoiceDetails
-from engine.server.openai.chunks import ChatChunks, ReadUsage, usage_object
-from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
+from engine.server.openai.chunks import ChatChunks, head_of, usage_object
+from engine.server.openai.completion_output import FinishedChoice, WholeCompletion
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.field_rules import CHAT
@@ -30,48 +31,28 @@ from engine.server.protocol.field_rules import CHAT
 async def create_chat_completion(request: Request) -> ASGIApp:
     service: GenerationService = request.app.state.service
     body = (await read_body(request, ChatBody, CHAT)).with_allowed_tools()
-    prepared = await prepare_chat(service, body)
-    prompt_text = prepared.prompt_text if body.return_prompt_text else None
+    run = await prepare_chat(service, body)
+    prompt_text = run.prompt_text if body.return_prompt_text else None
     details = ChoiceDetails(body, service.model.tokenizer, prompt_text=prompt_text)
     request_id = f"chatcmpl-{request_id_of(request, body.request_id)}"
-    model = body.model or service.model.name
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    head = head_of(request_id, kind, body.model or service.model.name)
     if body.stream:
         chunks = ChatChunks(
-            head_of(request_id, "chat.completion.chunk", model),
+            head,
             details,
-            None if prepared.is_plain_content else prepared.readers,
+            None if run.is_plain_content else run.readers,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )
-        return CompletionStream(prepared.generation, chunks, service.large_work)
-    head = head_of(request_id, "chat.completion", model)
+        return EventStream(run.generation, chunks, service.large_work)
 
     def to_object(choices: Sequence[FinishedChoice], read_usage: ReadUsage) -> dict[str, Any]:
-        return _to_object(head, details, prepared.readers, choices, read_usage)
+        completion = describe_completion(head, details, run.readers, choices, read_usage)
+        deltas = choices[0].deltas
+        return {**completion, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
 
-    return CompletionObject(prepared.generation, prepared.choices, to_object, service.large_work)
-
-
-def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
-    return {
-        "id": request_id,
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": None,
-    }
-
-
-def _to_object(
-    head: dict[str, Any],
-    details: ChoiceDetails,
-    readers: Mapping[int, ChoiceReader],
-    choices: Sequence[FinishedChoice],
-    read_usage: ReadUsage,
-) -> dict[str, Any]:
-    completion = describe_completion(head, details, readers, choices, read_usage)
-    deltas = choices[0].deltas
-    return {**completion, **details.prompt_fields(deltas[0]), **details.prompt_logprobs(deltas)}
+    return WholeBody(run.generation, WholeCompletion(run.choices, to_object, service.large_work))
 
 
 def describe_completion(

@@ -10,14 +10,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from engine.errors import InvalidRequest
-from engine.server.generation.chat_run import PreparedChat, prepare_chat
-from engine.server.generation.generation import Generation
+from engine.server.generation.chat_run import ChatRun, prepare_chat
+from engine.server.generation.generation import Generation, ReadUsage
+from engine.server.generation.output import WholeBody
 from engine.server.generation.service import GenerationService, check_batch
 from engine.server.http.request_ids import request_id_of
-from engine.server.openai.chat import describe_completion, head_of
+from engine.server.openai.chat import describe_completion
 from engine.server.openai.choice_details import ChoiceDetails
-from engine.server.openai.chunks import ReadUsage
-from engine.server.openai.completion_output import CompletionObject, FinishedChoice
+from engine.server.openai.chunks import head_of
+from engine.server.openai.completion_output import FinishedChoice, WholeCompletion
 from engine.server.protocol.batch_body import BatchChatBody
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.field_rules import CHAT_BATCH
@@ -38,10 +39,10 @@ async def create_chat_batch(request: Request) -> ASGIApp:
         return describe_completion(head, details, readers, finished, read_usage)
 
     generation = Generation(service.engine, service.metrics, choices)
-    return CompletionObject(generation, choices, to_object, service.large_work)
+    return WholeBody(generation, WholeCompletion(choices, to_object, service.large_work))
 
 
-async def _prepare_all(service: GenerationService, body: BatchChatBody) -> list[PreparedChat]:
+async def _prepare_all(service: GenerationService, body: BatchChatBody) -> list[ChatRun]:
     """Prepare the chats one by one; other tasks can run in between."""
     prepared = []
     for index, conversation in enumerate(body.conversations()):

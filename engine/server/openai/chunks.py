@@ -6,8 +6,9 @@ The constant parts of chunks are serialized once; each chunk costs one JSON stri
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from engine.server.generation.chat_events import (
     ChatEvent,
@@ -17,7 +18,8 @@ from engine.server.generation.chat_events import (
     ReasoningDelta,
     ToolCallDelta,
 )
-from engine.server.generation.generation import ChoiceDelta, Usage
+from engine.server.generation.generation import ChoiceDelta, ReadUsage, Usage
+from engine.server.generation.output import EventWriter
 from engine.server.openai.choice_details import ChoiceDetails
 
 DONE = b"data: [DONE]\n\n"
@@ -25,23 +27,14 @@ DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-ReadUsage = Callable[[], Usage]
-
-
-class Chunks(Protocol):
-    """Writes the events of one kind of stream."""
-
-    def step(self, deltas: Iterable[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        """The events of one step, sent together. A token without text (yet) yields an empty chunk."""
-        ...
-
-    def end(self, usage: Usage) -> bytes:
-        """The events after the last step."""
-        ...
-
-
-def error_event(envelope: bytes) -> bytes:
-    return b"data: " + envelope + b"\n\n"
+def head_of(request_id: str, kind: str, model: str) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": None,
+    }
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -79,7 +72,7 @@ class _Envelope:
         return last.encode() + DONE
 
 
-class CompletionChunks:
+class CompletionChunks(EventWriter):
     def __init__(
         self, head: dict[str, Any], details: ChoiceDetails, *, include_usage: bool, continuous_usage: bool
     ) -> None:
@@ -107,7 +100,7 @@ class CompletionChunks:
         return self._envelope.end(usage)
 
 
-class ChatChunks:
+class ChatChunks(EventWriter):
     """Per choice: a chunk with the role, chunks with output, and a chunk with the finish reason."""
 
     def __init__(

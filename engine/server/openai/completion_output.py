@@ -1,9 +1,8 @@
-"""Sends a generation's output as one object or as a stream, and aborts it if the client disconnects."""
+"""Collects a generation's choices and writes them as one JSON object."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,19 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.core.types import FinishReason
-from engine.errors import EngineError
-from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
-from engine.server.http.client_disconnect import cancel_on_disconnect
-from engine.server.http.errors import envelope, error_response
+from engine.server.generation.generation import Choice, ChoiceDelta, ReadUsage, merge_deltas
+from engine.server.generation.output import LARGE_OUTPUT
 from engine.server.http.large_work import GilThrottle, LargeWork
-from engine.server.http.sse import STREAM_HEADERS
-from engine.server.openai.chunks import Chunks, ReadUsage, error_event
 from engine.server.openai.packed_logprobs import PackedLogprobs, Rows
 
-log = logging.getLogger(__name__)
-
-
-_LARGE_OUTPUT = 2048  # tokens and logprobs; above this, the response is written in a thread
 _DELTAS_PER_MERGE = 64  # deltas of a choice that are merged into one object
 _CHUNK_CHARS = 2**16  # sent at once
 _ENTRIES_AT_ONCE = 64  # of a list, written in one call
@@ -84,44 +75,27 @@ class FinishedChoice:
 ToObject = Callable[[Sequence[FinishedChoice], ReadUsage], dict[str, Any]]
 
 
-class CompletionObject:
-    """An ASGI response: one JSON object, sent when all choices have ended."""
+class WholeCompletion:
+    """Writes a response as one JSON object; a BodyWriter."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        choices: Sequence[Choice],
-        to_object: ToObject,
-        large_work: LargeWork,
-    ) -> None:
-        self._generation = generation
-        self._large_work = large_work
+    def __init__(self, choices: Sequence[Choice], to_object: ToObject, large_work: LargeWork) -> None:
         self._finished = {choice: FinishedChoice(choice.index) for choice in choices}
         self._to_object = to_object
+        self._large_work = large_work
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await cancel_on_disconnect(receive, self._collect)
-        if response is not None:
-            await response(scope, receive, send)
+    def add(self, deltas: Sequence[ChoiceDelta]) -> None:
+        for delta in deltas:
+            self._finished[delta.choice].add(delta)
 
-    async def _collect(self) -> Response:
-        try:
-            async with self._generation:
-                async for deltas in self._generation.steps():
-                    for delta in deltas:
-                        self._finished[delta.choice].add(delta)
-        except EngineError as error:
-            return error_response(error)
+    async def body(self, read_usage: ReadUsage) -> Response:
+        write = partial(self._write_json, read_usage)
         num_values = sum(choice.num_values for choice in self._finished.values())
-        chunks = (
-            await self._large_work.run(self._write_json) if num_values > _LARGE_OUTPUT else self._write_json()
-        )
-        return _ChunkedResponse(chunks)
+        return _ChunkedResponse(await self._large_work.run(write) if num_values > LARGE_OUTPUT else write())
 
-    def _write_json(self) -> list[bytes]:
+    def _write_json(self, read_usage: ReadUsage) -> list[bytes]:
         # Usage is read last: reading the choices updates counts such as reasoning tokens.
         throttle = GilThrottle()
-        body = self._to_object(_PausingList(self._finished.values(), throttle), self._generation.read_usage)
+        body = self._to_object(_PausingList(self._finished.values(), throttle), read_usage)
         writer = _ChunkWriter()
         _write_json(body, writer, throttle)
         return writer.chunks
@@ -181,53 +155,6 @@ class _ChunkWriter:
         return self._chunks
 
 
-class CompletionStream:
-    """An ASGI response: server-sent events.
-
-    The status is sent with the first event, so a request that fails earlier gets an error status. Later, an
-    error is sent as an event and the connection is closed abruptly, so that it does not look complete.
-    """
-
-    def __init__(self, generation: Generation, chunks: Chunks, large_work: LargeWork) -> None:
-        self._generation = generation
-        self._chunks = chunks
-        self._large_work = large_work
-        self._has_begun = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def stream() -> EngineError | None:
-            try:
-                await self._stream(send)
-            except EngineError as error:
-                return error
-            return None
-
-        error = await cancel_on_disconnect(receive, stream)
-        if error is not None and not self._has_begun:
-            await error_response(error)(scope, receive, send)
-        elif error is not None:
-            log.warning("Stream failed: %s", error)
-            await self._send(send, error_event(envelope(error)))
-
-    async def _stream(self, send: Send) -> None:
-        async with self._generation as generation:
-            async for deltas in generation.steps():
-                await self._send(send, await self._encode_step(deltas, generation.read_usage))
-        await self._send(send, self._chunks.end(self._generation.read_usage()))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _encode_step(self, deltas: list[ChoiceDelta], read_usage: ReadUsage) -> bytes:
-        """The events of a step; with many logprobs, written in a thread."""
-        write = partial(self._chunks.step, deltas, read_usage)
-        return await self._large_work.run(write) if _num_logprobs(deltas) > _LARGE_OUTPUT else write()
-
-    async def _send(self, send: Send, events: bytes) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-        await send({"type": "http.response.body", "body": events, "more_body": True})
-
-
 def _write_json(value: Any, writer: _ChunkWriter, throttle: GilThrottle, depth: int = 0) -> None:
     """Write a response as JSON in parts: one long call would block all other threads."""
     throttle.pause()
@@ -259,14 +186,3 @@ def _write_list(value: list[Any] | Rows[Any], writer: _ChunkWriter, throttle: Gi
 
 def _dumped(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _num_logprobs(deltas: Iterable[ChoiceDelta]) -> int:
-    """The number of logprobs, including alternatives."""
-    return sum(
-        len(positions)
-        * (1 + max((len(position.top) for position in positions if position is not None), default=0))
-        for delta in deltas
-        for positions in (delta.logprobs, (delta.prompt_logprobs or ())[1:])
-        if positions
-    )

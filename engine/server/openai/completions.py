@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -11,13 +11,15 @@ from starlette.types import ASGIApp
 
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
+from engine.server.generation.generation import ReadUsage
+from engine.server.generation.output import EventStream, WholeBody
 from engine.server.generation.sampling_params import TokenLimit
 from engine.server.generation.service import GenerationService, Prompt
 from engine.server.http.request_ids import request_id_of
 from engine.server.model.truncation import Truncation
 from engine.server.openai.choice_details import ChoiceDetails
-from engine.server.openai.chunks import CompletionChunks, ReadUsage, usage_object
-from engine.server.openai.completion_output import CompletionObject, CompletionStream, FinishedChoice
+from engine.server.openai.chunks import CompletionChunks, head_of, usage_object
+from engine.server.openai.completion_output import FinishedChoice, WholeCompletion
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.completion_body import CompletionBody
 from engine.server.protocol.field_rules import COMPLETION
@@ -30,25 +32,16 @@ async def create_completion(request: Request) -> ASGIApp:
     prompts = await _to_prompts(service, body)
     make_constraint = await service.constraint_for(find_spec(body))
     generation, choices = await service.create_generation(body, prompts, make_constraint=make_constraint)
-    head = {
-        "id": f"cmpl-{request_id_of(request, body.request_id)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": body.model or service.model.name,
-        "system_fingerprint": None,
-    }
+    request_id = f"cmpl-{request_id_of(request, body.request_id)}"
+    head = head_of(request_id, "text_completion", body.model or service.model.name)
     details = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
     if body.stream:
         chunks = CompletionChunks(
             head, details, include_usage=body.include_usage, continuous_usage=body.continuous_usage
         )
-        return CompletionStream(generation, chunks, service.large_work)
-    return CompletionObject(
-        generation,
-        choices,
-        lambda finished, read: _to_object(head, details, finished, read),
-        service.large_work,
-    )
+        return EventStream(generation, chunks, service.large_work)
+    to_object = partial(_to_object, head, details)
+    return WholeBody(generation, WholeCompletion(choices, to_object, service.large_work))
 
 
 async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Responses of a pooling server, which are cancelled if the client disconnects."""
+"""Writes the responses of a pooling server."""
 
 from __future__ import annotations
 
@@ -7,38 +7,16 @@ import json
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from engine.errors import EngineError
-from engine.server.http.client_disconnect import cancel_on_disconnect
-from engine.server.http.errors import error_response
 from engine.server.http.large_work import GilThrottle, LargeWork
 from engine.server.pooling.bodies import VectorOptions
 from engine.server.pooling.encode import Encoded
 
 _LARGE_VALUES = 8192  # above this, JSON is written in a thread
-
-
-class CancellableResponse:
-    """An ASGI response: the result of `work`, which is cancelled if the client disconnects."""
-
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, Response]]) -> None:
-        self._work = work
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await cancel_on_disconnect(receive, self._run)
-        if response is not None:
-            await response(scope, receive, send)
-
-    async def _run(self) -> Response:
-        try:
-            return await self._work()
-        except EngineError as error:
-            return error_response(error)
 
 
 def usage_of(inputs: Sequence[Encoded]) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import InvalidRequest
+from engine.server.http.client_disconnect import CancellableResponse
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.large_work import LARGE_BYTES, GilThrottle
 from engine.server.http.request_ids import choose_request_id
 from engine.server.pooling.bodies import RULES, SCORE_NAMES, PairOptions, RerankBody, ScoreBody
 from engine.server.pooling.encode import Encoded, Text, cut_text
-from engine.server.pooling.output import CancellableResponse, json_response, usage_of
+from engine.server.pooling.output import json_response, usage_of
 from engine.server.pooling.score_template import score_template
 from engine.server.pooling.service import PoolingService, check_chars
 from engine.server.protocol.body_reader import check, read_json_object

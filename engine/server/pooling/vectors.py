@@ -14,6 +14,7 @@ from starlette.responses import Response
 from engine.errors import InvalidRequest
 from engine.pooling.plan import Task
 from engine.server.generation.chat_run import render_conversation
+from engine.server.http.client_disconnect import CancellableResponse
 from engine.server.http.errors import UnknownRoute
 from engine.server.http.request_ids import choose_request_id
 from engine.server.pooling.bodies import (
@@ -27,7 +28,6 @@ from engine.server.pooling.bodies import (
 )
 from engine.server.pooling.encode import Cut, Encoded
 from engine.server.pooling.output import (
-    CancellableResponse,
     encode_vector,
     json_response,
     list_response,

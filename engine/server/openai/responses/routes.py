@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from engine.errors import EngineError, InvalidRequest, PromptTooLong
-from engine.server.generation.chat_run import ChatRun, encode_conversation, start_chat
+from engine.server.generation.chat_output import ChatOutput
+from engine.server.generation.chat_run import ChatRun, encode_conversation, prepare_chat
+from engine.server.generation.generation import Generation
+from engine.server.generation.output import EventStream, WholeBody, collect
 from engine.server.generation.response_store import StoredResponse, TenantResponses
 from engine.server.generation.service import GenerationService
-from engine.server.http.client_disconnect import cancel_on_disconnect
-from engine.server.http.errors import error_response
 from engine.server.http.request_ids import new_response_id
-from engine.server.http.sse import STREAM_HEADERS
 from engine.server.http.tenants import current_tenant
 from engine.server.openai.responses.bodies import RULES, InputTokensBody, ResponsesBody
 from engine.server.openai.responses.items import read_items
@@ -29,8 +27,6 @@ from engine.server.openai.responses.translate import ConversationRequest, fittin
 from engine.server.openai.responses.writer import ResponseWriter
 from engine.server.protocol.body_reader import read_body
 from engine.server.protocol.chat_body import ChatBody
-
-log = logging.getLogger(__name__)
 
 _MANY_ITEMS = 500  # above this, reading them takes milliseconds and is done in a thread
 
@@ -45,11 +41,20 @@ async def create_response(request: Request) -> ASGIApp:
     name = f"resp_{new_response_id()}"
     run = await _start(service, conversation, truncates=body.truncation == "auto")
     response = _new_response(name, body, body.model or service.model.name)
-    writer = ResponseWriter(response, conversation.toolbox, seals_reasoning=body.seals_reasoning)
-    task = ResponseTask(run, writer, conversation.items, store if body.store else None)
+    stored = StoredResponse(response, conversation.items, len(conversation.items))
+
+    def save() -> None:
+        if body.store:
+            stored.items = [*conversation.items, *read_items(response["output"])]
+            store.put(stored)
+
+    writer = ResponseWriter(response, conversation.toolbox, seals_reasoning=body.seals_reasoning, on_end=save)
+    output = ChatOutput(run, writer)
     if body.background:
-        return JSONResponse(task.start_background())
-    return ResponseStream(task) if body.stream else ResponseObject(task)
+        return _run_in_background(run.generation, output, stored, store)
+    if body.stream:
+        return EventStream(run.generation, output, service.large_work)
+    return WholeBody(run.generation, output)
 
 
 async def count_input_tokens(request: Request) -> Response:
@@ -87,7 +92,7 @@ async def _start(
     """`truncates`: drop the fewest oldest turns so that the rest fits the context."""
     try:
         try:
-            return await start_chat(service, await _chat_of(service, conversation))
+            return await prepare_chat(service, await _chat_of(service, conversation))
         except PromptTooLong:
             if not truncates:
                 raise
@@ -104,7 +109,7 @@ async def _start_truncated(service: GenerationService, conversation: Conversatio
         num_tokens = len(await encode_conversation(service, await _chat_of(service, conversation, cut)))
         fits[cut] = num_tokens < max_model_len
     smallest = min((cut for cut, is_fitting in fits.items() if is_fitting), default=turns[-1] if turns else 0)
-    return await start_chat(service, await _chat_of(service, conversation, smallest))
+    return await prepare_chat(service, await _chat_of(service, conversation, smallest))
 
 
 async def get_response(request: Request) -> Response:
@@ -141,128 +146,23 @@ def _store(request: Request) -> TenantResponses:
     return service.responses.of(current_tenant().name)
 
 
-class ResponseTask:
-    """Generates one response and keeps it in the store."""
+def _run_in_background(
+    generation: Generation, output: ChatOutput, stored: StoredResponse, store: TenantResponses
+) -> JSONResponse:
+    """Start the response; what it is now."""
 
-    def __init__(
-        self,
-        run: ChatRun,
-        writer: ResponseWriter,
-        conversation: list[Any],
-        store: TenantResponses | None,
-    ) -> None:
-        self.run = run
-        self.writer = writer
-        self._conversation = conversation
-        self._store = store
-        self._stored = StoredResponse(writer.response, conversation, len(conversation))
-
-    async def collect(self) -> None:
-        """Run until the response is complete. Raises EngineError."""
-        async with self.run as run:
-            async for events in run.steps():
-                self.writer.feed(events)
-        self.writer.end(self.run.usage)
-        self.store()
-
-    def cancel(self) -> None:
-        """Stop because the client has disconnected or cancelled; partial output is kept."""
-        self.writer.cancel(self.run.usage)
-        self.store()
-
-    def fail(self, error: EngineError) -> list[dict[str, Any]]:
-        """Mark the response as failed; the events that report it."""
-        written = self.writer.fail(error)
-        self.store()
-        return written
-
-    def store(self) -> None:
-        if self._store is not None:
-            self._stored.items = [*self._conversation, *read_items(self.writer.response["output"])]
-            self._store.put(self._stored)
-
-    def start_background(self) -> dict[str, Any]:
-        """Start in the background. Returns the response as it is now."""
-        self._stored.task = asyncio.create_task(self._collect_in_background())
-        self.store()
-        return dict(self.writer.response)
-
-    async def _collect_in_background(self) -> None:
+    async def run() -> None:
         """The root of a task: any outcome is recorded in the response."""
         try:
-            await self.collect()
+            await collect(generation, output)
         except asyncio.CancelledError:
-            self.cancel()
+            output.cancel(generation.read_usage())
         except EngineError as error:
-            self.fail(error)
+            output.fail(error)
 
-
-class ResponseObject:
-    """An ASGI response: the complete response object."""
-
-    def __init__(self, task: ResponseTask) -> None:
-        self._task = task
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await cancel_on_disconnect(receive, self._collect)
-        if response is not None:
-            await response(scope, receive, send)
-
-    async def _collect(self) -> Response:
-        try:
-            await self._task.collect()
-        except EngineError as error:
-            return error_response(error)
-        return JSONResponse(self._task.writer.response)
-
-
-class ResponseStream:
-    """An ASGI response: the events of a response; the last one has its final status."""
-
-    def __init__(self, task: ResponseTask) -> None:
-        self._task = task
-        self._has_begun = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def stream() -> EngineError | None:
-            try:
-                await self._stream(send)
-            except EngineError as error:
-                return error
-            except asyncio.CancelledError:
-                if self._has_begun:  # otherwise no client knows its id
-                    self._task.cancel()
-                raise
-            return None
-
-        error = await cancel_on_disconnect(receive, stream)
-        if error is not None and not self._has_begun:
-            await error_response(error)(scope, receive, send)
-        elif error is not None:
-            log.warning("Stream failed: %s", error)
-            await self._send(send, self._task.fail(error))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _stream(self, send: Send) -> None:
-        writer = self._task.writer
-        async with self._task.run as run:
-            async for events in run.steps():
-                written = writer.feed(events) if self._has_begun else [*writer.start(), *writer.feed(events)]
-                if written:
-                    await self._send(send, written)
-        written = writer.end(self._task.run.usage)
-        self._task.store()  # before the client sees the end and requests the response
-        await self._send(send, written)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, events: list[dict[str, Any]]) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-        lines = [
-            f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events
-        ]
-        await send({"type": "http.response.body", "body": "".join(lines).encode(), "more_body": True})
+    stored.task = asyncio.create_task(run())
+    store.put(stored)
+    return JSONResponse(stored.response)
 
 
 _REPEATED_FIELDS = {"reasoning", "text", "tool_choice", "tools"}  # other long fields are not dumped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from engine.core.types import FinishReason
@@ -15,6 +15,7 @@ from engine.server.generation.chat_events import (
     ReasoningDelta,
     ToolCallDelta,
 )
+from engine.server.generation.chat_output import ChatWriter
 from engine.server.generation.generation import Usage
 from engine.server.openai.responses.calls import CallWriter, make_call_writer
 from engine.server.openai.responses.items import id_prefix
@@ -28,22 +29,31 @@ _INCOMPLETE_REASONS = {FinishReason.LENGTH.value: "max_output_tokens", FinishRea
 _TEXT_TYPES = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
-class ResponseWriter:
-    """Writes one response. Methods return stream events; `response` is the whole object."""
+class ResponseWriter(ChatWriter):
+    """Writes one response; `response` is the whole object."""
 
-    def __init__(self, response: dict[str, Any], tools: Toolbox, *, seals_reasoning: bool = False) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        tools: Toolbox,
+        *,
+        seals_reasoning: bool,
+        on_end: Callable[[], None],
+    ) -> None:
         """`response`: the initial object; this class updates status, output and usage.
 
-        `seals_reasoning`: reasoning items also have `encrypted_content`.
+        `seals_reasoning`: reasoning items also have `encrypted_content`. `on_end` is called when the response
+        is complete, before the client can know.
         """
         self.response = response
+        self._on_end = on_end
         self._tools = tools
         self._seals_reasoning = seals_reasoning
         self._sequence_number = 0
         self._is_open = False  # whether the last item is still open
         self._call: CallWriter | None = None  # the writer of the open call
 
-    def start(self) -> list[_Event]:
+    def start(self, usage: Usage) -> list[_Event]:
         return [self._response_event("response.created"), self._response_event("response.in_progress")]
 
     def feed(self, events: Iterable[ChatEvent]) -> list[_Event]:
@@ -63,8 +73,13 @@ class ResponseWriter:
         return written
 
     def end(self, usage: Usage) -> list[_Event]:
-        self.response["usage"] = usage_object(usage)
+        self.whole(usage)
         return [self._response_event(f"response.{self.response['status']}")]
+
+    def whole(self, usage: Usage) -> dict[str, Any]:
+        self.response["usage"] = usage_object(usage)
+        self._on_end()
+        return self.response
 
     def fail(self, error: EngineError) -> list[_Event]:
         """Mark the response as failed; partial output is kept."""
@@ -72,6 +87,7 @@ class ResponseWriter:
         self.response["status"] = "failed"
         code = "invalid_prompt" if isinstance(error, InvalidRequest) else "server_error"
         self.response["error"] = {"code": code, "message": error.message}
+        self._on_end()
         return [self._response_event("response.failed")]
 
     def cancel(self, usage: Usage) -> None:
@@ -80,6 +96,7 @@ class ResponseWriter:
         self.response["usage"] = usage_object(usage)
         if self.response["status"] == "in_progress":
             self.response["status"] = "cancelled"
+        self._on_end()
 
     @property
     def _output(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What an instance of the embedded engine would load, and whether it can run it: known before a start."""
+"""What an instance would load, and whether its engine can run that: known before a start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instance_manager.backends import plan_launch
+from instance_manager.backends import Backend, backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import UnsupportedModel
-from instance_manager.memory.checkpoint_problem import problem_of
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec
@@ -20,8 +19,11 @@ from instance_manager.types import InstanceSpec
 class Checkpoint:
     """Files and the flags that apply to them; files are read again only when they have changed."""
 
-    def __init__(self, model: str, params: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, backend: Backend, model: str, params: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> None:
         """`model`: a path or a hub id; `params` as merged."""
+        self._backend = backend
         self._model = model
         self._params = params
         self._environ = environ
@@ -30,12 +32,13 @@ class Checkpoint:
 
     @classmethod
     def of(cls, spec: InstanceSpec, config: ManagerConfig) -> Checkpoint | None:
-        """None for other engines, which check for themselves. Raises InvalidSpec and ModelNotFound."""
-        if spec.engine != "engine":
+        """None for engines that check for themselves. Raises InvalidSpec and ModelNotFound."""
+        backend = backend_of(spec.engine)
+        if not backend.checks_files:
             return None
         params = plan_launch(spec, config).params
         environ = child_environment(os.environ, config.engine_env, spec.env)
-        return cls(find_model(spec.model_name, config.model_dirs), params, environ)
+        return cls(backend, find_model(spec.model_name, config.model_dirs), params, environ)
 
     @property
     def problem(self) -> str | None:
@@ -46,7 +49,8 @@ class Checkpoint:
         version = (path, _modified_ns(path), _modified_ns(path / "config.json"))
         if version != self._checked:
             is_hub_id = not Path(self._model).is_absolute()
-            self._checked, self._problem = version, problem_of(path, self._params, may_download=is_hub_id)
+            self._problem = self._backend.problem_of_files(path, self._params, may_download=is_hub_id)
+            self._checked = version
         return self._problem
 
 
