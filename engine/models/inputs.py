@@ -66,7 +66,7 @@ class HostInputs:
     """A step's inputs in main memory: all numbers in one tensor, so that one copy takes them to the device."""
 
     numbers: torch.Tensor  # int64
-    _sections: tuple[slice, ...]
+    _sections: Sequence[slice]
     _spanned: tuple[tuple[ScheduledSequence, int], ...]  # sequences that aren't paged, with their first rows
     _num_decodes: int
     _max_context: int
@@ -101,8 +101,12 @@ def build_inputs(
 
 def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
     """`pad_to`, for a batch of paged decodes: fill it up to so many rows, which read and store nothing."""
-    token_ids, positions, slots = array("q"), array("q"), array("q")
-    first_rows, sampled_rows, scored_rows = array("q", [0]), array("q"), array("q")
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    first_rows = [0]
+    sampled_rows: list[int] = []
+    scored_rows: list[int] = []
     for sequence in batch.sequences:
         first_row = len(token_ids)
         stop = sequence.start + len(sequence.token_ids)
@@ -115,16 +119,19 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
         if sequence.scored_token_ids:
             first_scored = first_row + sequence.scored_from
             scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
-    paged = _paged(batch.sequences, reader)
+    num_decodes = _count_decodes(batch.sequences)
+    num_paged = {BlockReader.NONE: 0, BlockReader.DECODES: num_decodes}.get(reader, len(batch.sequences))
+    paged = batch.sequences[:num_paged]
     starts, contexts, blocks = _block_tables(paged)
     max_context = max(contexts, default=0)
     selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
     num_padding = max(0, pad_to - len(token_ids))
-    for column, filling in ((token_ids, 0), (positions, 0), (slots, -1), (starts, 0), (contexts, 0)):
-        column.extend([filling] * num_padding)
-    first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
-    wanted_rows = sampled_rows + scored_rows if selects_rows else array("q")
-    spanned = zip(batch.sequences[len(paged) :], first_rows[len(paged) :], strict=False)
+    if num_padding:
+        for column, filling in ((token_ids, 0), (positions, 0), (slots, -1), (starts, 0), (contexts, 0)):
+            column.extend([filling] * num_padding)
+        first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
+    wanted_rows = sampled_rows + scored_rows if selects_rows else []
+    spanned = zip(batch.sequences[num_paged:], first_rows[num_paged:], strict=False)
     numbers, sections = _end_to_end(
         token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
     )
@@ -132,24 +139,23 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
         numbers=numbers,
         _sections=sections,
         _spanned=tuple(spanned),
-        _num_decodes=sum(len(sequence.token_ids) == 1 for sequence in paged) + num_padding,
+        _num_decodes=num_decodes + num_padding,
         _max_context=max_context,
         _selects_rows=selects_rows,
         _num_sampled=len(sampled_rows),
     )
 
 
-def _paged(sequences: Sequence[ScheduledSequence], reader: BlockReader) -> Sequence[ScheduledSequence]:
-    if reader is BlockReader.ALL:
-        return sequences
-    if reader is BlockReader.NONE:
-        return ()
-    return list(takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
+def _count_decodes(sequences: Sequence[ScheduledSequence]) -> int:
+    """How many sequences in front run one token; a prompt's last token may come later."""
+    return sum(1 for _ in takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
 
 
-def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[array[int], array[int], array[int]]:
+def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[int], list[int]]:
     """Where each table starts, each sequence's context, and the tables end to end."""
-    starts, contexts, blocks = array("q"), array("q"), array("q")
+    starts: list[int] = []
+    contexts: list[int] = []
+    blocks: list[int] = []
     for sequence in sequences:
         starts.append(len(blocks))
         contexts.append(sequence.start + len(sequence.token_ids))
@@ -157,14 +163,16 @@ def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[array[int], a
     return starts, contexts, blocks
 
 
-def _end_to_end(*columns: array[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+def _end_to_end(*columns: list[int]) -> tuple[torch.Tensor, list[slice]]:
     """The columns in one tensor, each at an aligned place, and those places."""
-    flat, sections = array("q"), []
+    flat: list[int] = []
+    sections = []
     for column in columns:
         sections.append(slice(len(flat), len(flat) + len(column)))
-        flat.extend(column)
-        flat.extend([0] * (-len(flat) % _ALIGNMENT))
-    return torch.frombuffer(flat, dtype=torch.int64), tuple(sections)
+        flat += column
+        if num_unused := len(flat) % _ALIGNMENT:
+            flat += [0] * (_ALIGNMENT - num_unused)
+    return torch.frombuffer(array("q", flat), dtype=torch.int64), sections
 
 
 def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:

@@ -68,7 +68,7 @@ class Case:
         block_size: int,
         dtype: torch.dtype,
     ) -> None:
-        """`chunks`: for each sequence its first and its last position that run, decodes first."""
+        """`chunks`: for each sequence its first and its last position that run."""
         torch.manual_seed(0)
         num_blocks = sum(-(-stop // block_size) for _, stop in chunks) + 3
         free = torch.randperm(num_blocks).tolist()
@@ -103,16 +103,23 @@ class Case:
         assert_close(self.out, torch.cat(expected))
 
 
-SHAPES = [(4, 2, 32, 16), (6, 2, 80, 4), (5, 1, 64, 7), (3, 3, 128, 32), (24, 1, 16, 16)]
+# heads, kv_heads, head_dim, block_size, element type
+SHAPES = [
+    (4, 2, 32, 16, torch.float32),
+    (4, 2, 32, 16, torch.bfloat16),
+    (6, 2, 80, 4, torch.bfloat16),
+    (5, 1, 64, 7, torch.float32),
+    (3, 3, 128, 32, torch.float32),
+    (24, 1, 16, 16, torch.float32),
+]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), SHAPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype"), SHAPES)
 def test_attention_of_decodes(
     heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
     """Some alone, some split over several programs, of which a short context leaves some without work."""
-    for contexts in ([1, block_size, block_size + 1, 65, 300], [700, 3]):
+    for contexts in ([1, block_size, block_size + 1, 65], [400, 3]):
         case = Case(
             [(context - 1, context) for context in contexts],
             heads=heads,
@@ -124,14 +131,14 @@ def test_attention_of_decodes(
         case.check(case.kernel)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), SHAPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype"), SHAPES)
 def test_attention_of_mixed_batches(
     heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype
 ) -> None:
-    """Decodes, then whole prompts and chunks that follow others, of one token to several tiles."""
+    """Decodes, then prompts and later chunks in any order, of one token to several tiles."""
+    long = 8 + (140 if dtype is torch.bfloat16 else 35) * kv_heads // heads
     case = Case(
-        [(40, 41), (0, 1), (0, 2), (5, 140), (128, 131), (0, 70)],
+        [(40, 41), (0, 1), (0, 2), (5, long), (64, 65), (65, 68), (0, long)],
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -141,11 +148,10 @@ def test_attention_of_mixed_batches(
     case.check(case.kernel)
 
 
-@pytest.mark.parametrize("window", [0, 1, 17, 100])
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize(("window", "softcap"), [(0, 2.0), (1, 0.0), (17, 2.0), (100, 0.0)])
 def test_windows_and_caps(window: int, softcap: float) -> None:
     case = Case(
-        [(299, 300), (16, 17), (100, 220), (0, 40)],
+        [(259, 260), (16, 17), (90, 130), (0, 20)],
         heads=4,
         kv_heads=2,
         head_dim=32,
@@ -221,15 +227,10 @@ def test_nans_stay_nans() -> None:
     assert gated[0, 3].isnan() and not gated[1].isnan().any()
 
 
-@pytest.mark.parametrize("name", ["qwen3-tied", "llama3-tied"])
-def test_a_model_generates_the_same(
-    name: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Chunked prompts beside decodes, as on a GPU."""
-    prompts = {str(length): prompt_of(length) for length in (1, 17, 70)}
-    reference = Reference(checkpoint(name))
-    expected = {key: reference.generate(prompt, 6) for key, prompt in prompts.items()}
-    for module in ("operators", "attention.block_kernels"):
-        monkeypatch.setattr(f"engine.models.{module}.has_triton", lambda device_type: True)
-    core = core_of(checkpoint(name), max_num_batched_tokens=40)
-    assert run(core, [greedy(key, prompt, 6) for key, prompt in prompts.items()]) == expected
+def test_a_model_generates_the_same(checkpoint: Callable[[str], Path], triton_on_cpu: None) -> None:
+    """A prompt in chunks beside decodes, as on a GPU."""
+    prompts = {str(length): prompt_of(length) for length in (1, 3, 13)}
+    reference = Reference(checkpoint("qwen3-tied"))
+    expected = {key: reference.generate(prompt, 3) for key, prompt in prompts.items()}
+    core = core_of(checkpoint("qwen3-tied"), max_num_batched_tokens=8)
+    assert run(core, [greedy(key, prompt, 3) for key, prompt in prompts.items()]) == expected
