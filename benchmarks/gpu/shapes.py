@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.gpu.machine import DEVICE, REHEARSES
 from engine.core.batch import Batch, ScheduledSequence
 from engine.core.types import SamplingParams
 from engine.execution.graphs import recorder_for
@@ -18,7 +19,6 @@ from engine.models.layers.weights import WeightedLayer
 from engine.models.qwen3 import Qwen3ForCausalLM
 from engine.models.rope_config import RopeConfig
 
-CUDA = torch.device("cuda")
 BLOCK_SIZE = 16
 
 
@@ -31,17 +31,20 @@ class Shape:
     layers: int
     heads: int
     is_tied: bool
+    vocabulary: int = 151936
+    kv_heads: int = 8
+    head_dim: int = 128
 
     def config(self) -> ModelConfig:
         return ModelConfig(
             architecture="Qwen3ForCausalLM",
-            vocab_size=151936,
+            vocab_size=self.vocabulary,
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            num_key_value_heads=8,
-            head_dim=128,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
             rms_norm_eps=1e-6,
             rope=RopeConfig(theta=1e6),
             max_position_embeddings=40960,
@@ -52,17 +55,24 @@ class Shape:
         )
 
 
-SHAPES = {
+_REAL = {
     "0.6B": Shape(hidden=1024, intermediate=3072, layers=28, heads=16, is_tied=True),
     "8B": Shape(hidden=4096, intermediate=12288, layers=36, heads=32, is_tied=False),
 }
+_TINY = Shape(
+    hidden=64, intermediate=96, layers=2, heads=4, is_tied=True, vocabulary=300, kv_heads=2, head_dim=32
+)
+SHAPES = {"tiny": _TINY} if REHEARSES else _REAL
+STREAMS = (1, 4) if REHEARSES else (1, 8, 32, 256)
+CONTEXT = 64 if REHEARSES else 1024
+PREFILL = 32 if REHEARSES else 2048
 
 
 @torch.inference_mode()
 def make_model(shape: Shape) -> CausalLM:
     """The same weights every time."""
     config = shape.config()
-    model = Qwen3ForCausalLM(config, dtype=torch.bfloat16, device=CUDA)
+    model = Qwen3ForCausalLM(config, dtype=torch.bfloat16, device=DEVICE)
     torch.manual_seed(0)
     shared = model.shared_weights()
     parts: dict[str, list[torch.Tensor]] = {}
@@ -79,7 +89,7 @@ def make_model(shape: Shape) -> CausalLM:
 
 def _random(size: tuple[int, ...]) -> torch.Tensor:
     """Scales of norms are around 1, matrices small enough to keep activations in range."""
-    noise = torch.randn(size, dtype=torch.bfloat16, device=CUDA)
+    noise = torch.randn(size, dtype=torch.bfloat16, device=DEVICE)
     return 1 + 0.1 * noise if len(size) == 1 else noise * size[-1] ** -0.5
 
 
@@ -91,7 +101,7 @@ def make_runner(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         dtype=model.dtype,
-        device=CUDA,
+        device=DEVICE,
     )
     for tensor in cache.tensors():
         tensor.normal_()
@@ -111,7 +121,7 @@ def decodes(num_streams: int, context: int) -> Batch:
 
 def prefill(num_tokens: int, *, start: int = 0) -> Batch:
     """A chunk of one prompt, after `start` positions that are in the cache."""
-    tokens = [token % 1000 for token in range(num_tokens)]
+    tokens = [token % 256 for token in range(num_tokens)]
     return Batch((_sequence(0, tokens, start, range(-(-(start + num_tokens) // BLOCK_SIZE))),))
 
 

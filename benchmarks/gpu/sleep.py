@@ -7,12 +7,13 @@ from functools import partial
 
 import torch
 
+from benchmarks.gpu.machine import REHEARSES, synchronize
 from benchmarks.gpu.shapes import SHAPES, Shape, decodes, make_model, make_runner, prefill
 from benchmarks.gpu.table import print_table
 from engine.core.sleep import ALL_PARTS
 from engine.execution.runner import ModelRunner
 
-_NUM_BLOCKS = 4096
+_NUM_BLOCKS = 16 if REHEARSES else 4096
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
         print_table(("state", "seconds", "GPU GiB", "weights", "KV cache", "host"), rows)
         print("The same tokens before and after each.\n")
         del runner
-        torch.cuda.empty_cache()
+        if not REHEARSES:
+            torch.cuda.empty_cache()
 
 
 def _runner(shape: Shape) -> ModelRunner:
@@ -43,16 +45,16 @@ def _tokens(runner: ModelRunner) -> list[int | None]:
 
 
 def _timed(run: partial[None]) -> str:
-    torch.cuda.synchronize()
+    synchronize()
     started = time.perf_counter()
     run()
-    torch.cuda.synchronize()
+    synchronize()
     return f"{time.perf_counter() - started:.2f}"
 
 
 def _memory(runner: ModelRunner) -> tuple[str, ...]:
     """What the GPU itself says is in use, then what the runner says."""
-    free, total = torch.cuda.mem_get_info()
+    free, total = (0, 0) if REHEARSES else torch.cuda.mem_get_info()
     memory = runner.memory
     used = (total - free, memory.weights, memory.kv_cache, memory.host_weights)
     return tuple(f"{size / 2**30:.2f}" for size in used)

@@ -1,26 +1,34 @@
-"""Steps a second of the runner, beside the time that the GPU's memory needs for what a step reads."""
+"""Milliseconds of the runner's steps, beside the time that the memory needs for what a step reads."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 
-import torch
-
-from benchmarks.gpu.machine import bytes_per_second
-from benchmarks.gpu.shapes import BLOCK_SIZE, SHAPES, bytes_of_step, decodes, make_model, make_runner, prefill
+from benchmarks.gpu.machine import DEVICE, bytes_per_second
+from benchmarks.gpu.shapes import (
+    BLOCK_SIZE,
+    CONTEXT,
+    PREFILL,
+    SHAPES,
+    STREAMS,
+    Shape,
+    bytes_of_step,
+    decodes,
+    make_model,
+    make_runner,
+    prefill,
+)
 from benchmarks.gpu.table import print_table
 from engine.core.batch import Batch
 from engine.execution.runner import ModelRunner
 
-CONTEXT = 1024
-STREAMS = (1, 32, 256)
 _SECONDS = 1.5  # of measuring, at most, each
 
 
 def seconds_per_step(runner: ModelRunner, batch: Batch) -> float:
     """The median; a step ends when its tokens are in main memory."""
-    started = time.perf_counter()
     for _ in range(3):
         runner.execute(batch)
     times: list[float] = []
@@ -34,37 +42,20 @@ def seconds_per_step(runner: ModelRunner, batch: Batch) -> float:
 
 def main() -> None:
     rate = bytes_per_second()
-    torch.cuda.empty_cache()
+    print(f"bfloat16, contexts of {CONTEXT} tokens, {DEVICE}; memory {rate / 1e12:.2f} TB/s\n")
+    head = ("step", "ms", "tokens/s", "memory's ms", "memory's share")
     for name, shape in SHAPES.items():
-        model = make_model(shape)
-        runner = make_runner(model, num_blocks=STREAMS[-1] * CONTEXT // BLOCK_SIZE)
-        print(f"Qwen3-{name}, bfloat16, contexts of {CONTEXT} tokens; memory {rate / 1e12:.2f} TB/s\n")
-        rows = []
-        for num_streams in STREAMS:
-            step = seconds_per_step(runner, decodes(num_streams, CONTEXT))
-            floor = bytes_of_step(model, num_streams, CONTEXT) / rate
-            rows.append(
-                (
-                    f"decode, {num_streams} streams",
-                    f"{step * 1e3:.2f}",
-                    f"{1 / step:.0f}",
-                    f"{num_streams / step:.0f}",
-                    f"{floor * 1e3:.2f}",
-                    f"{floor / step:.0%}",
-                )
-            )
-        for start in (0, 14336):
-            step = seconds_per_step(runner, prefill(2048, start=start))
-            rows.append(
-                (
-                    f"prefill, 2048 after {start}",
-                    f"{step * 1e3:.2f}",
-                    f"{1 / step:.0f}",
-                    f"{2048 / step:.0f}",
-                    "",
-                    "",
-                )
-            )
-        print_table(("step", "ms", "steps/s", "tokens/s", "memory's ms", "share"), rows)
-        del model, runner
-        torch.cuda.empty_cache()
+        print_table(head, _measure(name, shape, rate))
+
+
+def _measure(name: str, shape: Shape, rate: float) -> Iterator[tuple[str, ...]]:
+    model = make_model(shape)
+    runner = make_runner(model, num_blocks=max(STREAMS[-1] * CONTEXT, 8 * PREFILL) // BLOCK_SIZE)
+    for num_streams in STREAMS:
+        step = seconds_per_step(runner, decodes(num_streams, CONTEXT))
+        floor = bytes_of_step(model, num_streams, CONTEXT) / rate
+        rates = (f"{num_streams / step:.0f}", f"{floor * 1e3:.2f}", f"{floor / step:.0%}")
+        yield f"{name}, decode, {num_streams} streams", f"{step * 1e3:.2f}", *rates
+    for start in (0, 7 * PREFILL):
+        step = seconds_per_step(runner, prefill(PREFILL, start=start))
+        yield f"{name}, prefill, after {start}", f"{step * 1e3:.2f}", f"{PREFILL / step:.0f}", "", ""

@@ -19,7 +19,7 @@ _MAX_SPLITS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Tile:
+class Tile:
     """How much a program holds: queries, keys at a time, and the keys' stages on their way from memory."""
 
     rows: int
@@ -53,7 +53,7 @@ class PagedAttention:
         if paged.num_decodes:
             self._decode(queries, keys, values, paged, out)
         if paged.num_decodes < paged.num_sequences:
-            tokens = self._tile(queries.dtype, is_decode=False).rows // self._group
+            tokens = self.tile_of(queries.dtype, is_decode=False).rows // self._group
             num_rows = queries.shape[0] - paged.num_decodes
             num_prefills = paged.num_sequences - paged.num_decodes
             self._launch(
@@ -69,15 +69,15 @@ class PagedAttention:
     def _group(self) -> int:
         return self.num_heads // self.num_kv_heads
 
-    def _tile(self, dtype: torch.dtype, *, is_decode: bool) -> _Tile:
+    def tile_of(self, dtype: torch.dtype, *, is_decode: bool) -> Tile:
         """Found by the registers and the shared memory that each takes on a Hopper GPU: none spills much."""
         rows = max(_DECODE_ROWS, padded(self._group))
         is_wide = self.head_dim > 128
         if dtype is torch.float32:  # has no tensor cores
-            return _Tile(rows if is_decode else max(rows, 16 if is_wide else 32), 16, 4, 2)
+            return Tile(rows if is_decode else max(rows, 16 if is_wide else 32), 16, 4, 2)
         if is_decode:
-            return _Tile(rows, 32 if is_wide else 64, 4, 2 if is_wide else 3)
-        return _Tile(max(rows, 128), 32 if is_wide else 64, 8, 2)
+            return Tile(rows, 32 if is_wide else 64, 4, 2 if is_wide else 3)
+        return Tile(max(rows, 128), 32 if is_wide else 64, 8, 2)
 
     def _decode(
         self,
@@ -123,7 +123,7 @@ class PagedAttention:
         parts: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> None:
-        tile = self._tile(queries.dtype, is_decode=is_decode)
+        tile = self.tile_of(queries.dtype, is_decode=is_decode)
         attend[(num_tiles, self.num_kv_heads, splits)](
             queries,
             keys,
