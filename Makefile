@@ -52,10 +52,11 @@ fuzz: $(DEV) ## Ask engine and Berth thousands of things they allow, and forbid;
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine -k nothing_that_may_be_asked
 	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/api/test_fuzzing.py tests/configs/test_fuzzing.py
 
-docs: $(DEV) ## Write docs/api.md, docs/limits.md, the table of the engine's flags and models.yaml's schema again
+docs: $(DEV) ## Write the generated pages and tables again: API, limits, settings, flags, schema
 	$(BIN)/python -m docs.api_tables
 	$(BIN)/python -m docs.limits_table
 	$(BIN)/python -m docs.engine_flags
+	$(BIN)/python -m docs.settings_pages
 	$(BIN)/python -m docs.models_schema
 
 structure: | $(BIN)/python ## Measure files, functions and the import graph of each package: ARGS="--check", --classes

@@ -50,7 +50,9 @@ def is_free(port: int) -> bool:
 class BerthProcess:
     """`python app.py`, with settings from the environment. Everything it ever spawned carries `mark`."""
 
-    def __init__(self, folder: Path, *, root: Path = ROOT, argv: Sequence[str] = (), **settings: str) -> None:
+    def __init__(
+        self, folder: Path, *, root: str | Path = ROOT, argv: Sequence[str] = (), **settings: str
+    ) -> None:
         """`root`: where app.py and its packages are; `argv`: its flags."""
         self.port = int(settings.get("APP_PORT") or free_port())
         self.base_port = free_port_range(5)
@@ -68,7 +70,7 @@ class BerthProcess:
         }
         environment = {**os.environ, "PYTHONPATH": str(root), **defaults, **settings}
         self._process = subprocess.Popen(
-            [sys.executable, str(root / "app.py"), *argv],
+            [sys.executable, str(Path(root, "app.py")), *argv],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -141,7 +143,7 @@ class BerthProcess:
 
 
 @contextmanager
-def running_berth(folder: Path, *, root: Path = ROOT, **settings: str) -> Iterator[BerthProcess]:
+def running_berth(folder: Path, *, root: str | Path = ROOT, **settings: str) -> Iterator[BerthProcess]:
     """A Berth that serves; ended with SIGTERM, after which nothing of it may be left."""
     berth = BerthProcess(folder, root=root, **settings)
     try:

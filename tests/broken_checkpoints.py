@@ -117,12 +117,12 @@ BROKEN: dict[str, Broken] = {
     "gguf-with-its-config": Broken(
         without("model.safetensors", model__gguf="GGUF"), "holds GGUF weights only", "llama.cpp"
     ),
-    "nothing": Broken(only(), "has no config.json: it is no model"),
+    "nothing": Broken(only(), "has no config.json: it is not a model"),
     "no-config": Broken(without("config.json"), "has no config.json: its download isn't finished"),
     "no-json": Broken(
         beside(config__json="{nope"), "config.json can't be read: Expecting property name", is_damaged=True
     ),
-    "no-object": Broken(beside(config__json="[]"), "config.json holds no JSON object", is_damaged=True),
+    "no-object": Broken(beside(config__json="[]"), "doesn't contain a JSON object", is_damaged=True),
     "no-values": Broken(beside(config__json="{}"), "architectures is None", "engine: vllm"),
     "empty-config": Broken(
         beside(config__json=""), "config.json can't be read: Expecting value", is_damaged=True
@@ -130,12 +130,12 @@ BROKEN: dict[str, Broken] = {
     "makers-format": Broken(only(params__json={"dim": 4096}), "its maker's own format", "engine: vllm"),
     "adapter": Broken(
         only(adapter_config__json={"base_model_name_or_path": "o/base"}, adapter_model__safetensors="x"),
-        "is an adapter (LoRA) of 'o/base'",
+        "is a LoRA adapter of 'o/base'",
         "engine: vllm",
     ),
     "adapter-with-a-config": Broken(
         without("model.safetensors", adapter_config__json={}, adapter_model__safetensors="x"),
-        "is an adapter (LoRA)",
+        "is a LoRA adapter",
         "engine: vllm",
     ),
     "diffusion": Broken(
@@ -144,9 +144,9 @@ BROKEN: dict[str, Broken] = {
     "pickled": Broken(
         without("model.safetensors", pytorch_model__bin="x"), "pickled weights (pytorch_model.bin)", "vllm"
     ),
-    "no-weights": Broken(without("model.safetensors"), "there are no weights"),
+    "no-weights": Broken(without("model.safetensors"), "it contains no weights"),
     "training-left-overs": Broken(
-        without("model.safetensors", training_args__bin="x", optimizer__pt="x"), "there are no weights"
+        without("model.safetensors", training_args__bin="x", optimizer__pt="x"), "it contains no weights"
     ),
     "missing-shard": Broken(in_shards(_SHARDS[0], index=True), f"lacks {_SHARDS[1]}, which its index names"),
     "missing-shard-without-index": Broken(in_shards(_SHARDS[1], index=False), f"lacks {_SHARDS[0]}"),

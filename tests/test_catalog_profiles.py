@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from composition.catalog_profiles import CatalogProfiles
 from configs.model_entry import ModelEntry
@@ -37,7 +38,8 @@ models:
 def profile_of(text: str, folder: Path) -> ModelProfile:
     file = folder / "models.yaml"
     file.write_text(text, encoding="utf-8")
-    settings = Settings(models_file=file, model_dirs=[], _env_file=None)
+    values: dict[str, Any] = {"models_file": file, "model_dirs": [], "_env_file": None}
+    settings = Settings(**values)
     return CatalogProfiles(settings, frozenset(), folder / "hub").profiles()[0]
 
 

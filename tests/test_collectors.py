@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_collectors_skip_the_servers_permanent_objects(tmp_path: Path) -> None:
             return bool(counts["frozen"] > 2 * counts["rest"])
 
         for server in (psutil.Process(berth.pid), engine):
-            eventually("what is there is frozen", lambda server=server: has_frozen(server))
+            eventually("what is there is frozen", partial(has_frozen, server))
             young, middle, old = collector(probes, server)["after"]
             assert young > 10 * PYTHON_S_OWN and middle > 10 and old > 10
         eventually("what grammars' processes share is frozen", lambda: has_frozen(grammars))

@@ -36,7 +36,7 @@ def spoil_the_record(folder: Path) -> None:
 
 
 # What happens to STATE_DIR while no Berth runs, and whether the engine is recovered.
-LOSSES: dict[str, tuple[Callable[[Path], None], bool]] = {
+LOSSES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "all": (empty, False),
     "the name damaged": (lambda folder: (folder / "berth-id").write_bytes(b"\xff" * 5000), True),
     "status files": (lambda folder: shutil.rmtree(folder / "run"), True),

@@ -128,8 +128,8 @@ def test_two_engines_and_the_death_of_one(berth: BerthProcess, demo: dict[str, A
     other = threading.Thread(target=stream_from_the_other)
     other.start()
     assert streaming.wait(30)
-    with openai_client(berth, "doomed") as client:
-        stream = client.completions.create(
+    with openai_client(berth, "doomed") as sdk:
+        stream = sdk.completions.create(
             model="berth-demo", prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
         )
         next(iter(stream))

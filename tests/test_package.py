@@ -23,7 +23,9 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def run(argv: list[str | Path], **more: Any) -> str:
-    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=120, **more)
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        list(map(str, argv)), capture_output=True, text=True, timeout=120, **more
+    )
     assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

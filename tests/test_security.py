@@ -79,8 +79,8 @@ def routes() -> list[tuple[str, str]]:
     found = []
     for router in ROUTERS:
         for route in router.routes:
-            path = str(route.path).replace("{instance_id}", "a").replace("{name:path}", "a")  # type: ignore[attr-defined]
-            found += [(method, path) for method in route.methods]  # type: ignore[attr-defined]
+            path = str(route.path).replace("{instance_id}", "a").replace("{name:path}", "a")
+            found += [(method, path) for method in route.methods]
     return sorted(found)
 
 

@@ -281,6 +281,10 @@ def catalog(harbour: Harbour, name: str, models: dict[str, Any]) -> Iterator[Non
             client.post("/reload", headers=ADMIN).raise_for_status()
 
 
+def wait_until_running_there(client: httpx.Client, instance_id: str) -> None:
+    eventually(lambda: status_there(client, instance_id) == "running", lambda: instance_id)
+
+
 def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
     """In the catalog of either node: the one that is asked, or the one where the model runs."""
     ones = {"both": {"command": command(), "aliases": ["of-one"]}}
@@ -295,8 +299,7 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
         harbour.two.client() as two,
     ):
         for model in ("both", "single"):
-            there = start(two, model)
-            eventually(lambda there=there: status_there(one, there) == "running", lambda there=there: there)
+            wait_until_running_there(one, start(two, model))
         listed = {entry["id"]: entry for entry in one.get("/v1/models", headers=USER).json()["data"]}
         parents = {"of-one": "both", "of-two": "both", "nick": "single", "single": None}
         assert {name: listed[name]["parent"] for name in parents} == parents
@@ -381,7 +384,10 @@ def test_the_owners_response_is_passed_on(harbour: Harbour) -> None:
         eventually(lambda: status_there(client, name) == "stopped", lambda: name)
         assert error_of(client.get(f"/proxy/{name}/x", headers=USER)) == (409, "instance_not_running")
         owner.delete(f"/instances/{name}", headers=ADMIN)
-        gone = lambda: client.get(f"/proxy/{name}/x", headers=USER)  # noqa: E731
+
+        def gone() -> httpx.Response:
+            return client.get(f"/proxy/{name}/x", headers=USER)
+
         eventually(lambda: error_of(gone()) == (404, "instance_not_found"), lambda: gone().text)
 
 
@@ -414,12 +420,14 @@ def test_an_unreachable_owner_is_named_and_comes_back(harbour: Harbour) -> None:
         three.wait_until_serving()
         name = create(three, harbour.one)
         with harbour.one.client() as client:
-            ask = lambda: client.get(f"/proxy/{name}/x", headers=USER)  # noqa: E731
+
+            def ask() -> httpx.Response:
+                return client.get(f"/proxy/{name}/x", headers=USER)
+
             assert ask().status_code == 200
             spare = {"model": "spare", "prompt": "x"}
             with three.client() as owner:
-                instance_id = start(owner, "spare")
-                eventually(lambda: status_there(client, instance_id) == "running", lambda: instance_id)
+                wait_until_running_there(client, start(owner, "spare"))
             assert client.post("/v1/completions", json=spare, headers=USER).status_code == 200
             assert client.get("/models/spare", headers=ADMIN).json()["replicas"] == []
             kill(three)

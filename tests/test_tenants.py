@@ -139,6 +139,7 @@ def test_every_route_of_berth_requires_an_admin_except_these(client: httpx.Clien
     for path, operations in paths.items():
         for verb, operation in operations.items():
             route = (verb.upper(), path)
+            expected: dict[str | None, set[int]]
             if not {BY_NAME, BY_INSTANCE, TRANSLATED}.isdisjoint(operation["tags"]):
                 expected = {None: {401}}
             elif route in OPEN:

@@ -83,8 +83,14 @@ class Victim:
 @contextmanager
 def streaming(port: int, num_streams: int, model: str = "", key: str = "") -> Iterator[Victim]:
     words = [sys.executable, "-m", __name__, str(port), str(num_streams), model]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(words, cwd=_ROOT, env={**os.environ, _KEY: key}, text=True, **pipes)
+    process = subprocess.Popen(
+        words,
+        cwd=_ROOT,
+        env={**os.environ, _KEY: key},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         yield Victim(process)
     finally:

@@ -52,8 +52,8 @@ class GenerateProtocol(ProtocolAdapter[GenerateRequest]):
         num_asked, num_answered = len(request.history_input), len(request.history_output)
         if num_asked != num_answered:
             raise InvalidProtocolRequest(
-                f"history_output has {num_answered} entries for {num_asked} of history_input; "
-                "both need the same length",
+                f"history_output has {num_answered} entries and history_input {num_asked}; "
+                "they must have the same length",
                 param="history_output",
                 code="history_mismatch",
             )

@@ -38,16 +38,16 @@ def check_layout(directory: Path) -> None:
     if "adapter_config.json" in names and not _files_without_index(directory):
         base = _read_quietly(directory / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModel(
-            f"{directory} is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
-            "(`engine: vllm` with enable_lora), or merge the two.",
+            f"{directory} is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
+            "(`engine: vllm` with enable_lora), or merge them.",
             advice=None,
         )
     if "config.json" in names:
         return
     if "model_index.json" in names:
         raise UnsupportedModel(
-            f"{directory} is a diffusion pipeline (model_index.json), which writes no text: serve it by a "
-            "command of its own (`engine: command`).",
+            f"{directory} is a diffusion pipeline (model_index.json), which doesn't generate text: serve it "
+            "with a command (`engine: command`).",
             advice=None,
         )
     if any(name.endswith(".gguf") for name in names):
@@ -57,7 +57,7 @@ def check_layout(directory: Path) -> None:
     unfinished = any(name.endswith(".safetensors") for name in names)
     raise UnsupportedModel(
         f"{directory} has no config.json: "
-        + ("its download isn't finished." if unfinished else "it is no model in Hugging Face layout."),
+        + ("its download isn't finished." if unfinished else "it is not a model in Hugging Face layout."),
         advice=None,
     )
 
@@ -76,8 +76,8 @@ def check_not_quantised(directory: Path, raw: Mapping[str, Any]) -> None:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             if method is None and key == "quantization":
                 raise UnsupportedModel(
-                    f"{directory} has weights quantised for MLX, which the embedded engine can't compute "
-                    "with: mlx-lm runs them (`engine: command`).",
+                    f"{directory} has weights quantised for MLX, which the embedded engine can't use: run "
+                    "them with mlx-lm (`engine: command`).",
                     advice=None,
                 )
             raise _quantised(directory, str(method or "unknown"))
@@ -190,14 +190,14 @@ def _weightless(directory: Path) -> UnsupportedModel:
     pickled = [name for name in names if name.endswith(_PICKLED) and name not in _NO_WEIGHTS]
     if pickled:
         return UnsupportedModel(
-            f"{directory} holds no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "
+            f"{directory} has no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "
             f"which may run code when they are read: convert them to safetensors, or {MAY_RUN_ON_VLLM}.",
             advice=None,
         )
     if any(name.endswith(".gguf") for name in names):
         return gguf(directory)
     return UnsupportedModel(
-        f"{directory} holds no .safetensors file: there are no weights, or their download isn't finished.",
+        f"{directory} has no .safetensors file: it contains no weights, or their download isn't finished.",
         advice=None,
     )
 

@@ -20,8 +20,8 @@ def architecture_of(directory: Path, raw: Mapping[str, Any]) -> str:
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise UnsupportedModel(
-            f"{directory / 'config.json'}: architectures is {architectures!r}, not one name that says what "
-            "the model is."
+            f"{directory / 'config.json'}: architectures is {architectures!r}; it must be a list "
+            "with one name."
         )
     return str(architectures[0])
 
@@ -45,5 +45,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
+        raise CheckpointError(f"{path} doesn't contain a JSON object.")
     return value

@@ -139,7 +139,7 @@ def cuda_budget(device: torch.device, utilization: float) -> MemoryBudget:
     remedy = ", or ".join([*levers, "lower --max-num-batched-tokens"])
     if left <= 0:
         raise OutOfMemory(
-            f"{description}: within --gpu-memory-utilization {utilization} nothing is left for the KV cache. "
+            f"{description}: --gpu-memory-utilization {utilization} leaves no memory for the KV cache. "
             f"{_sentence([remedy])}"
         )
     return MemoryBudget(default_bytes=left, limit_bytes=left, description=f"{description}.", remedy=remedy)

@@ -42,18 +42,28 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
     default = EngineConfig(model=Path())
     add = group.add_argument
     add("--model", "--model-path", help="directory in Hugging Face layout, or a name on the hub")
-    add("model_tag", nargs="?", metavar="MODEL", help="the same without the flag")
-    add("--dtype", default=default.dtype, choices=["auto", *_DTYPES], help="of weights and KV cache")
+    add("model_tag", nargs="?", metavar="MODEL", help="the same as --model")
+    add("--dtype", default=default.dtype, choices=["auto", *_DTYPES], help="type of weights and KV cache")
     add("--device", default=default.device, choices=["auto", "cpu", "cuda"])
     add(
         "--max-model-len",
         type=model_len,
-        help="tokens of prompt and output together; 4k and 4K are accepted",
+        help="maximum number of tokens in prompt and output together, such as 4096, 4k or 4K",
     )
-    add("--max-num-seqs", type=human_int, default=default.max_num_seqs, help="sequences in one step")
+    add(
+        "--max-num-seqs",
+        type=human_int,
+        default=default.max_num_seqs,
+        help="maximum number of sequences in one step",
+    )
     add("--max-num-batched-tokens", type=human_int, default=default.max_num_batched_tokens)
-    add("--block-size", type=human_int, default=default.block_size, help="tokens in a KV-cache block")
-    add("--num-gpu-blocks-override", type=human_int, help="KV-cache blocks, exactly; on a CPU too")
+    add(
+        "--block-size",
+        type=human_int,
+        default=default.block_size,
+        help="number of tokens in a KV-cache block",
+    )
+    add("--num-gpu-blocks-override", type=human_int, help="number of KV-cache blocks, also on CPUs")
     add("--kv-cache-memory-bytes", type=human_int)
     add("--gpu-memory-utilization", type=fraction, default=default.gpu_memory_utilization)
     add(
@@ -61,7 +71,7 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=default.enable_prefix_caching,
     )
-    add("--num-threads", type=human_int, help="torch's threads within an operation, on a CPU")
+    add("--num-threads", type=human_int, help="number of PyTorch's threads on a CPU")
     add("--runner", default=default.runner, choices=["auto", "generate", "pooling"])
     add("--convert", default=default.convert, choices=["auto", "none", "embed", "classify"])
     add("--hf-overrides", type=json_object, default={}, help="JSON that overrides config.json")
@@ -73,21 +83,26 @@ def _add_listener_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--host", default=default.host)
     add("--port", type=port, default=default.port)
-    add("--served-model-name", nargs="+", default=[], help="the first is reported, all are accepted")
+    add(
+        "--served-model-name",
+        nargs="+",
+        default=[],
+        help="names that requests may use; responses contain the first",
+    )
     add(
         "--api-key",
         nargs="+",
         action="extend",
         default=[],
-        help="one or more; may be repeated; better in the environment: VLLM_API_KEY",
+        help="one or more keys; may be repeated; the environment variable VLLM_API_KEY is safer",
     )
 
 
 def _add_text_flags(group: argparse._ArgumentGroup) -> None:
     default = ServerConfig()
     add = group.add_argument
-    add("--tokenizer", type=Path, help="directory to read the tokenizer from; default: the model's")
-    add("--chat-template", help="a file, or the Jinja source itself")
+    add("--tokenizer", type=Path, help="directory with the tokenizer; default: the model's directory")
+    add("--chat-template", help="a file, or Jinja source")
     add("--chat-template-content-format", default="auto", choices=["auto", "string", "openai"])
     add("--trust-request-chat-template", action=argparse.BooleanOptionalAction, default=False)
     add("--tool-call-parser", help="a parser's name, or none; default: detected from the chat template")
@@ -98,12 +113,12 @@ def _add_text_flags(group: argparse._ArgumentGroup) -> None:
         "--stream-interval",
         type=human_int,
         default=default.stream_interval,
-        help="tokens in each piece of a stream; requests may ask for more",
+        help="number of tokens per event of a stream; requests may choose a higher number",
     )
     add("--default-chat-template-kwargs", type=json_object, default={})
     add("--generation-config", default=default.generation_config, choices=["auto", "vllm"])
     add("--override-generation-config", type=json_object, default={})
-    add("--seed", type=int, help="makes the draws of requests without a seed repeatable")
+    add("--seed", type=int, help="makes the outputs of requests without a seed repeatable")
 
 
 def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
@@ -114,13 +129,13 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--enable-sleep-mode",
         action=argparse.BooleanOptionalAction,
-        help="routes such as /sleep and /wake_up",
+        help="serve the routes for sleep mode, such as /sleep and /wake_up",
     )
     add(
         "--unknown-fields",
         default=default.unknown_fields,
         choices=["warn", "refuse"],
-        help="in a request: warn = accepted, and named in a Warning header",
+        help="unknown fields of requests: warn = name them in a Warning header; refuse = return 400",
     )
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=not default.access_log)
     add(
@@ -129,12 +144,14 @@ def _add_operation_flags(group: argparse._ArgumentGroup) -> None:
         default=default.log_requests,
         help="log a line for each request, without its text",
     )
-    add("--disable-log-requests", action=argparse.BooleanOptionalAction, default=False, help="the opposite")
+    add(
+        "--disable-log-requests", action=argparse.BooleanOptionalAction, default=False, help="log no requests"
+    )
     add(
         "--disable-log-stats",
         action=argparse.BooleanOptionalAction,
         default=not default.log_stats,
-        help="don't log a line of throughput every ten seconds in which there is work",
+        help="don't log the throughput every ten seconds",
     )
     add("--uvicorn-log-level", "--log-level", type=str.lower, default=default.log_level, choices=_LOG_LEVELS)
 

@@ -17,7 +17,7 @@ def _only(why: str, *allowed: str) -> FlagRule:
 
 _ONE_DEVICE = "the engine runs on one device"
 _NOT_YET = "not supported yet"
-_NO_TLS = "the engine speaks plain HTTP on a local port; put TLS in front of it"
+_NO_TLS = "the engine serves plain HTTP; put a TLS proxy in front of it"
 _NO_LORA = "LoRA adapters are not supported yet"
 _NO_QUANTIZATION = "quantized weights are not supported yet"
 _NO_SPECULATION = "speculative decoding is not supported yet"
@@ -35,16 +35,16 @@ RULES: dict[str, FlagRule] = {
     # weights and cache
     "quantization": _only(_NO_QUANTIZATION),
     "quantization-config": _only(_NO_QUANTIZATION),
-    "kv-cache-dtype": _only("the KV cache has the weights' type", "auto"),
-    "load-format": _only("checkpoints are safetensors", "auto", "safetensors", "hf"),
-    "config-format": _only("checkpoints are in Hugging Face layout", "auto", "hf"),
-    "tokenizer-mode": _only("tokenizers are Hugging Face's", "auto", "hf"),
-    "tokenizer-revision": _only("give a directory with --tokenizer"),
-    "revision": _only("give the snapshot's directory with --model"),
+    "kv-cache-dtype": _only("the KV cache has the same dtype as the weights", "auto"),
+    "load-format": _only("weights must be in safetensors format", "auto", "safetensors", "hf"),
+    "config-format": _only("checkpoints must be in Hugging Face layout", "auto", "hf"),
+    "tokenizer-mode": _only("only Hugging Face tokenizers are supported", "auto", "hf"),
+    "tokenizer-revision": _only("pass a directory as --tokenizer"),
+    "revision": _only("pass the snapshot's directory as --model"),
     "hf-config-path": _only(_NOT_YET),
     "cpu-offload-gb": _only("weights stay on the device", "0", "0.0"),
     "kv-offloading-size": _only(_NOT_YET),
-    "skip-tokenizer-init": _only("the engine needs its tokenizer", "false"),
+    "skip-tokenizer-init": _only("the engine needs a tokenizer", "false"),
     # decoding
     "enable-chunked-prefill": _only("long prompts are always prefilled in chunks", "true"),
     "scheduling-policy": _only("requests of one priority run in order of arrival", "fcfs", "priority"),
@@ -64,20 +64,20 @@ RULES: dict[str, FlagRule] = {
     "reasoning-parser-plugin": _only("parsers are built in: --reasoning-parser", ""),
     "response-role": _only("answers have the role assistant", "assistant"),
     "return-tokens-as-token-ids": _only(_NOT_YET, "false"),
-    "enable-force-include-usage": _only("clients ask with stream_options.include_usage", "false"),
+    "enable-force-include-usage": _only("clients request usage with stream_options.include_usage", "false"),
     "enable-prompt-tokens-details": _only("cached tokens are always reported", "true"),
     "sse-keep-alive-interval": _only(_NOT_YET, "0", "0.0"),
-    "tokens-only": _only("the engine answers with text", "false"),
+    "tokens-only": _only("responses contain text", "false"),
     # how it is reached
-    "config": _only("give the flags themselves"),
-    "headless": _only("the engine is its server", "false"),
-    "grpc": _only("the engine speaks HTTP", "false"),
-    "grpc-port": _only("the engine speaks HTTP"),
+    "config": _only("pass the flags on the command line"),
+    "headless": _only("the engine always serves HTTP", "false"),
+    "grpc": _only("the engine supports HTTP only", "false"),
+    "grpc-port": _only("the engine supports HTTP only"),
     "uds": _only("the engine listens on a TCP port"),
-    "api-server-count": _only("one process serves", "1"),
-    "root-path": _only("the engine serves at /", ""),
-    "middleware": _only("the engine runs no foreign code"),
-    "allowed-origins": _only("CORS belongs to the front door", "[]"),
+    "api-server-count": _only("the engine serves HTTP from one process", "1"),
+    "root-path": _only("the engine serves its routes at /", ""),
+    "middleware": _only("custom middleware is not supported"),
+    "allowed-origins": _only("the server in front of the engine handles CORS", "[]"),
     "ssl-keyfile": _only(_NO_TLS),
     "ssl-certfile": _only(_NO_TLS),
     "ssl-ca-certs": _only(_NO_TLS),

@@ -82,14 +82,14 @@ class ConfigReader:
         value = self._raw.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{self._path}: {key} is {value!r}, it has to be a positive integer.")
+            raise CheckpointError(f"{self._path}: {key} is {value!r}; it must be a positive integer.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._raw.get(key)
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"{self._path}: {key} is {value!r}, it has to be a positive number.")
+            raise CheckpointError(f"{self._path}: {key} is {value!r}; it must be a positive number.")
         return float(value)
 
     def object(self, *keys: str) -> ConfigReader:
@@ -133,4 +133,4 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     if raw.get("mlp_bias"):
         raise UnsupportedModel("Biases in the MLP (mlp_bias) aren't supported.")
     if (raw.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UnsupportedModel("Partly rotated heads (partial_rotary_factor) aren't supported.")
+        raise UnsupportedModel("Partial rotary embeddings (partial_rotary_factor) aren't supported.")

@@ -67,7 +67,7 @@ def _from_tokens(raw: Mapping[str, Any]) -> tuple[FromTokens | None, tuple[str, 
     if method not in tuple(FromTokens):
         raise UnsupportedModel(f"method {method!r} isn't one of {', '.join(FromTokens)}.")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
-        raise CheckpointError(f"classifier_from_token is {tokens!r}, it has to be a list of tokens.")
+        raise CheckpointError(f"classifier_from_token is {tokens!r}; it must be a list of tokens.")
     if method == FromTokens.TWO_WAY_SOFTMAX and len(tokens) != 2:
         raise CheckpointError(f"{method} needs two tokens in classifier_from_token, not {len(tokens)}.")
     return FromTokens(method), tuple(tokens)
@@ -78,7 +78,7 @@ def _num_labels(raw: Mapping[str, Any]) -> int:
     labels = raw.get("id2label")
     value = raw.get("num_labels", len(labels) if isinstance(labels, dict) and labels else 2)
     if not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"config.json: num_labels is {value!r}, it has to be a positive integer.")
+        raise CheckpointError(f"config.json: num_labels is {value!r}; it must be a positive integer.")
     return value
 
 

@@ -123,13 +123,13 @@ class _PoolerConfig:
             )
         if values.get("task", task) != task:
             raise ConfigError(
-                f"--pooler-config: task is {values['task']!r}, but this model does {str(task)!r}."
+                f"--pooler-config: task is {values['task']!r}, but this model's task is {str(task)!r}."
             )
         name = values.get("pooling_type", values.get("seq_pooling_type"))
         if name is not None and name not in tuple(PoolingType):
             raise ConfigError(f"--pooler-config: pooling {name!r} isn't one of {', '.join(PoolingType)}.")
         if not isinstance(values.get("use_activation", True), bool):
-            raise ConfigError("--pooler-config: use_activation has to be true or false.")
+            raise ConfigError("--pooler-config: use_activation must be true or false.")
         return cls(
             pooling=None if name is None else PoolingType(name),
             use_activation=values.get("use_activation"),
@@ -209,5 +209,5 @@ def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict
 def _integer(raw: Mapping[str, Any], key: str) -> int:
     value = raw.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}, it has to be a positive integer.")
+        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a positive integer.")
     return value

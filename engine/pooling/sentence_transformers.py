@@ -116,5 +116,5 @@ def _read_dense(directory: Path, folder: str) -> DenseModule:
     try:
         sizes = int(config["in_features"]), int(config["out_features"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory / folder}/config.json names no sizes: {error}") from error
+        raise CheckpointError(f"{directory / folder}/config.json has no valid sizes: {error}") from error
     return DenseModule(folder, *sizes, bool(config.get("bias", True)), activation == "Tanh")

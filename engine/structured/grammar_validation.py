@@ -39,7 +39,8 @@ def validate_grammar(
             if matcher.is_completed():
                 return
             raise InvalidRequest(
-                f"{param} can't be enforced: it matches no finite text, or none that the tokens can spell.",
+                f"{param} can't be enforced: it matches no finite text, or none that the model's tokens "
+                "can spell.",
                 param=param,
             )
         if not matcher.accept_token(token):

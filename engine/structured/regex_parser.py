@@ -209,7 +209,7 @@ class _RegexParser:
             end = self._text.find("}", self._at)
             code = self._hex(end - self._at) if 0 < end - self._at <= 6 else -1
             if not self._accept("}") or code > 0x10FFFF:
-                raise self._error("\\u{} holds no code point")
+                raise self._error("\\u{} doesn't contain a code point")
             return code
         code = self._hex(4)
         if 0xD800 <= code < 0xDC00 and self._text.startswith("\\u", self._at):

@@ -43,7 +43,8 @@ def _modern(tag: dict[str, Any], param: str) -> dict[str, Any]:
         form = {"type": "triggered_tags", "triggers": tag["triggers"], "tags": tags}
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
-            f"{param}: structures must be objects of begin, schema and end, beside triggers.", param=param
+            f"{param} needs triggers, and structures, a list of objects with begin, schema and end.",
+            param=param,
         ) from error
     return {"type": "structural_tag", "format": form}
 

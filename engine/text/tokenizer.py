@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.")
+        raise CheckpointError(f"{path} doesn't contain a JSON object.")
     return value
 
 
@@ -152,7 +152,7 @@ def _load_with_transformers(directory: Path) -> FastTokenizer:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(fast, FastTokenizer):
         raise UnsupportedModel(
-            f"{directory} has a tokenizer of a kind ({type(tokenizer).__name__}) not supported."
+            f"{directory} has a tokenizer of an unsupported kind: {type(tokenizer).__name__}."
         )
     return fast
 

@@ -59,7 +59,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     except (OSError, ValueError) as error:
         return f"config.json can't be read: {error}"
     if not isinstance(config, dict):
-        return "config.json holds no JSON object."
+        return "config.json doesn't contain a JSON object."
     raw = _merged(config, params.get("hf_overrides"))
     problem = _quantised(names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
@@ -74,15 +74,15 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     if "adapter_config.json" in names and not _weight_files(names):
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"it is an adapter (LoRA) of {base!r}, no model by itself: vLLM runs it beside that one "
-            "(`engine: vllm` with enable_lora), or merge the two."
+            f"it is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
+            "(`engine: vllm` with enable_lora), or merge them."
         )
     if "config.json" in names:
         return None
     if "model_index.json" in names:
         return (
-            "it is a diffusion pipeline (model_index.json), which writes no text: serve it by a command of "
-            "its own (`engine: command`)."
+            "it is a diffusion pipeline (model_index.json), which doesn't generate text: serve it with a "
+            "command (`engine: command`)."
         )
     if any(name.endswith(".gguf") for name in names):
         return _GGUF
@@ -90,7 +90,7 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
         return f"it is in its maker's own format (params.json), not Hugging Face's: {_VLLM}."
     unfinished = any(name.endswith(".safetensors") for name in names)
     return "it has no config.json: " + (
-        _UNFINISHED if unfinished else "it is no model in Hugging Face layout."
+        _UNFINISHED if unfinished else "it is not a model in Hugging Face layout."
     )
 
 
@@ -101,8 +101,8 @@ def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             if method is None and key == "quantization":
                 return (
-                    "it has weights quantised for MLX, which the embedded engine can't compute with: mlx-lm "
-                    "runs them (`engine: command`)."
+                    "it has weights quantised for MLX, which the embedded engine can't use: run them with "
+                    "mlx-lm (`engine: command`)."
                 )
             methods = [str(method or "unknown")]
             break
@@ -117,7 +117,7 @@ def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
 def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
-        return f"config.json: architectures is {named!r}, not one name that says what the model is: {_VLLM}."
+        return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
     if _pools(path, name, params):
         if name not in ENCODERS | DECODERS:
@@ -160,7 +160,7 @@ def _feature(raw: Mapping[str, Any]) -> str | None:
             or set(map(str, layer_types)) - {"full_attention"}
         ),
         "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
-        "Partly rotated heads (partial_rotary_factor) aren't supported": (
+        "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
             (raw.get("partial_rotary_factor") or 1.0) != 1.0
         ),
         f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are": (
@@ -194,12 +194,12 @@ def _weightless(names: frozenset[str]) -> str:
     ends = (".bin", ".pt", ".pth")
     if pickled := sorted(name for name in names if name.endswith(ends) and name not in _NOT_WEIGHTS):
         return (
-            f"it holds no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
+            f"it has no .safetensors file, but pickled weights ({_enumerate(pickled)}), which may run code "
             f"when they are read: convert them to safetensors, or {_VLLM}."
         )
     if any(name.endswith(".gguf") for name in names):
         return _GGUF
-    return f"it holds no .safetensors file: there are no weights, or {_UNFINISHED.replace('its', 'their')}"
+    return f"it has no .safetensors file: it contains no weights, or {_UNFINISHED.replace('its', 'their')}"
 
 
 def _tokenizer(names: frozenset[str], params: Mapping[str, Any]) -> str | None:

@@ -59,7 +59,7 @@ def check_params(params: Mapping[str, Any], owned: frozenset[str]) -> None:
             )
         if name.replace("-", "_").lower() in owned:
             raise InvalidSpec(
-                f"params.{name} can't be set: Berth decides it for every engine that it starts",
+                f"params.{name} can't be set: Berth sets it for every engine",
                 param=f"params.{name}",
             )
         _check_value(f"params.{name}", value)

@@ -53,8 +53,8 @@ def check_hub_id(model: str) -> None:
         or any(part.endswith((".", "-", ".git")) for part in model.split("/"))
     ):
         raise InvalidSpec(
-            f"model {_shortened(model)} isn't a valid model name on the hub: that is `owner/name`, at most "
-            f"{_MAX_ID_CHARS} letters, digits, '-', '_' and '.' (no '..', no '--'), such as Qwen/Qwen3-0.6B",
+            f"model {_shortened(model)} isn't a valid model name on the hub; write `owner/name`, such as "
+            f"Qwen/Qwen3-0.6B: at most {_MAX_ID_CHARS} letters, digits, '-', '_' and '.', no '..' or '--'",
             param="model",
         )
 

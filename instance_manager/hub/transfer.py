@@ -107,7 +107,7 @@ class RemoteFile:
             raise HubError(
                 "upstream_error",
                 "hub_failed",
-                f"{constants.ENDPOINT} gave no ETag or size for {model}/{name}; is it a hub?",
+                f"{constants.ENDPOINT} sent no ETag or size for {model}/{name}; is it a model hub?",
             )
         self.size = metadata.size
         self._etag = metadata.etag

@@ -29,7 +29,8 @@ def check_spec(spec: InstanceSpec) -> None:
         check_idle_timeout(spec.timeout_s)
     if spec.health_path is not None and not _PATH.fullmatch(spec.health_path):
         raise InvalidSpec(
-            f"health_path {spec.health_path!r} must begin with '/' and hold no space", param="health_path"
+            f"health_path {spec.health_path!r} must begin with '/' and must not contain spaces",
+            param="health_path",
         )
     for device in spec.devices or ():
         if not isinstance(device, str) or not device or "," in device:

@@ -159,6 +159,8 @@ def chat_stream(*texts: str) -> list[bytes]:
     choices: list[Any] = [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     choices += [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in texts]
     choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}]
-    chunks = [{"model": "demo", "choices": [choice], "usage": None} for choice in choices]
+    chunks: list[dict[str, Any]] = [
+        {"model": "demo", "choices": [choice], "usage": None} for choice in choices
+    ]
     chunks.append({"model": "demo", "choices": [], "usage": USAGE})
     return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks] + [b"data: [DONE]\n\n"]

@@ -81,7 +81,7 @@ def test_a_custom_command_gets_no_flags(
         ({"max_num_seq": 3}, "did you mean max_num_seqs?"),
         ({"max_model_len": "abc"}, "params.max_model_len=abc: must be a whole number"),
         ({"enable_prefix_caching": "yes"}, "must be true or false"),
-        ({"model": "x"}, "Berth decides it"),
+        ({"model": "x"}, "Berth sets it"),
     ],
 )
 def test_flags_the_engine_would_refuse_are_refused_before_a_stop(

@@ -18,11 +18,15 @@ class TrackedConnection:
     examined: list[None] = field(default_factory=list)
     is_asking: bool = False
     is_read_paused: bool = False
+    is_listed_idle: bool = False
 
     @property
     def is_idle(self) -> bool:
         self.examined.append(None)
         return not self.is_asking
+
+    def evict(self) -> None:
+        raise AssertionError("the table only names the connection")
 
 
 def test_the_longest_idle_is_evicted_first() -> None:

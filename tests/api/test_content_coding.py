@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.server.content_coding import DecodingApp, RequestRefused, decode
+from api.http.errors import RequestRefused
+from api.server.content_coding import DecodingApp, decode
 from tests.api.protocol_apps import Inner, ask
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command

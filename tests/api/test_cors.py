@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.auth import AccessControl, Keys
+from api.access.key_store import Keys
+from api.auth import AccessControl
 from api.cors import Cors, Origins
 from api.http.asgi import RawHeaders
 from api.http.response_channel import FastPathApp

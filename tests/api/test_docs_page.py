@@ -67,10 +67,10 @@ def test_every_route_is_on_the_page(answer: tuple[httpx.Response, dict[str, Any]
     assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     shown = re.findall(r"<summary><b>(\w+)</b><code>([^<]+)</code>", response.text)
     own = {
-        (method, str(route.path).replace("{name:path}", "{name}"))  # type: ignore[attr-defined]
+        (method, str(route.path).replace("{name:path}", "{name}"))
         for router in ROUTERS
         for route in router.routes
-        for method in route.methods  # type: ignore[attr-defined]
+        for method in route.methods
     }
     by_name = {("POST", path.decode()) for path in UNVERSIONED}
     translated = {("POST", adapter.route) for adapter in load_protocols((PLUGIN,))}

@@ -64,7 +64,7 @@ async def test_fields_that_are_not_known_reach_the_engine_which_decides_about_th
     others = {"allowed_token_ids": [5], "temprature": 1, "chat_template_kwargs": {"a": [None]}}
     got = await ask(app_around(inner), "/generate", {"prompt": "e", "n": None, "mood": None, **others})
     assert {k: v for k, v in inner.asked.items() if k not in ("messages", "model")} == others
-    assert b"temprature" in got.header(b"warning")
+    assert b"temprature" in (got.header(b"warning") or b"")
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])

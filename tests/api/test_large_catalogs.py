@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def test_requests_are_served_while_a_large_catalog_is_read(berth: BerthProcess, 
         assert reload(client).json()["models"] < 10
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "20,000 models": (lambda: models(20_000, "far-too-many"), "larger than the 1 MiB"),
     "20,000 short models": (
         lambda: "models:\n" + "".join(f" m{n}: {{}}\n" for n in range(20_000)),

@@ -404,11 +404,15 @@ async def test_the_current_of_several_requests_sees_the_disconnect() -> None:
 async def test_requests_and_connections_leave_no_reference_cycles() -> None:
     """Else the garbage collector would have to find them, all the time."""
 
-    def left() -> list[Any]:
+    def alive() -> list[Any]:
         return [found for found in gc.get_objects() if type(found) in (HttpProtocol, RequestCycle)]
+
+    def left() -> list[Any]:
+        return [found for found in alive() if not any(found is one for one in earlier)]
 
     async with serving(ConnectionLimits()) as served:
         gc.collect()
+        earlier = alive()  # of other tests
         gc.disable()
         try:
             for request in (

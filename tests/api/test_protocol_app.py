@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from api.http.asgi import Message, Receive, Scope, Send
 from api.protocols import response_translator as answer_module
 from api.protocols.app import ProtocolApp
-from api.protocols.base import ChatMessage, ErrorDetail, Json, ProtocolRequest, StreamTranslator
+from api.protocols.base import ChatMessage, ErrorDetail, Json, StreamTranslator
 from api.protocols.generate import GenerateProtocol, GenerateRequest
 from docs.examples.alpaca import AlpacaProtocol
-from docs.examples.summarize import SummarizeProtocol
+from docs.examples.summarize import SummarizeProtocol, SummaryRequest
 from tests.api.protocol_apps import JSON, SSE, USAGE, Got, Inner, ask, chat_answer, chat_stream
 
 PROMPT = {"prompt": "Hello"}
@@ -299,7 +299,10 @@ async def test_a_stream_waits_for_its_reader() -> None:
 
 
 async def test_a_disconnect_reaches_the_inner_application() -> None:
-    messages = [{"type": "http.request", "body": json.dumps(PROMPT).encode()}, {"type": "http.disconnect"}]
+    messages: list[Message] = [
+        {"type": "http.request", "body": json.dumps(PROMPT).encode()},
+        {"type": "http.disconnect"},
+    ]
     seen: list[str] = []
 
     async def receive() -> Message:
@@ -391,8 +394,8 @@ class Unstreamed(SummarizeProtocol):
     name = "unstreamed"
     route = "/unstreamed"
 
-    def from_openai_stream(self, request: ProtocolRequest) -> StreamTranslator:  # type: ignore[override]
-        return super(SummarizeProtocol, self).from_openai_stream(request)  # type: ignore[arg-type]
+    def from_openai_stream(self, request: SummaryRequest) -> StreamTranslator:
+        return super(SummarizeProtocol, self).from_openai_stream(request)
 
 
 async def test_a_protocol_need_not_support_streaming() -> None:

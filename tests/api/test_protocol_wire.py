@@ -95,7 +95,7 @@ async def berth_around(script: Any) -> AsyncIterator[Front]:
 @contextlib.asynccontextmanager
 async def serving(app: App) -> AsyncIterator[int]:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=server_protocol(),
         lifespan="off",
         log_config=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import date
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ async def test_formatting_makes_no_difference() -> None:
 
 
 async def test_another_day_has_a_different_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tomorrow(cache_module.date):
+    class Tomorrow(date):
         @classmethod
         def today(cls) -> Tomorrow:
             return cls(2999, 1, 1)
@@ -245,7 +246,7 @@ async def test_incomplete_and_error_responses_are_not_cached(inner: Inner) -> No
 async def test_text_about_errors_is_not_an_error() -> None:
     inner = Inner(chat_stream('"error": 5', '{"error": "x", "finish_reason": "abort"}'), headers=[SSE])
     assert await ask_twice(inner, {**GREEDY, "stream": True}) == ["miss", "hit"]
-    logprobs = {"choices": [], "error": None}
+    logprobs: dict[str, Any] = {"choices": [], "error": None}
     assert await ask_twice(Inner([json.dumps(logprobs).encode()]), GREEDY) == ["miss", "hit"]
 
 

@@ -15,7 +15,7 @@ from tests.api.test_proxy_forwarding import *  # noqa: F403
 from tests.api.test_streams import *  # noqa: F403
 
 
-@pytest.fixture
+@pytest.fixture  # type: ignore[no-redef]  # in place of the imported one
 def anyio_backend() -> Any:
     return ("asyncio", {"use_uvloop": True})
 

@@ -79,10 +79,12 @@ def test_percentiles_are_interpolated() -> None:
 
 def test_the_times_of_a_request_are_measured() -> None:
     two_in_each = Outcome(1.0, (0.1, 0.3, 0.5), 10, 5)
-    assert (two_in_each.first_s, two_in_each.tpot_s) == (0.1, pytest.approx(0.1))
+    assert two_in_each.first_s == 0.1
+    assert two_in_each.tpot_s == pytest.approx(0.1)
     assert two_in_each.gaps_s == [pytest.approx(0.1)] * 2
     uncounted = Outcome(1.0, (0.1, 0.3))
-    assert (uncounted.tpot_s, uncounted.gaps_s) == (None, [pytest.approx(0.2)])
+    assert uncounted.tpot_s is None
+    assert uncounted.gaps_s == [pytest.approx(0.2)]
 
 
 def test_unknown_values_are_left_out() -> None:

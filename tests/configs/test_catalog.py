@@ -136,7 +136,7 @@ def test_a_changed_file_is_reloaded_and_an_error_logged_once(tmp_path: Path) -> 
     assert file.reload_if_changed() is None
 
     write(tmp_path, "models:\n  a: {timeout: 1}\n  b: {}\n  c: {}\n")
-    assert file.reload_if_changed() == {"a", "c"}
+    assert file.reload_if_changed() == frozenset({"a", "c"})
 
     write(tmp_path, "models: 1\n")
     with pytest.raises(CatalogError):
@@ -145,7 +145,7 @@ def test_a_changed_file_is_reloaded_and_an_error_logged_once(tmp_path: Path) -> 
     assert set(file.current.models) == {"a", "b", "c"}
 
     path.unlink()
-    assert file.reload_if_changed() == {"a", "b", "c"}
+    assert file.reload_if_changed() == frozenset({"a", "b", "c"})
 
 
 def make_model(folder: Path) -> None:

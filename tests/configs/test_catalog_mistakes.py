@@ -242,7 +242,7 @@ def test_an_explicit_reload_reports_the_error_again_and_keeps_the_old_catalog(tm
             file.reload()
     assert file.reload_if_changed() is None and file.current is old
     os.replace(_written(tmp_path / "new", "models:\n  b: {}\n"), path)
-    assert file.reload_if_changed() == {"a", "b"}
+    assert file.reload_if_changed() == frozenset({"a", "b"})
     assert file.reload() == frozenset()
 
 

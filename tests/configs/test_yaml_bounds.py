@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.bounded_file import MAX_BYTES, read_bounded
-from configs.catalog import CatalogError, load_catalog
+from configs.catalog import load_catalog
+from configs.catalog_error import CatalogError
 from configs.key_file import KeyFileError, read_key_file
 from configs.parameter_file import read_parameters
 from configs.settings_error import SettingsError

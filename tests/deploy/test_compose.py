@@ -25,7 +25,7 @@ def load(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_specifications_schema_takes_it(path: Path) -> None:
-    argv = [linter("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", path]
+    argv = [linter("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

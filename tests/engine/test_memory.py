@@ -67,7 +67,7 @@ def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:
 )
 def test_a_sequence_that_could_never_finish_is_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){message}"):
-        size(model_limit=8192, **options)
+        size(BUDGET, model_limit=8192, **options)
 
 
 def test_the_error_for_short_memory_says_what_uses_it_and_what_helps() -> None:

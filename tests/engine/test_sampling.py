@@ -37,11 +37,11 @@ def allowed_tokens(logits: torch.Tensor, params: SamplingParams) -> dict[int, fl
     return {int(t): float(p) for t, p in zip(tokens, ranked, strict=True) if p > 0}
 
 
-def draw(logits: torch.Tensor, params: SamplingParams, count: int) -> Counter[int]:
+def draw(logits: torch.Tensor, params: SamplingParams, count: int) -> Counter[int | None]:
     """`count` tokens: one position after the other of one request, many at a time."""
     rows = [SampledRow(params, position) for position in range(count)]
     sampler = Sampler([EOS])
-    tokens: list[int] = []
+    tokens: list[int | None] = []
     for start in range(0, count, 500):
         part = rows[start : start + 500]
         tokens += sampler.sample(logits.expand(len(part), -1).clone(), part).tokens

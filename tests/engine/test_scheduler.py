@@ -105,7 +105,7 @@ def test_limits_that_allow_nothing_are_refused(limits: dict[str, int]) -> None:
         (make_request("a", [-1]), "token id -1", "prompt"),
         (make_request("a", [1], priority=1 << 40), "priority is 1099511627776", "priority"),
         *(
-            (make_request("a", [1], params=SamplingParams(max_tokens=1, **wrong)), words, next(iter(wrong)))  # type: ignore[arg-type]
+            (make_request("a", [1], params=SamplingParams(max_tokens=1, **wrong)), words, next(iter(wrong)))
             for wrong, words in (
                 ({"logit_bias": {1 << 17: 1.0}}, "token id 131072"),
                 ({"bad_words": ((1,), ())}, "word without tokens"),

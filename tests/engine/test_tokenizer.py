@@ -73,7 +73,7 @@ def test_special_tokens_as_objects(tmp_path: Path) -> None:
         ({}, "no tokenizer"),
         ({"tokenizer.json": "{"}, "tokenizer.json can't be read"),
         ({"tokenizer_config.json": "{"}, "tokenizer_config.json can't be read"),
-        ({"tokenizer_config.json": "[]"}, "holds no JSON object"),
+        ({"tokenizer_config.json": "[]"}, "doesn't contain a JSON object"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, files: dict[str, str], message: str) -> None:

@@ -102,7 +102,7 @@ def test_a_torn_file_is_refused(source: Path, tmp_path: Path) -> None:
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"holds no \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
         Checkpoint(tmp_path)
 
 

@@ -79,7 +79,9 @@ class Runner:
                     case(self._directory / case.__name__, self.journal, self._seed)
 
     def _run_shared(self, scenario: Scenario, cases: Sequence[Callable[[FaultEnvironment], None]]) -> None:
-        with FaultEnvironment(self._directory / scenario.name, self.journal, **scenario.settings) as env:
+        with FaultEnvironment(
+            self._directory / scenario.name, self.journal, None, **scenario.settings
+        ) as env:
             for case in cases:
                 with self._recording(scenario.name, case.__name__) as result:
                     case(env)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import time
+from functools import partial
+from typing import Any
 
 import psutil
 
@@ -191,12 +193,16 @@ def loses_its_shim(env: FaultEnvironment) -> None:
         assert env.complete("one").outcome is Outcome.ANSWERED
 
 
+def _has_another_pid(pid: int, record: dict[str, Any]) -> bool:
+    return bool(record["pid"] != pid)
+
+
 def exits_by_signals(env: FaultEnvironment) -> None:
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGHUP, signal.SIGINT):
         with env.instance("one", fake_engine.command()):
             engine = env.engine("one")
             engine.send_signal(number)
-            seen = env.wait_until("one", lambda record, pid=engine.pid: record["pid"] != pid)
+            seen = env.wait_until("one", partial(_has_another_pid, engine.pid))
             assert seen["error"] is None or seen["error"]["signal"] == number.name, seen["error"]
 
 

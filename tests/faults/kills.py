@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ class BerthSuccession:
         assert reply.status == 200, str(reply)
         record: dict[str, Any] = json.loads(reply.body)
         return record
+
+    def is_running(self, name: str) -> bool:
+        return bool(self.record(name)["status"] == "running")
 
     def engines(self) -> dict[int, str]:
         """The processes of all Berths of this succession, except the current Berth itself."""
@@ -204,7 +208,7 @@ def _kill_and_restart(
     for name in _NAMES:
         if name == victim:
             continue
-        eventually(f"{name} is adopted", lambda name=name: succession.record(name)["status"] == "running", 10)
+        eventually(f"{name} is adopted", partial(succession.is_running, name), 10)
         record = succession.record(name)
         assert record["pid"] == pids[name], f"{name} was started again: {record}"
         reply = succession.ask("POST", f"/proxy/{name}/v1/completions", {"stream": True, "max_tokens": 3})

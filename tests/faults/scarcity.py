@@ -7,6 +7,7 @@ import glob
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -68,8 +69,7 @@ def the_clock_jumps(directory: Path, journal: Journal, _seed: int) -> None:
             streams = env.start_requests("one", 5, stream=True, max_tokens=60)
             time.sleep(0.5)
             _set(clock, f"{hours * _HOUR_S:+d}")
-            wanted_s = hours * _HOUR_S
-            eventually("the clock has jumped", lambda s=wanted_s: abs(_berths_offset_s(env) - s) < 60, 10)
+            eventually("the clock has jumped", partial(_has_offset, env, hours * _HOUR_S), 10)
             with env.instance("two", fake_engine.command("--slow-start", "0.5")):
                 assert env.complete("two").outcome is Outcome.ANSWERED
             for reply in streams():
@@ -115,6 +115,10 @@ def _set(clock: Path, offset: str) -> None:
     new.write_text(offset)
     os.replace(new, clock)
     time.sleep(1.2)  # it is read once a second
+
+
+def _has_offset(env: FaultEnvironment, seconds: float) -> bool:
+    return abs(_berths_offset_s(env) - seconds) < 60
 
 
 def _berths_offset_s(env: FaultEnvironment) -> float:

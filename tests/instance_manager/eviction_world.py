@@ -10,6 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from instance_manager.memory.devices import HOST, SLOT, Device
 from instance_manager.memory.eviction import Evict, EvictionPolicy, Fits, NeverFits, Wait, plan_capacity
@@ -83,7 +84,7 @@ class World:
 
     def run(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            self._at(request.at, lambda request=request: self._arrive(request))
+            self._at(request.at, partial(self._arrive, request))
         for _ in range(200 * (len(requests) + 1)):
             if not self._events:
                 return

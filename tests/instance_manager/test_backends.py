@@ -84,7 +84,7 @@ def test_vllm_without_its_interpreter_names_the_setting() -> None:
 @pytest.mark.parametrize("engine", ["engine", "vllm"])
 @pytest.mark.parametrize("name", ["model", "host", "port", "api_key", "api-key", "uds", "ssl_keyfile"])
 def test_parameters_that_berth_sets_are_refused(engine: str, name: str) -> None:
-    with pytest.raises(InvalidSpec, match="Berth decides") as refusal:
+    with pytest.raises(InvalidSpec, match="Berth sets it") as refusal:
         plan(engine, params={name: "x"})
     assert refusal.value.param == f"params.{name}"
 

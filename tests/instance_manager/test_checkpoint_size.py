@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from instance_manager.backends import BACKENDS
@@ -40,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    tensors = {"a": np.zeros((10, 100), np.float16), "b": np.zeros(100, np.int8)}
+    tensors: dict[str, NDArray[Any]] = {"a": np.zeros((10, 100), np.float16), "b": np.zeros(100, np.int8)}
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
 

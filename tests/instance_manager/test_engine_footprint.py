@@ -16,7 +16,8 @@ from instance_manager.backends import BACKENDS
 from instance_manager.memory.checkpoint_size import read_load
 from instance_manager.memory.device_memory import private_bytes
 from instance_manager.memory.kv_cache_size import Machine
-from tests.engine.server.test_sleeping_memory import ROOT, complete, sleeper
+from tests.berth_process import ROOT
+from tests.engine.server.test_sleeping_memory import complete, sleeper
 
 DEMO = ROOT / "models" / "berth-demo"
 CACHE_BYTES = 16_000_000

@@ -13,6 +13,7 @@ import pytest
 from docs.engine_flags import FILE, render
 from engine.errors import ConfigError
 from engine.launch import flags
+from engine.launch.flag_parser import build_parser
 from engine.launch.flags import parse_flags
 from instance_manager.backends import plan_launch
 from instance_manager.backends.flag_check import vllm_version
@@ -22,7 +23,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import InstanceSpec
 
-PARSER = cache(flags.build_parser)
+PARSER = cache(build_parser)
 FLAGS: dict[str, Any] = json.loads(FILE.read_text())["flags"]
 ROOT = FILE.parents[2]
 VALUES: list[Any] = [
@@ -145,7 +146,7 @@ def test_a_parameter_from_settings_is_reported_as_such() -> None:
 @pytest.mark.parametrize("name", ["port", "model", "api_key"])
 def test_parameters_that_berth_sets_can_not_be_set_for_all_engines_either(name: str) -> None:
     error = refusal({}, default_params={name: "x"})
-    assert error is not None and "Berth decides" in str(error) and "VLLM_CONFIG" in str(error)
+    assert error is not None and "Berth sets it" in str(error) and "VLLM_CONFIG" in str(error)
 
 
 def vllm(folder: Path, version: str | None) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -239,12 +240,12 @@ async def test_a_replica_that_keeps_dying_is_replaced_after_growing_delays(
 
 def refused(name: str, tmp_path: Path) -> tuple[ModelProfile, type[ManagerError]]:
     """A model whose start is refused, and the error."""
-    demo = {"model": str(DEMO), "engine": "engine"}
+    demo = partial(ModelProfile, name, model=str(DEMO), engine="engine")
     match name:
         case "large":
-            return ModelProfile(name, **demo, params={"kv_cache_memory_bytes": "6G"}, devices=()), NoCapacity
+            return demo(params={"kv_cache_memory_bytes": "6G"}, devices=()), NoCapacity
         case "flag":
-            return ModelProfile(name, **demo, params={"max_num_seq": 3}), InvalidSpec
+            return demo(params={"max_num_seq": 3}), InvalidSpec
         case "gone":
             return ModelProfile(name, model=str(tmp_path / "none"), engine="engine"), ModelNotFound
         case _:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -102,8 +103,8 @@ async def test_output_written_during_the_copy_is_not_lost(
     copy = logs._copy
     async with followed(path, max_bytes=100) as (log, descriptor):
 
-        def slow_copy(*args: object) -> None:
-            copy(*args)
+        def slow_copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
+            copy(source, target, num_bytes)
             os.write(descriptor, b"late\n")
 
         monkeypatch.setattr(logs, "_copy", slow_copy)

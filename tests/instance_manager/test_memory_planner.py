@@ -163,7 +163,8 @@ async def test_an_instances_memory_is_reported_and_recorded_as_its_models_peak(w
     assert one.memory_bytes == 2 * GB
     world.manager.instances.remove(one)
     again = Measurements(world.manager.config.log_dir / "state")  # it has been saved
-    assert again.peak(kind_of(one.spec)).host_bytes == 3 * GB
+    peak = again.peak(kind_of(one.spec))
+    assert peak is not None and peak.host_bytes == 3 * GB
 
 
 async def test_a_starting_instance_reports_its_memory_but_records_no_peak(world: World) -> None:
@@ -211,7 +212,7 @@ async def test_peaks_that_cannot_be_saved_are_logged_and_harm_nothing(
 async def test_a_model_that_was_never_measured_may_start(world: World) -> None:
     world.add("a", 9.9)
     placement = await plan(world, world.planner())
-    assert (placement.plan, placement.devices, placement.fills) == (Fits(), None, {HOST})
+    assert (placement.plan, placement.devices, placement.fills) == (Fits(), None, frozenset({HOST}))
 
 
 async def test_the_least_recently_used_instance_is_evicted_for_a_measured_need(world: World) -> None:
@@ -353,13 +354,13 @@ async def test_gpus_are_chosen_where_the_spec_names_none(world: World) -> None:
     world.gpus = (gpu(0, free_gb=10), gpu(1, free_gb=70))
     planner = world.planner()
     placement = await plan(world, planner)
-    assert (placement.devices, placement.fills) == (("GPU-1",), {"GPU-1"})
+    assert (placement.devices, placement.fills) == (("GPU-1",), frozenset({"GPU-1"}))
     named = InstanceSpec("m", "command", command=("x",), devices=("0",))
     placement = await plan(world, planner, named)
-    assert (placement.devices, placement.fills) == (("GPU-0",), {"GPU-0"})
+    assert (placement.devices, placement.fills) == (("GPU-0",), frozenset({"GPU-0"}))
     without = InstanceSpec("m", "command", command=("x",), devices=())
     placement = await plan(world, planner, without)
-    assert (placement.devices, placement.fills) == ((), {HOST})
+    assert (placement.devices, placement.fills) == ((), frozenset({HOST}))
 
 
 # What is executed
@@ -528,7 +529,7 @@ async def test_a_real_engine_is_measured_with_its_whole_process_group_until_it_e
             manager, MemoryPlannerConfig(), Measurements(tmp_path / "state"), GpuDriver({})
         )
         instance = await running(manager, fake("--grandchild"))
-        assert instance.memory_bytes is None
+        assert instance.record()["memory_bytes"] is None
         await planner.plan_reclaim()
         assert instance.memory_bytes is not None and 2_000_000 < instance.memory_bytes < 500_000_000
         await manager.stop(instance.instance_id, force=True)

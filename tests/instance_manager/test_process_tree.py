@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from tests.instance_manager.test_shim import PYTHON, STUBBORN
 pytestmark = pytest.mark.skipif(not can_supervise(), reason="the shim needs Linux")
 
 ROOT = Path(__file__).resolve().parents[2]
-Spawn = Callable[..., Awaitable[SupervisedProcess]]
+Spawn = Callable[..., Coroutine[Any, Any, SupervisedProcess]]
 
 
 @pytest.fixture(params=LOOPS, ids=["asyncio", "uvloop"])
@@ -150,7 +150,7 @@ async def test_a_shim_that_can_not_start_is_an_oserror_too(
 
 async def test_a_cancelled_start_leaves_no_process(spawn: Spawn, mark: str) -> None:
     for delay_s in (0.0, 0.01, 0.02, 0.03, 0.05):
-        starting = asyncio.create_task(spawn([*PYTHON, STUBBORN]))  # type: ignore[arg-type]
+        starting = asyncio.create_task(spawn([*PYTHON, STUBBORN]))
         await asyncio.sleep(delay_s)
         starting.cancel()
         await asyncio.wait((starting,))
@@ -309,12 +309,12 @@ async def test_only_the_recorded_processes_count_as_alive(spawn: Spawn, tmp_path
     await until_logged(tmp_path / "log")
     status = status_of(tmp_path)
     assert are_alive(status)
-    for change in (
-        {"shim_start_ticks": status.shim_start_ticks - 1},
-        {"engine_start_ticks": status.engine_start_ticks + 1},
-        {"engine_pid": status.shim_pid},
+    for other in (
+        replace(status, shim_start_ticks=status.shim_start_ticks - 1),
+        replace(status, engine_start_ticks=status.engine_start_ticks + 1),
+        replace(status, engine_pid=status.shim_pid),
     ):
-        assert not are_alive(replace(status, **change))
+        assert not are_alive(other)
     reused_pid = ProcessId(status.engine_pid, status.engine_start_ticks - 1)
     assert not reused_pid.is_alive
     assert await kill_until_gone("", reused_pid, 1)  # finds and kills no process

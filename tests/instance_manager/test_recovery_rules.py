@@ -72,8 +72,11 @@ async def test_an_instance_comes_back_as_it_was_stored() -> None:
     assert (one.pid, one.port, one.log_path, one.log_start) == (None, None, Path("one.log"), 12)
     one.port = RECORD.port
     again = one.stored("berth", None, is_wanted=True)
-    assert again.extra.pop("last_active_precision_s") == LAST_USE_PRECISION_S
-    assert replace(again, updated_at=0.0, last_active=0.0, params={}) == replace(RECORD, params={})
+    extra = dict(again.extra)
+    assert extra.pop("last_active_precision_s") == LAST_USE_PRECISION_S
+    assert replace(again, extra=extra, updated_at=0.0, last_active=0.0, params={}) == replace(
+        RECORD, params={}
+    )
 
 
 @pytest.mark.parametrize("state", InstanceState)

@@ -152,15 +152,16 @@ async def test_expiry_continues_after_an_error(
     manager: InstanceManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from instance_manager.lifecycle import expiry
+    from instance_manager.memory.victims import expired
 
-    original, calls = expiry.expired, 0
+    calls = 0
 
     def broken_once(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ValueError("once")
-        return original(*args)
+        return expired(*args)
 
     monkeypatch.setattr(expiry, "expired", broken_once)
     instance = await running(manager, fake(timeout_s=0.2))

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import psutil
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.berth_process import BerthProcess, running_berth
 
 START_TIMEOUT_S = 300.0
 GONE_TIMEOUT_S = 30.0
-QUESTION = [{"role": "user", "content": "tell me a story about a fox"}]
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "tell me a story about a fox"}]
 
 Note = Callable[[str, float], None]
 
@@ -50,7 +52,7 @@ def clients(berth: BerthProcess) -> Iterator[tuple[httpx.Client, openai.OpenAI]]
     """One for Berth's own routes, and one as a user would write it."""
     with (
         berth.client(timeout_s=START_TIMEOUT_S) as control,
-        httpx.Client(trust_env=False) as transport,
+        httpx2.Client(trust_env=False) as transport,
         openai.OpenAI(
             base_url=f"{berth.url}/v1",
             api_key="unused",

@@ -145,7 +145,8 @@ async def _stream(http: httpx.AsyncClient, request: Request, progress: _Progress
             if request.disconnects_after == number:
                 return Outcome.LEFT
             last = await anext(chunks, "")
-        if last != "[DONE]" or await anext(chunks, ""):
+        rest = await anext(chunks, "")
+        if last != "[DONE]" or rest:
             raise InvalidResponse(f"the stream of {number} chunks did not end with [DONE] but with {last!r}")
     _check_usage(request, usage or {})
     return Outcome.ANSWERED

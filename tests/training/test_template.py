@@ -63,7 +63,7 @@ def test_tools_are_listed_in_the_system_message(tokenizer: Any) -> None:
 @pytest.mark.parametrize("content", ["", None])
 def test_a_call_and_its_results(tokenizer: Any, arguments: object, content: str | None) -> None:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-    chat = [
+    chat: list[dict[str, Any]] = [
         HELLO,
         {"role": "assistant", "content": content, "tool_calls": [call]},
         {"role": "tool", "content": "sunny"},

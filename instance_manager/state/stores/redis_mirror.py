@@ -75,7 +75,7 @@ class Mirror:
         """
         if len(self.queue) >= self.max_queued:
             raise StoreUnavailable(
-                f"Redis is away and {len(self.queue)} writes wait already, the limit: this one is refused"
+                f"Redis is away and {len(self.queue)} writes wait already, the limit: this write is refused"
             )
         if self.ahead is None:
             self.ahead = self.known.copy()

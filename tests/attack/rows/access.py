@@ -117,13 +117,14 @@ def _keys_in_paths_and_queries_are_logged(env: AttackEnvironment) -> None:
         ):
             env.ask("POST", target, {"prompt": "x", "model": "failing", "max_tokens": 1}, timeout_s=10)
         protocols = f"openai-insecure-api-key.{key}"
-        upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec_websocket_version": "13"}
         env.ask(
             "GET",
             f"/proxy/failing/v1/realtime?api_key={key}",
             sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ==",
             sec_websocket_protocol=protocols,
-            **upgrade,
+            sec_websocket_version="13",
+            connection="Upgrade",
+            upgrade="websocket",
         )
     found = env.keys_in_logs()
     assert not found, ", ".join(found)

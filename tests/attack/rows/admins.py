@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -124,6 +125,10 @@ def _the_write_ahead_log_removed(env: AttackEnvironment) -> None:
     assert json.loads(found.body)["pinned"] is False, str(found)
 
 
+def _is_zombie(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_ZOMBIE
+
+
 def _beside(env: AttackEnvironment, **settings: str) -> BerthProcess:
     """Another Berth of the same code, without models."""
     folder = env.folder / f"beside-{time.monotonic_ns()}"
@@ -156,8 +161,7 @@ def _state_url_of_a_foreign_file(env: AttackEnvironment) -> None:
         for name in FOREIGN:
             beside = _beside(env, STATE_URL=f"sqlite:///{folder / name}")
             try:
-                ended = psutil.Process(beside.pid)
-                eventually("it refuses to start", lambda one=ended: one.status() == psutil.STATUS_ZOMBIE, 10)
+                eventually("it refuses to start", partial(_is_zombie, psutil.Process(beside.pid)), 10)
                 env.note(f"exit {beside.wait()}")
                 assert "STATE_URL" in beside.output(), beside.output()[-300:]
                 assert "Traceback" not in beside.output(), beside.output()[-300:]

@@ -139,8 +139,8 @@ def test_the_pooler_config_overrides_files(tmp_path: Path) -> None:
     [
         ({"step_tag_id": 3}, "'step_tag_id' isn't supported"),
         ({"pooling_type": "ALL"}, "'ALL' isn't one of CLS, LAST, MEAN"),
-        ({"task": "classify"}, "task is 'classify', but this model does 'embed'"),
-        ({"use_activation": 1}, "use_activation has to be true or false"),
+        ({"task": "classify"}, "task is 'classify', but this model's task is 'embed'"),
+        ({"use_activation": 1}, "use_activation must be true or false"),
         ({"logit_sigma": 0}, "logit_sigma can't be 0"),
         ({"logit_mean": "x"}, "logit_mean can't be 'x'"),
     ],

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 
 from tests.engine.pooling.tiny_poolers import make_pooler
-from tests.engine.server.test_server_process import WAIT_S, port_of, process, wait_ready
+from tests.engine.server.serving import WAIT_S
+from tests.engine.server.test_server_process import port_of, process, wait_ready
 
 
 def test_a_process_serves_an_encoder_and_stops_with_0(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -50,8 +51,11 @@ def test_memory_is_freed_and_restored(name: str, level: int, tmp_path: Path) -> 
 
 
 def _watch(tensors: list[torch.Tensor]) -> list[Callable[[], bool]]:
-    references = [weakref.ref(tensor) for tensor in tensors]
-    return [lambda reference=reference: reference() is not None for reference in references]
+    return [partial(_is_alive, weakref.ref(tensor)) for tensor in tensors]
+
+
+def _is_alive(reference: weakref.ref[torch.Tensor]) -> bool:
+    return reference() is not None
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -31,8 +31,9 @@ async def calling_app(model: Path) -> AsyncIterator[App]:
 
 
 def sdk(app: App) -> openai.AsyncOpenAI:
+    transport: Any = app.http  # httpx; the SDK names httpx2, whose interface is the same
     return openai.AsyncOpenAI(
-        base_url="http://engine/v1", api_key="none", max_retries=0, http_client=app.http
+        base_url="http://engine/v1", api_key="none", max_retries=0, http_client=transport
     )
 
 

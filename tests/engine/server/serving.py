@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import uvloop
+from openai import AsyncOpenAI, OpenAI
 
 from engine.config import EngineConfig, ServerConfig
 from engine.core.async_engine import AsyncEngine
@@ -53,11 +53,11 @@ class Running:
     def http(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_S, trust_env=False, **options)
 
-    def openai(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=WAIT_S)
+    def openai(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=WAIT_S)
 
-    def async_openai(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
+    def async_openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
 
     def stop(self) -> None:
         """Stop as on SIGTERM, without waiting."""

@@ -64,12 +64,18 @@ def samples(hint: Any, *, is_full: bool = True) -> list[Any]:
             [inner] = samples(get_args(hint)[1], is_full=False)[:1]
             return [{"x": inner}]
         return [[one] for one in samples(get_args(hint)[0], is_full=is_full)]
-    plain = {str: ["x"], int: [1], bool: [True, False], type(None): [None], object: [{"x": 1}]}
+    plain: dict[Any, list[Any]] = {
+        str: ["x"],
+        int: [1],
+        bool: [True, False],
+        type(None): [None],
+        object: [{"x": 1}],
+    }
     return plain.get(hint, [])  # files and paths are read by the SDK
 
 
 def _objects(kind: Any, *, is_full: bool) -> list[dict[str, Any]]:
-    hints = get_type_hints(kind, include_extras=True)
+    hints: dict[str, Any] = get_type_hints(kind, include_extras=True)
     needed = {
         name: samples(hint, is_full=False) for name, hint in hints.items() if get_origin(hint) is Required
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -60,15 +60,17 @@ TEMPLATES = {
 def test_as_hugging_face_renders(name: str, tools: Any, prompted: bool) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    variables = {"enable_thinking": False, "x": "y"}
-    [expected], _ = render_jinja_template(
+    variables: dict[str, Any] = {"enable_thinking": False, "x": "y"}
+    special: dict[str, Any] = {**SPECIAL}
+    rendered_by_it = render_jinja_template(
         [TURNS],
         tools=tools,
         chat_template=TEMPLATES[name],
         add_generation_prompt=prompted,
-        **SPECIAL,
+        **special,
         **variables,
     )
+    [expected], _ = cast("tuple[list[str], object]", rendered_by_it)  # annotated as a str
     template = ChatTemplate({"default": TEMPLATES[name]}, special_tokens=SPECIAL, content_format="string")
     rendered = template.render(TURNS, tools=tools, add_generation_prompt=prompted, variables=variables)
     assert rendered == expected

@@ -110,10 +110,10 @@ async def test_a_session_with_tools_another_providers_history_and_a_token_count(
 ) -> None:
     app.will_say(CALLS)
     first = await answer_of(app, client, request_of(1, [ASKED]))
-    reasoning, said, bash, read = first["content"]
+    reasoning, text, bash, read = first["content"]
     assert (reasoning["type"], reasoning["thinking"].strip()) == ("thinking", "Two looks.")
     assert reasoning["signature"]
-    assert said["text"].strip() == "Let me look."
+    assert text["text"].strip() == "Let me look."
     assert (bash["name"], bash["input"]) == ("Bash", {"command": "ss -ltn"})
     assert (read["name"], read["input"]) == ("Read", {"file_path": "/etc/ports", "limit": 5})
     assert first["stop_reason"] == "tool_use"
@@ -150,11 +150,10 @@ async def test_a_session_with_tools_another_providers_history_and_a_token_count(
     assert second["usage"]["cache_read_input_tokens"] > read_tokens(first) * 0.9
 
     history += [{"role": "assistant", "content": second["content"]}, *ELSEWHERE]
-    thinking = {"type": "enabled", "budget_tokens": 4000}
+    thinking: Any = {"type": "enabled", "budget_tokens": 4000}
     third = await answer_of(app, client, request_of(3, history, thinking=thinking))
-    counted = await client.beta.messages.count_tokens(
-        model="fake", system=system_of(4), messages=history, tools=TOOLS, thinking=thinking, betas=BETAS
-    )
+    prompt: Any = {"system": system_of(4), "messages": history, "tools": TOOLS, "thinking": thinking}
+    counted = await client.beta.messages.count_tokens(model="fake", betas=BETAS, **prompt)
     assert counted.input_tokens == read_tokens(third)
 
 
@@ -218,9 +217,9 @@ def test_the_demo_model_completes_a_session(demo_server: Running) -> None:
         "betas": BETAS,
         "extra_body": {"temperature": 0},
     }
-    asked: Any = {"role": "user", "content": [{"type": "text", "text": "What is the weather in Oslo?"}]}
+    question: Any = {"role": "user", "content": [{"type": "text", "text": "What is the weather in Oslo?"}]}
     with anthropic.Anthropic(base_url=demo_server.url, api_key="none", max_retries=0) as client:
-        with client.beta.messages.stream(model="fake", messages=[asked], **settings) as stream:
+        with client.beta.messages.stream(model="fake", messages=[question], **settings) as stream:
             first = stream.get_final_message()
         [use] = [block for block in first.content if block.type == "tool_use"]
         assert use.input == {"city": "Oslo"}
@@ -229,7 +228,7 @@ def test_the_demo_model_completes_a_session(demo_server: Running) -> None:
             "tool_use_id": use.id,
             "content": [{"type": "text", "text": '{"temperature": 12, "sky": "cloudy"}'}],
         }
-        history: Any = [asked, first, {"role": "user", "content": [result]}]
+        history: Any = [question, first, {"role": "user", "content": [result]}]
         settings["betas"] = []
-        said = client.beta.messages.create(model="other-name", messages=history, **settings)
-    assert "12" in said.content[-1].text  # type: ignore[union-attr]
+        answer = client.beta.messages.create(model="other-name", messages=history, **settings)
+    assert "12" in answer.content[-1].text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.server.protocol.body_reader import MAX_BODY_BYTES
+from engine.server.protocol.limits import MAX_BODY_BYTES
 from tests.engine.server.in_process import COMPLETIONS, App, app_in_process
 
 BODY = json.dumps({"prompt": "a"}).encode()

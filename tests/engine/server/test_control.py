@@ -109,7 +109,8 @@ def test_an_abort_does_not_affect_other_requests(held_server: Running, valve: Va
 def test_aborting_an_unknown_id_aborts_nothing(fake_server: Running) -> None:
     assert abort(fake_server, "never-heard-of") == 0
     with fake_server.http() as client:
-        for body in ({}, {"request_ids": []}, {"request_ids": "one"}, {"request_ids": [1]}):
+        bodies: list[dict[str, Any]] = [{}, *({"request_ids": wrong} for wrong in ([], "one", [1]))]
+        for body in bodies:
             answer = client.post(ABORT, json=body)
             assert answer.status_code == 400
             assert answer.json()["error"]["param"].startswith("request_ids")

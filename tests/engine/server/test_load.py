@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,19 @@ def test_requests_run_in_the_order_of_their_priority(fake_model: Path) -> None:
         ran.extend(sequence.request_id.partition(":")[0] for sequence in batch.sequences)
         valve(batch)
 
+    def has_unfinished(count: int) -> bool:
+        return server.engine.num_unfinished == count
+
     with held(fake_model, before) as server, ThreadPoolExecutor(4) as pool:
         try:
-            asked = []
+            responses = []
             for count, (name, priority) in enumerate([("first", 0), ("5", 5), ("-1", -1), ("0", 0)], start=1):
                 fields = {"prompt": name * 30, "n": 8, "priority": priority, "request_id": name}
-                asked.append(pool.submit(post, server, **fields))
-                wait_until(lambda count=count: server.engine.num_unfinished == 8 * count)
+                responses.append(pool.submit(post, server, **fields))
+                wait_until(partial(has_unfinished, 8 * count))
         finally:
             valve.open()
-        assert [answer.result().status_code for answer in asked] == [200] * 4
+        assert [response.result().status_code for response in responses] == [200] * 4
     assert list(dict.fromkeys(ran)) == ["first", "-1", "0", "5"]
 
 

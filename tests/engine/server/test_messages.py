@@ -28,7 +28,7 @@ TEXT_OF_FIRST = "messages[0].content[0].text"
 WRONG_FORMAT: Any = {"type": "json_schema", "schema": {"type": "no such type"}}
 
 
-def asked(text: str) -> Any:
+def user_messages(text: str) -> Any:
     return [{"role": "user", "content": text}]
 
 
@@ -42,18 +42,20 @@ def client(demo_server: Running) -> Iterator[anthropic.Anthropic]:
 
 def test_a_message(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=80, messages=asked("What is Berth?"), system="Be brief.", **GREEDY
+        model=MODEL, max_tokens=80, messages=user_messages("What is Berth?"), system="Be brief.", **GREEDY
     )
     [block] = message.content
     assert block.type == "text" and "port" in block.text
     assert message.stop_reason == "end_turn"
-    counted = client.messages.count_tokens(model=MODEL, messages=asked("What is Berth?"), system="Be brief.")
+    counted = client.messages.count_tokens(
+        model=MODEL, messages=user_messages("What is Berth?"), system="Be brief."
+    )
     usage = message.usage
     assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
 def test_a_stream_adds_up_to_the_message(client: anthropic.Anthropic) -> None:
-    arguments: Any = {"model": MODEL, "max_tokens": 12, "messages": asked("What is Berth?"), **GREEDY}
+    arguments: Any = {"model": MODEL, "max_tokens": 12, "messages": user_messages("What is Berth?"), **GREEDY}
     whole = client.messages.create(**arguments)
     with client.messages.stream(**arguments) as stream:
         text = "".join(stream.text_stream)
@@ -68,7 +70,7 @@ def test_a_stop_sequence_is_returned(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
         model=MODEL,
         max_tokens=80,
-        messages=asked("What is Berth?"),
+        messages=user_messages("What is Berth?"),
         stop_sequences=[*(f"\n\nSpeaker {number}:" for number in range(20)), "port"],
         **GREEDY,
     )
@@ -79,38 +81,45 @@ def test_a_stop_sequence_is_returned(client: anthropic.Anthropic) -> None:
 def test_a_tool_is_used_and_its_result_sent_back(client: anthropic.Anthropic, choice: Any) -> None:
     arguments: Any = {"model": MODEL, "max_tokens": 100, "tools": [WEATHER], **GREEDY}
     chosen = {} if choice is None else {"tool_choice": choice}
-    question = asked("What is the weather in Oslo?")
+    question = user_messages("What is the weather in Oslo?")
     with client.messages.stream(messages=question, **chosen, **arguments) as stream:
         message = stream.get_final_message()
     [use] = [block for block in message.content if block.type == "tool_use"]
     assert (use.name, use.input) == ("get_weather", {"city": "Oslo"})
     assert message.stop_reason == "tool_use"
-    result = {"type": "tool_result", "tool_use_id": use.id, "content": '{"temperature": 12, "sky": "cloudy"}'}
-    said: Any = {"role": "assistant", "content": [use.model_dump(include={"type", "id", "name", "input"})]}
+    result: Any = {
+        "type": "tool_result",
+        "tool_use_id": use.id,
+        "content": '{"temperature": 12, "sky": "cloudy"}',
+    }
+    call_turn: Any = {
+        "role": "assistant",
+        "content": [use.model_dump(include={"type", "id", "name", "input"})],
+    }
     answer = client.messages.create(
-        messages=[*question, said, {"role": "user", "content": [result]}], **arguments
+        messages=[*question, call_turn, {"role": "user", "content": [result]}], **arguments
     )
-    assert "12" in answer.content[0].text  # type: ignore[union-attr]
+    assert "12" in answer.content[0].text
 
 
 def test_reasoning_is_a_separate_block(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         model=MODEL,
         max_tokens=200,
-        messages=asked("What is 12 + 30?"),
+        messages=user_messages("What is 12 + 30?"),
         thinking={"type": "enabled", "budget_tokens": 1024},
         **GREEDY,
     ) as stream:
         message = stream.get_final_message()
-    reasoning, said = message.content
+    reasoning, answer = message.content
     assert reasoning.type == "thinking" and reasoning.thinking
-    assert said.type == "text" and "42" in said.text
+    assert answer.type == "text" and "42" in answer.text
 
 
 def test_a_started_answer_is_continued(client: anthropic.Anthropic) -> None:
-    begun: Any = [*asked("What is Berth?"), {"role": "assistant", "content": "Berth gives every"}]
-    message = client.messages.create(model=MODEL, max_tokens=8, messages=begun, **GREEDY)
-    assert message.content[0].text.startswith(" LLM engine")  # type: ignore[union-attr]
+    prefilled: Any = [*user_messages("What is Berth?"), {"role": "assistant", "content": "Berth gives every"}]
+    message = client.messages.create(model=MODEL, max_tokens=8, messages=prefilled, **GREEDY)
+    assert message.content[0].text.startswith(" LLM engine")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def test_a_started_answer_is_continued(client: anthropic.Anthropic) -> None:
 )
 def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
     with demo_server.http() as http:
-        body = {"max_tokens": 5, "messages": asked("Hi"), **fields}
+        body = {"max_tokens": 5, "messages": user_messages("Hi"), **fields}
         answer = http.post("/v1/messages", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["type"] == "error"
@@ -162,7 +171,9 @@ def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any],
 
 def test_errors_of_every_layer_have_the_protocols_format(demo_server: Running) -> None:
     with demo_server.http() as http:
-        unknown = http.post("/v1/messages", json={"model": "x", "max_tokens": 5, "messages": asked("Hi")})
+        unknown = http.post(
+            "/v1/messages", json={"model": "x", "max_tokens": 5, "messages": user_messages("Hi")}
+        )
         wrong_method = http.get("/v1/messages")
         no_json = http.post("/v1/messages", content=b"{", headers={"content-type": "application/json"})
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
@@ -173,11 +184,11 @@ def test_errors_of_every_layer_have_the_protocols_format(demo_server: Running) -
 def test_the_request_id_is_in_the_header_that_clients_read(
     client: anthropic.Anthropic, demo_server: Running
 ) -> None:
-    message = client.messages.create(model=MODEL, max_tokens=2, messages=asked("Hi"), **GREEDY)
+    message = client.messages.create(model=MODEL, max_tokens=2, messages=user_messages("Hi"), **GREEDY)
     assert message._request_id
     assert message.id == f"msg_{message._request_id}"
     with pytest.raises(anthropic.NotFoundError) as refused:
-        client.messages.create(model="x", max_tokens=2, messages=asked("Hi"))
+        client.messages.create(model="x", max_tokens=2, messages=user_messages("Hi"))
     assert refused.value.request_id
     assert refused.value.body == {**refused.value.response.json(), "request_id": refused.value.request_id}
     with demo_server.http() as http:
@@ -185,7 +196,7 @@ def test_the_request_id_is_in_the_header_that_clients_read(
 
 
 def test_max_tokens_0_reads_the_prompt_into_the_cache(client: anthropic.Anthropic) -> None:
-    arguments: Any = {"model": MODEL, "messages": asked("A prompt of some length, asked twice. " * 9)}
+    arguments: Any = {"model": MODEL, "messages": user_messages("A prompt of some length, asked twice. " * 9)}
     message = client.messages.create(max_tokens=0, **arguments)
     assert (message.content, message.stop_reason, message.usage.output_tokens) == ([], "max_tokens", 0)
     with client.messages.stream(max_tokens=0, **arguments) as stream:

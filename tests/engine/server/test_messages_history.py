@@ -56,8 +56,8 @@ def result_text(content: Any, **fields: Any) -> str:
 
 
 def assistant_text(*content: Any) -> Any:
-    [_, said, _] = shown(HI, assistant(*content), HI)
-    return said["content"]
+    [_, turn, _] = shown(HI, assistant(*content), HI)
+    return turn["content"]
 
 
 # System turns
@@ -383,9 +383,10 @@ def test_an_unknown_block_in_the_question_is_refused() -> None:
 def test_a_calls_input_may_be_json_text() -> None:
     for given in ('{"at": 1}', {"at": 1}):
         assert shown(HI, assistant({**USE, "input": given}), user(result("x")))[1]["tool_calls"] == [CALL]
-    for nothing in ("", None, {}):
-        [_, said, _] = shown(HI, assistant({**USE, "input": nothing}), user(result("x")))
-        assert said["tool_calls"][0]["function"]["arguments"] == "{}"
+    empty_inputs: tuple[object, ...] = ("", None, {})
+    for empty in empty_inputs:
+        [_, call, _] = shown(HI, assistant({**USE, "input": empty}), user(result("x")))
+        assert call["tool_calls"][0]["function"]["arguments"] == "{}"
     with pytest.raises(InvalidRequest, match=r"messages\[1\]\.content\[0\]\.input"):
         shown(HI, assistant({**USE, "input": "at 1"}), HI)
 

@@ -45,8 +45,8 @@ def test_an_invalid_tool_definition_in_a_turn_is_named() -> None:
 
 
 def test_examples_of_a_tools_input_are_shown() -> None:
-    tool = {**TOOL, "description": "Looks.", "input_examples": [{"at": 1}, {"at": 2}]}
-    chat = to_chat(body_of(HI, tools=[tool]), ReasoningSupport())
+    described = {**TOOL, "description": "Looks.", "input_examples": [{"at": 1}, {"at": 2}]}
+    chat = to_chat(body_of(HI, tools=[described]), ReasoningSupport())
     [tool] = chat.tools or []
     assert tool.function.description == 'Looks.\n\nExamples of its input:\n{"at": 1}\n{"at": 2}'
 

@@ -192,7 +192,7 @@ def test_all_but_three_routes_require_a_key(guarded_server: Running) -> None:
 )
 def test_keys(guarded_server: Running, value: str, status: int) -> None:
     with guarded_server.http() as client:
-        headers = {"Authorization": value.encode()}
+        headers = {b"Authorization": value.encode()}
         assert client.get("/v1/models", headers=headers).status_code == status
 
 

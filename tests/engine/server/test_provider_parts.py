@@ -8,6 +8,7 @@ import pytest
 
 from engine.errors import InvalidRequest
 from engine.server.openai.responses.bodies import ResponsesBody
+from engine.server.openai.responses.items import MessageItem, TextContent
 from engine.server.protocol.body_reader import check
 from engine.server.protocol.chat_body import ChatBody
 from engine.server.protocol.provider_parts import mark_unsupported_parts
@@ -41,18 +42,18 @@ def assistant(*parts: Any, **fields: Any) -> dict[str, Any]:
 )
 def test_unreadable_parts_in_the_history_become_placeholders(part: dict[str, Any], mark: str) -> None:
     ignored = collect_ignored(refuses_unknown=True)
-    asked = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
-    read, *_ = messages(asked, HEARD, USER)
+    question = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    read, *_ = messages(question, HEARD, USER)
     assert mark in read["content"][0]["text"]
     assert read["content"][1] == {"type": "text", "text": "What is it?"}
     assert part["type"] in (ignored.header or "")
 
 
 def test_images_of_tools_become_placeholders() -> None:
-    called = {"role": "assistant", "tool_calls": [CALL]}
-    shown = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
-    beside = {"role": "user", "content": [IMAGE]}  # where clients put content that a result cannot contain
-    read = messages(USER, called, shown, beside)
+    call_turn = {"role": "assistant", "tool_calls": [CALL]}
+    result_turn = {"role": "tool", "tool_call_id": "c", "content": [IMAGE]}
+    image_turn = {"role": "user", "content": [IMAGE]}  # clients put there what a result cannot contain
+    read = messages(USER, call_turn, result_turn, image_turn)
     assert [one["content"][0]["text"] for one in read[2:]] == [MARK, MARK]
 
 
@@ -81,9 +82,9 @@ def test_text_parts_of_all_types_are_read(kind: str) -> None:
     ],
 )
 def test_reasoning_parts_become_reasoning(part: dict[str, Any], reasoning: str | None) -> None:
-    said = {"type": "text", "text": "Cold."}
-    read = assistant(part, said)
-    assert read["content"] == [said]
+    text = {"type": "text", "text": "Cold."}
+    read = assistant(part, text)
+    assert read["content"] == [text]
     assert read.get("reasoning_content") == reasoning
     assert assistant(part, reasoning_content="Mine.")["reasoning_content"] == "Mine."
 
@@ -140,16 +141,26 @@ def test_a_history_may_have_null_or_empty_text(turn: Any, read: dict[str, Any]) 
     assert messages(USER, turn, USER)[1] == {"role": turn["role"], **read}
 
 
+def first_text(items: list[Any], index: int) -> str:
+    """The first text of an input's item, a message."""
+    read = check({"input": items}, ResponsesBody).input
+    assert isinstance(read, list)
+    message = read[index]
+    assert isinstance(message, MessageItem) and isinstance(message.content, list)
+    part = message.content[0]
+    assert isinstance(part, TextContent)
+    return part.text
+
+
 def test_items_are_handled_like_messages() -> None:
     image = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
-    asked = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
-    body = check({"input": [asked, HEARD, USER]}, ResponsesBody)
-    assert body.input[0].content[0].text == MARK
-    shown = {"type": "function_call_output", "call_id": "c", "output": "ok"}
-    called = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    assert check({"input": [USER, called, shown, asked]}, ResponsesBody).input[3].content[0].text == MARK
+    question = {"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}
+    assert first_text([question, HEARD, USER], 0) == MARK
+    output = {"type": "function_call_output", "call_id": "c", "output": "ok"}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    assert first_text([USER, call, output, question], 3) == MARK
     with pytest.raises(InvalidRequest) as refused:
-        check({"input": [USER, HEARD, asked]}, ResponsesBody)
+        check({"input": [USER, HEARD, question]}, ResponsesBody)
     assert refused.value.param == "input[2].content[0].type"
 
 

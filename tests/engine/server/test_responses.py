@@ -49,7 +49,7 @@ def test_a_stream_adds_up_to_the_response(client: openai.OpenAI) -> None:
     text, numbers = "", []
     with client.responses.stream(model=MODEL, input="What is Berth?", temperature=0) as stream:
         for event in stream:
-            numbers.append(event.sequence_number)  # type: ignore[union-attr]
+            numbers.append(event.sequence_number)
             if event.type == "response.output_text.delta":
                 text += event.delta
         final = stream.get_final_response()
@@ -70,14 +70,14 @@ def test_a_tool_is_called_and_its_result_sent_back(client: openai.OpenAI) -> Non
     assert "".join(fragments) == call.arguments
     assert json.loads(call.arguments) == {"city": "Oslo"}
     result = json.dumps({"temperature": 12, "sky": "cloudy"})
-    told = client.responses.create(
+    answer = client.responses.create(
         model=MODEL,
         previous_response_id=final.id,
         input=[{"type": "function_call_output", "call_id": call.call_id, "output": result}],
         tools=[WEATHER],
         temperature=0,
     )
-    assert "12" in told.output_text
+    assert "12" in answer.output_text
 
 
 def test_reasoning_is_a_separate_item(client: openai.OpenAI) -> None:

@@ -90,11 +90,11 @@ async def test_fields_that_would_change_the_output_are_refused_by_name(
 
 
 def test_every_field_of_the_sdk_is_known() -> None:
-    for asked, body in [
+    for params, body in [
         (ResponseCreateParamsStreaming, ResponsesBody),
         (InputTokenCountParams, InputTokensBody),
     ]:
-        fields = set(typing.get_type_hints(asked))
+        fields = set(typing.get_type_hints(params))
         assert len(fields) > 10
         assert fields - set(body.model_fields) - RULES.names == set()
 
@@ -116,7 +116,7 @@ async def test_every_value_of_include_is_known(app: App) -> None:
 
 async def test_a_response_repeats_the_request_fields(app: App) -> None:
     namespace = {"type": "namespace", "name": "n", "tools": [FUNCTION, {"type": "mcp"}]}
-    asked: Any = {
+    request_fields: Any = {
         "tools": [FUNCTION, namespace, {"type": "web_search"}],
         "truncation": "auto",
         "max_tool_calls": 2,
@@ -124,19 +124,20 @@ async def test_a_response_repeats_the_request_fields(app: App) -> None:
         "prompt_cache_key": "k",
         "service_tier": "flex",
     }
-    answer = (await ask(app, **asked)).json()
+    answer = (await ask(app, **request_fields)).json()
     assert answer["service_tier"] == "default"
     for name in ("truncation", "max_tool_calls", "safety_identifier", "prompt_cache_key"):
-        assert answer[name] == asked[name]
+        assert answer[name] == request_fields[name]
     assert [tool["type"] for tool in answer["tools"]] == ["function", "namespace"]
 
 
 async def test_unknown_fields_are_refused_if_configured(fake_model: Path) -> None:
     async with app_in_process(fake_model, unknown_fields="refuse") as app:
-        for fields, param in [
+        mistakes: list[tuple[dict[str, Any], str]] = [
             ({"temprature": 1}, "temprature"),
             ({"input": [{"role": "user", "content": "a", "mood": 1}]}, "input[0].mood"),
             ({"tools": [{**FUNCTION, "mood": 1}]}, "tools[0].mood"),
-        ]:
+        ]
+        for fields, param in mistakes:
             error = await error_of(app, **fields)
             assert error["param"] == param

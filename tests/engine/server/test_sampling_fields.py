@@ -144,12 +144,13 @@ def test_a_conflict_of_formats_is_named_as_the_client_wrote_it(
     protocol: Protocol, demo_server: Running
 ) -> None:
     schema = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
-    name, fields = {
+    cases: dict[str, tuple[str, dict[str, Any]]] = {
         CHAT.path: ("response_format", {"response_format": {"type": "json_object"}}),
         RESPONSES.path: ("text.format", {"text": {"format": schema}}),
         MESSAGES.path: ("output_format", {"output_format": schema}),
-    }[protocol.path]
-    _, answer = post(demo_server, protocol, **WORDS, **fields)
+    }
+    name, fields = cases[protocol.path]
+    _, answer = post(demo_server, protocol, **{**WORDS, **fields})
     assert f"structured_outputs conflicts with {name}" in answer["error"]["message"]
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,7 +90,7 @@ def test_a_process_with_a_stream_stops_in_time(tiny_model: Path, tmp_path: Path)
     ):
         wait_ready(client, child)
         body = {"prompt": ["a"] * 32, "max_tokens": 500, "ignore_eos": True, "stream": True}
-        received = []
+        received: list[Any] = []
         with (
             client.stream("POST", COMPLETIONS, json=body) as response,
             pytest.raises(httpx.RemoteProtocolError),

@@ -46,7 +46,7 @@ async def app(fake_model: Path) -> AsyncIterator[App]:
         yield app
 
 
-@pytest.fixture(params=PAIRS.values(), ids=PAIRS)
+@pytest.fixture(params=PAIRS.values(), ids=list(PAIRS))
 def pair(request: pytest.FixtureRequest) -> tuple[dict[str, str], dict[str, str]]:
     pair: tuple[dict[str, str], dict[str, str]] = request.param
     return pair
@@ -121,7 +121,7 @@ async def test_two_clients_may_use_the_same_ids_of_items(app: App) -> None:
 # Cached prefixes
 
 
-def asked(path: str, **more: Any) -> dict[str, Any]:
+def body_for(path: str, **more: Any) -> dict[str, Any]:
     """A body with a prompt of several blocks, for any route."""
     if path == COMPLETIONS:
         return {"prompt": LONG, "max_tokens": 2, **more}
@@ -131,7 +131,7 @@ def asked(path: str, **more: Any) -> dict[str, Any]:
 
 
 async def cached(app: App, path: str, headers: dict[str, str], **more: Any) -> int:
-    answer = await app.http.post(path, json=asked(path, **more), headers=headers)
+    answer = await app.http.post(path, json=body_for(path, **more), headers=headers)
     assert answer.status_code == 200, answer.text
     found = re.search(r'"(?:cached_tokens|cache_read_input_tokens)":\s*(\d+)', answer.text)
     assert found is not None, answer.text
@@ -177,7 +177,7 @@ async def test_prefixes_are_shared_if_berth_allows_it(app: App) -> None:
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT, RESPONSES, MESSAGES])
 @pytest.mark.parametrize("salt", ["", 1, ["s"], "s" * 513, False])
 async def test_an_invalid_salt_is_named(app: App, path: str, salt: Any) -> None:
-    answer = await app.http.post(path, json=asked(path, cache_salt=salt), headers=by(ONE))
+    answer = await app.http.post(path, json=body_for(path, cache_salt=salt), headers=by(ONE))
     assert answer.status_code == 400
     assert "cache_salt" in answer.text
 

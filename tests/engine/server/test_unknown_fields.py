@@ -12,7 +12,11 @@ from engine.server.protocol import unknown_fields
 from tests.engine.server.in_process import CHAT, COMPLETIONS, App, app_in_process
 
 HI = [{"role": "user", "content": "Hi"}]
-CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+CALL: dict[str, Any] = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "look", "arguments": '{"at": 1}'},
+}
 
 
 @pytest.fixture
@@ -127,11 +131,12 @@ async def test_a_field_that_would_change_the_answer_is_refused(app: App) -> None
 
 async def test_unknown_fields_can_be_refused(fake_model: Path) -> None:
     async with app_in_process(fake_model, unknown_fields="refuse") as app:
-        for fields, param in [
+        mistakes: list[tuple[dict[str, Any], str]] = [
             ({"temprature": 1}, "temprature"),
             ({"messages": [{**HI[0], "mood": 1}]}, "messages[0].mood"),
             ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
-        ]:
+        ]
+        for fields, param in mistakes:
             status, answer = await app.post(CHAT, **{"messages": HI, **fields})
             assert (status, answer["error"]["param"]) == (400, param)
             assert "nknown field" in answer["error"]["message"]

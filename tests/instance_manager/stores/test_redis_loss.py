@@ -101,7 +101,7 @@ async def test_lost_data_is_restored(
     ):
         await fill(one, two)
         with caplog.at_level(logging.DEBUG, "berth.state"):
-            redis.execute_command(*words)
+            redis.execute_command(*words)  # type: ignore[no-untyped-call]
             await settled(one, two)
             assert {owner.owner for owner in await one.owners() if owner.is_alive} == {"berth-a", "berth-b"}
             mine = await one.put(replace(MINE, pid=2), 1, events=[EVENT])
@@ -135,7 +135,7 @@ async def test_a_foreign_value_is_renamed_and_kept(
         async with await RedisStore.open(redis_server.url) as other:
             assert await other.records() == [mine, THEIRS]
             assert {owner.owner for owner in await other.owners()} == {"berth-a", "berth-b"}
-        (aside,) = redis.keys(f"{{berth}}:{key}:aside-*")  # type: ignore[misc]
+        (aside,) = redis.keys(f"{{berth}}:{key}:aside-*")
         assert redis.lrange(aside, 0, -1) == ["theirs"]
 
 
@@ -186,7 +186,9 @@ async def test_a_changed_password_is_logged_once(
         caplog.set_level(logging.DEBUG, "berth.state")
         redis.config_set("requirepass", "another")
         try:
-            redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            redis.execute_command(  # type: ignore[no-untyped-call]
+                "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"
+            )
             await until(lambda: store.is_away)
             record = await store.put(replace(record, pid=5), 1)
             await asyncio.sleep(0.3)

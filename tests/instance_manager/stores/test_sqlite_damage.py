@@ -153,8 +153,8 @@ async def test_the_log_of_an_emptied_file_is_kept(tmp_path: Path, caplog: pytest
     (killed / "berth.db").touch()
     await store.close()
     with caplog.at_level(logging.ERROR, "berth.state"):
-        async with await open_store(URL, killed) as store:
-            await store.put(a_record("new"), 0)
+        async with await open_store(URL, killed) as reopened:
+            await reopened.put(a_record("new"), 0)
     (kept,) = killed.glob("*.corrupt-*-wal")
     assert kept.read_bytes() == log
     assert "is damaged" in caplog.text
@@ -178,7 +178,7 @@ def replace_the_log(folder: Path) -> None:
     (folder / "other").replace(folder / "berth.db-wal")
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[[Path], None]] = {
     "the log": remove("-wal"),
     "the log and its index": remove("-wal", "-shm"),
     "the index": remove("-shm"),
