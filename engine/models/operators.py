@@ -52,6 +52,6 @@ def find_operators(device_type: str, dtype: torch.dtype) -> Operators | None:
 
 @cache
 def _triton_operators() -> Operators:
-    from engine.models.triton_kernels.layers import TritonOperators  # compiles for a GPU, so only if used
+    from engine.models.triton_kernels.layers import TritonOperators  # imports Triton, so only if used
 
     return TritonOperators()

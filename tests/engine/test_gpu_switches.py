@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from engine.execution.graphs import recorder_for
 from engine.models.attention.block_kernels import find_block_kernels
 from engine.models.attention.paged import AttentionShape, PagedKVCache
 from engine.models.operators import find_operators
-from engine.models.triton_kernels import switches
 from engine.models.triton_kernels.switches import GRAPHS, KERNELS, uses_cuda_graphs, uses_triton
 
 
@@ -21,7 +21,7 @@ from engine.models.triton_kernels.switches import GRAPHS, KERNELS, uses_cuda_gra
 def _neither_is_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(KERNELS, raising=False)
     monkeypatch.delenv(GRAPHS, raising=False)
-    monkeypatch.setattr(switches.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     uses_triton.cache_clear()
     yield
     uses_triton.cache_clear()
@@ -62,7 +62,7 @@ def test_without_triton_pytorch_computes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(KERNELS, "1")
-    monkeypatch.setattr(switches.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not uses_triton("cuda")
     assert "Triton isn't installed" in caplog.text
 

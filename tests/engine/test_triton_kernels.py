@@ -95,7 +95,7 @@ class Case:
 
     def check(self, kernel: PagedAttention) -> None:
         kernel.attend(self.queries, self.keys, self.values, self.paged, self.out)
-        rows = self.queries.split(self.num_rows)
+        rows = torch.split(self.queries, self.num_rows)
         expected = [
             attended(q, self.keys, self.values, slots, window=kernel.window, softcap=kernel.softcap)
             for q, slots in zip(rows, self.slots, strict=True)

@@ -68,16 +68,10 @@ class PagedKVCache:
             dtype=dtype,
             device=device,
         )
-
-    @property
-    def reader(self) -> BlockReader:
-        """Which sequences `attend` reads by block table: what the step's inputs must contain."""
-        return BlockReader.NONE if self._kernels is None else self._kernels.reader
-
-    @property
-    def operators(self) -> Operators | None:
-        """Kernels that store keys and values as part of a larger pass; without them call `store`."""
-        return None if self._kernels is None else self._kernels.operators
+        # Which sequences `attend` reads by block table: what the step's inputs must contain.
+        self.reader = BlockReader.NONE if self._kernels is None else self._kernels.reader
+        # Kernels that store keys and values as part of a larger pass; without them call `store`.
+        self.operators: Operators | None = None if self._kernels is None else self._kernels.operators
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.keys, *self.values]
