@@ -6,7 +6,7 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token soak faults attack demo-model clean
+.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults attack demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -69,6 +69,9 @@ bench-proxy: $(DEV) ## Forwarding, beside nginx, FastAPI + httpx and aiohttp
 
 bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM beside it
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+check-gpu: $(RUN) ## The embedded engine on a GPU, right and how fast, in 8 minutes: ARGS="--out FILE", ARGS="speed"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-structured: $(DEV) ## What a JSON schema costs the engine: ARGS="--model DIR"
 	$(BIN)/python -m benchmarks.structured $(ARGS)

@@ -29,7 +29,7 @@ _ENGINE_PREFIXES = (
 _ENGINE_NAMES = frozenset(
     {
         *("NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CXX", "XDG_CACHE_HOME"),
-        "BERTH_NATIVE_KERNELS",
+        *("BERTH_NATIVE_KERNELS", "BERTH_TRITON_KERNELS", "BERTH_CUDA_GRAPHS"),
     }
 )
 SDK_PREFIX = "OTEL_"  # read by OpenTelemetry's SDK in Berth's own process

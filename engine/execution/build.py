@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
+from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
@@ -58,9 +59,10 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
         eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
-        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load)
+        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
+            runner.record_graphs(config.max_num_seqs)
     log.info(
         "KV cache: %d blocks of %d tokens; longest sequence %d tokens.",
         size.num_blocks,

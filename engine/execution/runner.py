@@ -15,6 +15,7 @@ from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import DeviceLost
+from engine.execution.graphs import DecodeGraphs, Record
 from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
@@ -38,8 +39,14 @@ class ModelRunner:
         *,
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
+        record: Callable[[], Record] | None = None,
     ) -> None:
-        """`load` recreates the model after a sleep at level 2. The runner must have the only references."""
+        """`load` recreates the model after a sleep at level 2. The runner must have the only references.
+
+        `record` makes what records decode steps as graphs; None: they aren't.
+        """
+        self._graphs: DecodeGraphs | None = None
+        self._record = record
         self._residency = ModelResidency(
             model,
             cache,
@@ -79,20 +86,20 @@ class ModelRunner:
         with _translated_loss():
             filling = self._bitmask_filler.start(constraints)
             try:
-                hidden, scored = self._forward(batch)
+                logits, scored = self._forward(batch)
             finally:
                 masks = None if filling is None else filling()
             prompt_logprobs = self._score(batch, scored)
-            return self._choose(batch, sampled, hidden, masks, prompt_logprobs)
+            return self._choose(batch, sampled, logits, masks, prompt_logprobs)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model. Returns the logits of sequences that sample [S, vocab_size], None if none does."""
-        hidden, _ = self._forward(batch)
-        return self._residency.model.logits(hidden) if len(hidden) else None
+        return self._forward(batch)[0]
 
     def sleep(self, level: int) -> None:
         """See Sleeps in engine/core/sleep_controller.py."""
+        self._graphs = None  # recorded again when they are needed: everything will have new addresses
         self._residency.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
@@ -121,27 +128,44 @@ class ModelRunner:
             )
             self.execute(Batch((sequence,)))
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hidden states of the sampled rows [S, hidden] and of the scored rows [P, hidden]."""
+    @torch.inference_mode()
+    def record_graphs(self, max_rows: int) -> None:
+        """Record decode steps of up to so many sequences now, where that is done at all."""
+        if (graphs := self._find_graphs()) is not None:
+            graphs.record_all(max_rows)
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The sampled rows' logits [S, vocab_size], None if S is 0; the scored rows' hidden states [P, …].
+
+        The logits are valid until the next step.
+        """
         model, cache = self._residency.model, self._residency.cache
-        inputs = build_inputs(batch, self.block_size, model.device, paged_decodes=cache.kernels is not None)
+        graphs = self._find_graphs()
+        if graphs is not None and (logits := graphs.logits(batch)) is not None:
+            return logits, logits[:0]
+        inputs = build_inputs(batch, self.block_size, model.device, reader=cache.reader)
         hidden = model(inputs, cache)
-        return hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
+        sampled, scored = hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
+        return model.logits(sampled) if len(sampled) else None, scored
+
+    def _find_graphs(self) -> DecodeGraphs | None:
+        if self._graphs is None and self._record is not None:
+            self._graphs = DecodeGraphs(self._residency.model, self._residency.cache, self._record())
+        return self._graphs
 
     def _choose(
         self,
         batch: Batch,
         sampled: Sequence[int],
-        hidden: torch.Tensor,
+        logits: torch.Tensor | None,
         masks: Masks | None,
         prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]],
     ) -> StepResult:
-        """From hidden states to the step's result; `sampled` are the sequences' indices in the batch."""
+        """From logits to the step's result; `sampled` are the sequences' indices in the batch."""
         tokens: list[int | None] = [None] * len(batch.sequences)
-        if not sampled:
+        if logits is None:
             return StepResult(tokens, prompt_logprobs=prompt_logprobs)
         sequences = [batch.sequences[index] for index in sampled]
-        logits = self._residency.model.logits(hidden)
         asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
         logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
         rows = [SampledRow(s.params, s.output_position, s.logits_processors) for s in sequences]

@@ -18,7 +18,7 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
 from engine.models.layers.rope import RotaryEmbedding, Rotation
 from engine.models.config import ModelConfig
-from engine.models.native.kernels import Kernels, find_kernels
+from engine.models.operators import Operators, find_operators
 
 
 class Attention(nn.Module):
@@ -52,8 +52,8 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
-        if cache.kernels is not None:
-            self._rotate_and_store(cache.kernels, heads, inputs, cache, rotation)
+        if cache.operators is not None:
+            self._rotate_and_store(cache.operators, heads, inputs, cache, rotation)
             return self.o_proj(cache.attend(self._layer, heads[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
         rotated = heads[:, : self._num_rotated]
         if self.qk_norm is not None:
@@ -64,14 +64,14 @@ class Attention(nn.Module):
 
     def _rotate_and_store(
         self,
-        kernels: Kernels,
+        operators: Operators,
         heads: torch.Tensor,
         inputs: StepInputs,
         cache: PagedKVCache,
         rotation: Rotation,
     ) -> None:
         """Everything between the projections and attention, in one pass; the queries stay in `heads`."""
-        kernels.rotate_and_store(
+        operators.rotate_and_store(
             heads,
             None if self.qk_norm is None else self.qk_norm.weight,
             rotation.cos,
@@ -95,8 +95,8 @@ class GatedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         gate_up = self.gate_up_proj(x)
-        if (kernels := find_kernels(x.device.type, x.dtype)) is not None:
-            return self.down_proj(kernels.silu_and_multiply(gate_up))  # type: ignore[no-any-return]
+        if (operators := find_operators(x.device.type, x.dtype)) is not None:
+            return self.down_proj(operators.silu_and_multiply(gate_up))  # type: ignore[no-any-return]
         gate, up = gate_up[:, : self._size], gate_up[:, self._size :]
         return self.down_proj(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
 

@@ -5,10 +5,22 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
+from itertools import takewhile
 
 import torch
 
 from engine.core.batch import Batch, ScheduledSequence
+
+_ALIGNMENT = 2  # int64 elements: a kernel is compiled once more for addresses that aren't multiples of 16
+
+
+class BlockReader(Enum):
+    """Which sequences attention reads by their block tables, with a kernel. They come first in a batch."""
+
+    NONE = "none"
+    DECODES = "decodes"  # those that run one token
+    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +34,16 @@ class SequenceSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class PagedDecodes:
-    """The sequences that run one token, rows 0 … R - 1, for a kernel that reads blocks in place."""
+class PagedSequences:
+    """The step's first sequences, for a kernel that reads blocks in place; int64 on the model's device."""
 
-    blocks: torch.Tensor  # int64, the rows' block tables end to end
-    starts: torch.Tensor  # int64 [R], where each row's block table begins
-    contexts: torch.Tensor  # int64 [R], positions to attend to, the row's own included
-    num_rows: int  # R
+    blocks: torch.Tensor  # the sequences' block tables end to end
+    starts: torch.Tensor  # [S], where each one's block table begins
+    contexts: torch.Tensor  # [S], positions to attend to, those of this step included
+    first_rows: torch.Tensor  # [S + 1], the flat row of each one's first token, then the row after the last
+    num_sequences: int  # S
+    num_decodes: int  # the first of them run one token, and are rows 0, 1, …
+    max_context: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,66 +53,126 @@ class StepInputs:
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
     slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
-    spans: tuple[SequenceSpan, ...]
-    decodes: PagedDecodes | None  # if a kernel runs them; then they aren't among the spans
+    spans: tuple[SequenceSpan, ...]  # the sequences that aren't paged
+    paged: PagedSequences | None
     # int64 [S + P], rows whose hidden states are needed: of sequences that sample, then of prompt tokens that
     # are scored. None = all T, in order.
     sampled_rows: torch.Tensor | None
     num_sampled: int  # S
 
 
+@dataclass(frozen=True, slots=True)
+class HostInputs:
+    """A step's inputs in main memory: all numbers in one tensor, so that one copy takes them to the device."""
+
+    numbers: torch.Tensor  # int64
+    _sections: Sequence[slice]
+    _spanned: tuple[tuple[ScheduledSequence, int], ...]  # sequences that aren't paged, with their first rows
+    _num_decodes: int
+    _max_context: int
+    _selects_rows: bool
+    _num_sampled: int
+
+    def on(self, numbers: torch.Tensor, block_size: int) -> StepInputs:
+        """The inputs as views of `numbers`, a copy of this object's on the model's device."""
+        views = [numbers[section] for section in self._sections]
+        token_ids, positions, slots, wanted, starts, contexts, first_rows, blocks = views
+        paged = PagedSequences(
+            blocks, starts, contexts, first_rows, len(starts), self._num_decodes, self._max_context
+        )
+        return StepInputs(
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            spans=tuple(_span(s, first_row, block_size, numbers.device) for s, first_row in self._spanned),
+            paged=paged if len(starts) else None,
+            sampled_rows=wanted if self._selects_rows else None,
+            num_sampled=self._num_sampled,
+        )
+
+
 def build_inputs(
-    batch: Batch, block_size: int, device: torch.device, *, paged_decodes: bool = False
+    batch: Batch, block_size: int, device: torch.device, *, reader: BlockReader = BlockReader.NONE
 ) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
-    decodes = _paged_decodes(batch) if paged_decodes else None
-    num_decodes = decodes.num_rows if decodes else 0
+    inputs = flatten(batch, block_size, reader)
+    return inputs.on(inputs.numbers.to(device), block_size)
+
+
+def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
+    """`pad_to`, for a batch of paged decodes: fill it up to so many rows, which read and store nothing."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
+    first_rows = [0]
     sampled_rows: list[int] = []
     scored_rows: list[int] = []
-    spans: list[SequenceSpan] = []
     for sequence in batch.sequences:
         first_row = len(token_ids)
         stop = sequence.start + len(sequence.token_ids)
         token_ids.extend(sequence.token_ids)
         positions.extend(range(sequence.start, stop))
         slots.extend(_slots(sequence.block_ids, sequence.start, stop, block_size))
+        first_rows.append(len(token_ids))
         if sequence.samples:
             sampled_rows.append(len(token_ids) - 1)
         if sequence.scored_token_ids:
             first_scored = first_row + sequence.scored_from
             scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
-        if first_row >= num_decodes:
-            spans.append(_span(sequence, first_row, stop, block_size, device))
-    flat = torch.tensor([token_ids, positions, slots], dtype=torch.int64).to(device)  # one copy to the device
-    every_row = len(sampled_rows) == len(token_ids) and not scored_rows
-    wanted_rows = sampled_rows + scored_rows
-    return StepInputs(
-        token_ids=flat[0],
-        positions=flat[1],
-        slots=flat[2],
-        spans=tuple(spans),
-        decodes=decodes,
-        sampled_rows=None if every_row else torch.tensor(wanted_rows, dtype=torch.int64, device=device),
-        num_sampled=len(sampled_rows),
+    num_decodes = _count_decodes(batch.sequences)
+    num_paged = {BlockReader.NONE: 0, BlockReader.DECODES: num_decodes}.get(reader, len(batch.sequences))
+    paged = batch.sequences[:num_paged]
+    starts, contexts, blocks = _block_tables(paged)
+    max_context = max(contexts, default=0)
+    selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
+    num_padding = max(0, pad_to - len(token_ids))
+    if num_padding:
+        for column, filling in ((token_ids, 0), (positions, 0), (slots, -1), (starts, 0), (contexts, 0)):
+            column.extend([filling] * num_padding)
+        first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
+    wanted_rows = sampled_rows + scored_rows if selects_rows else []
+    spanned = zip(batch.sequences[num_paged:], first_rows[num_paged:], strict=False)
+    numbers, sections = _end_to_end(
+        token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
+    )
+    return HostInputs(
+        numbers=numbers,
+        _sections=sections,
+        _spanned=tuple(spanned),
+        _num_decodes=num_decodes + num_padding,
+        _max_context=max_context,
+        _selects_rows=selects_rows,
+        _num_sampled=len(sampled_rows),
     )
 
 
-def _paged_decodes(batch: Batch) -> PagedDecodes | None:
-    """Sequences that run one token come first in a batch."""
-    blocks, starts, contexts = array("q"), array("q"), array("q")
-    for sequence in batch.sequences:
-        if len(sequence.token_ids) > 1:
-            break
+def _count_decodes(sequences: Sequence[ScheduledSequence]) -> int:
+    """How many sequences in front run one token; a prompt's last token may come later."""
+    return sum(1 for _ in takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
+
+
+def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[int], list[int]]:
+    """Where each table starts, each sequence's context, and the tables end to end."""
+    starts: list[int] = []
+    contexts: list[int] = []
+    blocks: list[int] = []
+    for sequence in sequences:
         starts.append(len(blocks))
-        contexts.append(sequence.start + 1)
+        contexts.append(sequence.start + len(sequence.token_ids))
         blocks.extend(sequence.block_ids)
-    if not starts:
-        return None
-    flat, begins, lengths = (torch.frombuffer(a, dtype=torch.int64) for a in (blocks, starts, contexts))
-    return PagedDecodes(flat, begins, lengths, len(starts))
+    return starts, contexts, blocks
+
+
+def _end_to_end(*columns: list[int]) -> tuple[torch.Tensor, list[slice]]:
+    """The columns in one tensor, each at an aligned place, and those places."""
+    flat: list[int] = []
+    sections = []
+    for column in columns:
+        sections.append(slice(len(flat), len(flat) + len(column)))
+        flat += column
+        if num_unused := len(flat) % _ALIGNMENT:
+            flat += [0] * (_ALIGNMENT - num_unused)
+    return torch.frombuffer(array("q", flat), dtype=torch.int64), sections
 
 
 def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:
@@ -106,9 +181,10 @@ def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> 
 
 
 def _span(
-    sequence: ScheduledSequence, first_row: int, context: int, block_size: int, device: torch.device
+    sequence: ScheduledSequence, first_row: int, block_size: int, device: torch.device
 ) -> SequenceSpan:
     num_rows = len(sequence.token_ids)
+    context = sequence.start + num_rows
     blocks = sequence.block_ids[: -(-context // block_size)]
     if are_consecutive(blocks):
         return SequenceSpan(first_row, num_rows, context, blocks[0] * block_size)

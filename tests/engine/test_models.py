@@ -13,6 +13,7 @@ import torch
 from engine.core.batch import Batch, ScheduledSequence
 from engine.core.types import SamplingParams
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.execution.graphs import Record
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
 from engine.models.config import read_model_config
@@ -24,7 +25,13 @@ TOLERANCE = 1e-4
 PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 
 
-def runner_of(path: Path, *, dtype: torch.dtype = torch.float32, num_blocks: int = 64) -> ModelRunner:
+def runner_of(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    num_blocks: int = 64,
+    record: Callable[[], Record] | None = None,
+) -> ModelRunner:
     config = read_model_config(path)
     model = generating_architecture(config.architecture).load_class()(
         config, dtype=dtype, device=torch.device("cpu")
@@ -34,7 +41,7 @@ def runner_of(path: Path, *, dtype: torch.dtype = torch.float32, num_blocks: int
     cache = PagedKVCache(
         model.attention_shape, num_blocks=num_blocks, block_size=8, dtype=dtype, device=model.device
     )
-    return ModelRunner(model, cache, eos_token_ids=config.eos_token_ids)
+    return ModelRunner(model, cache, eos_token_ids=config.eos_token_ids, record=record)
 
 
 def chunk(tokens: Sequence[int], start: int, stop: int, blocks: Sequence[int]) -> ScheduledSequence:

@@ -1,4 +1,4 @@
-"""Paged attention: on a CPU with our kernel if available, otherwise with PyTorch's own operators.
+"""Paged attention: with our kernels if there are any for the device, otherwise with PyTorch's own operators.
 
 Layout: per layer one tensor for keys and one for values, [1, kv_heads, slots, head_dim], where a slot is
 block * block_size + offset. A sequence with adjacent blocks is then a view, [1, kv_heads, context, head_dim],
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.models.inputs import SequenceSpan, StepInputs
-from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
+from engine.models.attention.block_kernels import BlockKernels, find_block_kernels
+from engine.models.inputs import BlockReader, SequenceSpan, StepInputs
+from engine.models.native.kernels import Kernels, find_kernels
+from engine.models.operators import Operators
 
 # For attention in slices: 64 and 128 rows take the same time, 256 take longer.
 _SLICE_ROWS = 64
@@ -36,7 +38,10 @@ class AttentionShape:
 
 
 class PagedKVCache:
-    """The keys and values of all layers. Memory is reserved, and used only as blocks are written."""
+    """The keys and values of all layers. Memory is reserved, and used only as blocks are written.
+
+    How its device stores and attends is chosen once, here.
+    """
 
     def __init__(
         self,
@@ -50,11 +55,23 @@ class PagedKVCache:
         self.shape = shape
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.device = device
         size = (1, shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
         # Not zeroed: unwritten slots are never read, and on a CPU use no memory.
         self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
         self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
-        self.kernels = find_kernels(device.type, dtype) if fits_head_dim(shape.head_dim) else None
+        self._kernels = find_block_kernels(
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            block_size=block_size,
+            dtype=dtype,
+            device=device,
+        )
+        # Which sequences `attend` reads by block table: what the step's inputs must contain.
+        self.reader = BlockReader.NONE if self._kernels is None else self._kernels.reader
+        # Kernels that store keys and values as part of a larger pass; without them call `store`.
+        self.operators: Operators | None = None if self._kernels is None else self._kernels.operators
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.keys, *self.values]
@@ -71,18 +88,8 @@ class PagedKVCache:
         """
         keys, values = self.keys[layer], self.values[layer]
         output = queries.new_empty(queries.shape[0], self.shape.num_heads * self.shape.head_dim)
-        if inputs.decodes is not None and self.kernels is not None:
-            decodes = inputs.decodes
-            self.kernels.decode_attention(
-                queries[: decodes.num_rows],
-                keys[0],
-                values[0],
-                decodes.blocks,
-                decodes.starts,
-                decodes.contexts,
-                block_size=self.block_size,
-                out=output,
-            )
+        if inputs.paged is not None and self._kernels is not None:
+            self._kernels.attend(queries, keys[0], values[0], inputs.paged, output)
         for span in inputs.spans:
             k, v = self._read(keys, span), self._read(values, span)
             rows = slice(span.first_row, span.first_row + span.num_rows)
@@ -111,7 +118,9 @@ class PagedKVCache:
         group = shape.num_heads // shape.num_kv_heads
         grouped = rows.reshape(num_rows, shape.num_kv_heads, group, shape.head_dim).permute(1, 2, 0, 3)
         if rows.dtype is torch.bfloat16 and rows.device.type == "cpu":
-            attended = attend_in_slices(grouped, keys[0], values[0], self.kernels)
+            attended = attend_in_slices(
+                grouped, keys[0], values[0], find_kernels(rows.device.type, rows.dtype)
+            )
             return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
         shared = (shape.num_kv_heads, group, context, shape.head_dim)  # repeated without a copy: stride 0
         attended = F.scaled_dot_product_attention(

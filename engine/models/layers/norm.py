@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.models.layers.weights import WeightedLayer
-from engine.models.native.kernels import Kernels, find_kernels
+from engine.models.operators import Operators, find_operators
 
 
 class RMSNorm(WeightedLayer):
@@ -19,19 +19,19 @@ class RMSNorm(WeightedLayer):
         self._shape = (size,)
         self._eps = eps
         self._weight = torch.empty(0)
-        self._kernels: Kernels | None = None
+        self._operators: Operators | None = None
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
         (self._weight,) = parts
-        self._kernels = find_kernels(self._weight.device.type, self._weight.dtype)
+        self._operators = find_operators(self._weight.device.type, self._weight.dtype)
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, size], normalised and scaled. `delta`, like x, is added to x beforehand, in place."""
-        if self._kernels is not None:
-            return self._kernels.add_and_normalise(x, delta, self._weight, eps=self._eps)
+        if self._operators is not None:
+            return self._operators.add_and_normalise(x, delta, self._weight, eps=self._eps)
         if delta is not None:
             x.add_(delta)
         return _normalise(x, self._eps) * self._weight
