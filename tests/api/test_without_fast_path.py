@@ -1,4 +1,7 @@
-"""The tests of HTTP once more, with the fast path switched off: the server behaves the same by ASGI alone."""
+"""The tests of HTTP once more, with the fast path switched off: the server behaves the same by ASGI alone.
+
+Those of streams and slow clients are left out, as such requests never take the fast path to their end.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ import pytest
 
 from api.proxy.proxy import DataPlane
 from tests.api import upstreams
-from tests.api.test_pace import *  # noqa: F403
 from tests.api.test_proxy_bodies import *  # noqa: F403
 from tests.api.test_proxy_failures import *  # noqa: F403
 from tests.api.test_proxy_forwarding import *  # noqa: F403
-from tests.api.test_streams import *  # noqa: F403
 
 
 @pytest.fixture  # type: ignore[no-redef]  # in place of the imported one
