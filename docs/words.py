@@ -51,12 +51,12 @@ def find(root: Path) -> Iterator[Finding]:
                 yield from (Finding(name, number, old[0], words[old[0]]) for old in pattern.finditer(line))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, skipped: Sequence[str] = _NOT_OURS) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in _NOT_OURS:
+        if path.name.startswith(".") or path.name in skipped:
             continue
         if path.is_dir():
-            yield from _files(path)
+            yield from _files(path, skipped=())
         elif path.suffix in _SUFFIXES:
             yield path
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.models.attention.flat import EqualLengths, FlatInputs, attend_both_ways
+from engine.models.encoder_config import EncoderActivation, EncoderConfig
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.head import Head
 from engine.models.layers.layer_norm import LayerNorm
 from engine.models.layers.linear import Linear
-from engine.models.encoder_config import EncoderActivation, EncoderConfig
 
 _ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = {
     EncoderActivation.GELU: F.gelu,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.layout import check_not_quantised
 from engine.checkpoint.eos_tokens import declared_eos_tokens
-from engine.errors import CheckpointError, UnsupportedModel
+from engine.checkpoint.layout import check_not_quantised
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.rope_config import Llama3Scaling, RopeConfig
 
 

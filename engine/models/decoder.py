@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.config import ModelConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
 from engine.models.layers.rope import RotaryEmbedding, Rotation
-from engine.models.config import ModelConfig
 from engine.models.operators import Operators, find_operators
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.layout import check_not_quantised
+from engine.checkpoint.raw_config import read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
-from engine.checkpoint.raw_config import read_raw_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,9 @@ def _activation(name: Any) -> EncoderActivation:
     try:
         return _SYNONYMS.get(name) or EncoderActivation(name)
     except ValueError:
-        raise UnsupportedModel(f"Activation {name!r} isn't supported; {', '.join(EncoderActivation)} are.") from None
+        raise UnsupportedModel(
+            f"Activation {name!r} isn't supported; {', '.join(EncoderActivation)} are."
+        ) from None
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class HostInputs:
-    """A step's inputs in main memory: all numbers in one tensor, so that one copy takes them to the device."""
+    """A step's inputs in main memory: one tensor of all numbers, which one copy takes to the device."""
 
     numbers: torch.Tensor  # int64
     _sections: Sequence[slice]
@@ -180,9 +180,7 @@ def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> 
     return [block_ids[p // block_size] * block_size + p % block_size for p in range(start, stop)]
 
 
-def _span(
-    sequence: ScheduledSequence, first_row: int, block_size: int, device: torch.device
-) -> SequenceSpan:
+def _span(sequence: ScheduledSequence, first_row: int, block_size: int, device: torch.device) -> SequenceSpan:
     num_rows = len(sequence.token_ids)
     context = sequence.start + num_rows
     blocks = sequence.block_ids[: -(-context // block_size)]

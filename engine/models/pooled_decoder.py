@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.config import ModelConfig
+from engine.models.decoder import CausalLM
 from engine.models.inputs import StepInputs
 from engine.models.layers.head import Head
 from engine.models.layers.rope import RotaryEmbedding
-from engine.models.config import ModelConfig
-from engine.models.decoder import CausalLM
 
 
 def decoder_tensor_name(stored_name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from engine.checkpoint.layout import enumerate_names, weight_files
+from engine.checkpoint.mapped_files import forget_pages
 from engine.errors import CheckpointError
 from engine.models.layers.weights import WeightedLayer
-from engine.checkpoint.mapped_files import forget_pages
-
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _ROWS = 4096  # compared at a time: different heads differ in the first, and the rest isn't read

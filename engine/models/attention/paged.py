@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.models.attention.block_kernels import BlockKernels, find_block_kernels
+from engine.models.attention.block_kernels import find_block_kernels
 from engine.models.inputs import BlockReader, SequenceSpan, StepInputs
 from engine.models.native.kernels import Kernels, find_kernels
 from engine.models.operators import Operators

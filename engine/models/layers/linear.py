@@ -25,8 +25,8 @@ class Linear(WeightedLayer):
         bias: bool = False,
         packs_float32: bool = False,
     ) -> None:
-        """`packs_float32`: pack on a CPU in float32 too, which pays off for many rows at a time (twice as fast
-        on AMD); a decoder's few rows gain nothing, and its results would depend on the number of rows.
+        """`packs_float32`: pack on a CPU in float32 too, which pays off for many rows at a time (twice as
+        fast on AMD); a decoder's few rows gain nothing, and its results would depend on the number of rows.
         """
         super().__init__()
         self.in_features = in_features

@@ -95,8 +95,16 @@ class PagedAttention:
         parts = torch.empty(num_outputs, splits, self.head_dim, dtype=torch.float32, device=out.device)
         weights = torch.empty(num_outputs, splits, dtype=torch.float32, device=out.device)
         self._launch(
-            paged.num_decodes, queries, keys, values, paged, out, is_decode=True, splits=splits,
-            parts=parts, weights=weights,
+            paged.num_decodes,
+            queries,
+            keys,
+            values,
+            paged,
+            out,
+            is_decode=True,
+            splits=splits,
+            parts=parts,
+            weights=weights,
         )
         combine[(num_outputs,)](
             parts,

@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _first_tile(first_rows, sequence, num_decodes, TOKENS: tl.constexpr):
-    """The first tile of a sequence after the decodes, which have a row each; some tiles in between are empty."""
+    """The first tile of a sequence after the decodes, which have a row each; some tiles are empty."""
     row = tl.load(first_rows + sequence).to(tl.int32)
     return (row - num_decodes) // TOKENS + sequence - num_decodes
 
@@ -134,7 +134,9 @@ def attend(
     is_written = is_query[:, None] & is_dim[None, :]
     output_row = tile_row * (KV_HEADS * GROUP) + head
     if not IS_SPLIT:
-        tl.store(out + output_row[:, None] * HEAD_DIM + dim[None, :], gathered.to(out.dtype.element_ty), is_written)
+        tl.store(
+            out + output_row[:, None] * HEAD_DIM + dim[None, :], gathered.to(out.dtype.element_ty), is_written
+        )
     else:
         output_row = output_row * num_splits + split
         tl.store(partial + output_row[:, None] * HEAD_DIM + dim[None, :], gathered, is_written)
