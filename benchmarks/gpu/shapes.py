@@ -13,6 +13,7 @@ from engine.core.types import SamplingParams
 from engine.execution.graphs import recorder_for
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.layers.weights import WeightedLayer
@@ -97,7 +98,7 @@ def make_runner(
     model: CausalLM, *, num_blocks: int, load: Callable[[], CausalLM] | None = None
 ) -> ModelRunner:
     cache = PagedKVCache(
-        model.attention_shape,
+        model.attention_specs,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         dtype=model.dtype,
@@ -145,5 +146,5 @@ def bytes_of_step(model: CausalLM, num_streams: int, context: int) -> int:
     )
     sizes = [size for m in matrices for sizes in m.part_shapes().values() for size in sizes]
     weights = sum(torch.Size(size).numel() for size in sizes) + config.vocab_size * config.hidden_size
-    cached = num_streams * context * model.attention_shape.bytes_per_token(model.dtype)
+    cached = num_streams * context * bytes_per_token(model.attention_specs, model.dtype.itemsize)
     return weights * model.dtype.itemsize + cached
