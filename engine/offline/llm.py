@@ -58,7 +58,7 @@ class LLM:
         self._maker = OutputMaker(self._hosted.service.model.tokenizer)
 
     def __repr__(self) -> str:
-        return f"<LLM {self._hosted.service.model.name} {self._hosted.service.engine!r}>"
+        return f"<LLM {self._hosted!r}>"
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +82,8 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: UseTqdm = True,
+        *,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Continue each prompt: text, token ids, or a mapping with `prompt` or `prompt_token_ids`.
@@ -100,8 +100,8 @@ class LLM:
         self,
         messages: Sequence[Any],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: UseTqdm = True,
+        *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,

@@ -31,10 +31,6 @@ class LoopThread:
         self._is_running.wait()
 
     @property
-    def is_closed(self) -> bool:
-        return self._is_closed
-
-    @property
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 

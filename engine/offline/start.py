@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig, ServerConfig
 from engine.core.async_engine import AsyncEngine
 from engine.core.engine_thread import EngineThread
-from engine.errors import ConfigError
+from engine.errors import ConfigError, EngineDead
 from engine.launch.flag_parser import build_parser
 from engine.launch.flags import Flags
 from engine.launch.launcher import (
@@ -24,7 +27,7 @@ from engine.launch.launcher import (
     read_keywords,
     tell,
 )
-from engine.offline.loop_thread import LoopThread
+from engine.offline.loop_thread import LoopThread, Report
 from engine.pooling.engine import PoolingEngine
 from engine.server.generation.service import GenerationService
 from engine.server.model.model_service import ModelService
@@ -41,19 +44,34 @@ _SERVER_FIELDS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Hosted:
     """A loaded model, and the thread to which it belongs."""
 
-    loop: LoopThread
-    service: ModelService
-    most_at_once: int  # requests that keep the engine busy
+    def __init__(self, loop: LoopThread, service: ModelService, max_num_seqs: int) -> None:
+        self.loop = loop
+        self.most_at_once = max_num_seqs * _REQUESTS_PER_SLOT  # they keep the engine busy
+        self._service: ModelService | None = service
+
+    def __repr__(self) -> str:
+        service = self._service
+        return "shut down" if service is None else f"{service.model.name} {service.engine!r}"
+
+    @property
+    def service(self) -> ModelService:
+        """Raises EngineDead once it is closed."""
+        if self._service is None:
+            raise EngineDead("The engine was shut down.")
+        return self._service
 
     def close(self) -> None:
         """End running calls, free the memory, end the threads; may be called again, from any thread."""
-        if not self.loop.is_closed and not self.loop.is_current:
-            self.loop.call(lambda report: _stop(self.service))
+        service, self._service = self._service, None
+        if service is not None and not self.loop.is_current:
+            with suppress(EngineDead):
+                self.loop.call(partial(_stop, service))
         self.loop.close()
+        service = None
+        gc.collect()  # the model is part of reference cycles
 
 
 def read_arguments(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> Flags:
@@ -73,7 +91,7 @@ def host(flags: Flags) -> Hosted:
     loop = LoopThread(loop_factory())
     try:
         service = loop.call(lambda report: _load(config, flags.server))
-        return Hosted(loop, service, config.max_num_seqs * _REQUESTS_PER_SLOT)
+        return Hosted(loop, service, config.max_num_seqs)
     except BaseException:
         loop.close()
         raise
@@ -102,7 +120,7 @@ def _service(engine: AsyncEngine | PoolingEngine, server: ServerConfig, max_num_
     return GenerationService(engine, server, max_num_seqs=max_num_seqs)
 
 
-async def _stop(service: ModelService) -> None:
+async def _stop(service: ModelService, report: Report[None]) -> None:
     engine: EngineThread[Any, Any, Any] = service.engine
     service.draining = True
     await engine.shutdown(_STOP_S)
