@@ -22,10 +22,10 @@ from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
+from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
-from engine.models.architecture import DecoderArchitecture
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 

@@ -13,6 +13,7 @@ from engine.models.architecture import DecoderArchitecture, SavedHead
 from engine.models.config import ModelConfig
 from engine.models.registry import generating_architecture
 
+_MAY_GENERATE = (SavedHead.CAUSAL_LM, "LMHeadModel", "ForConditionalGeneration")
 _CLASS = "engine.models.transformers_backend.model:TransformersCausalLM"
 
 
@@ -32,7 +33,7 @@ def choose_implementation(
     Raises CheckpointError, and UnsupportedModel for what neither runs.
     """
     name = architecture_of(directory, read_raw_config(directory, overrides))
-    if model_impl == ModelImpl.TRANSFORMERS:
+    if model_impl == ModelImpl.TRANSFORMERS and name.endswith(_MAY_GENERATE):
         return of_transformers(name)
     try:
         native = generating_architecture(name)
@@ -40,7 +41,7 @@ def choose_implementation(
             native.read_config(directory, overrides)
         return native
     except UnsupportedModel:
-        if model_impl == ModelImpl.NATIVE:
+        if model_impl == ModelImpl.NATIVE or not name.endswith(_MAY_GENERATE):
             raise
         return of_transformers(name)
 
@@ -58,4 +59,4 @@ def is_of_transformers(architecture: DecoderArchitecture) -> bool:
 def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> ModelConfig:
     from engine.models.transformers_backend.family import read_transformers_config  # slow to import
 
-    return read_transformers_config(directory, overrides)
+    return read_transformers_config(directory, overrides)  # type: ignore[return-value]

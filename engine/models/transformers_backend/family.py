@@ -1,4 +1,4 @@
-"""Which class of transformers runs a checkpoint, and with which configuration. Imports transformers, no weights."""
+"""Which class of transformers runs a checkpoint, and with which configuration. Reads no weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from engine.checkpoint.eos_tokens import declared_eos_tokens
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
 
+_SHOWN = 300  # characters of an error that isn't ours
+_HEADS = ("ForCausalLM", "LMHeadModel")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersConfig:
     """What the engine needs to know of a model, and the configuration that transformers builds it from."""
 
     architecture: str  # in config.json
-    model_class: type[PreTrainedModel]
+    model_class: Any  # a class of transformers: its functions have no types
     settings: PreTrainedConfig
     vocab_size: int
     hidden_size: int
@@ -37,8 +40,9 @@ def read_transformers_config(
     """Raises CheckpointError, and UnsupportedModel if transformers can't run the model by our rules."""
     raw = read_raw_config(directory, overrides)
     architecture = architecture_of(directory, raw)
-    settings = _text_settings(_read_settings(architecture, raw))
-    model_class = _find_class(architecture, settings)
+    whole = _read_settings(architecture, raw)
+    settings = _text_settings(whole)
+    model_class = _find_class(architecture, settings, is_part=settings.model_type != whole.model_type)
     _check_class(architecture, model_class)
     return TransformersConfig(
         architecture=architecture,
@@ -54,7 +58,7 @@ def read_transformers_config(
 
 
 def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfig:
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise UnsupportedModel(
@@ -69,7 +73,8 @@ def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfi
         fields = PreTrainedConfig._decode_special_floats(fields)
         settings: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
     except Exception as error:  # each family checks its configuration in its own way
-        raise CheckpointError(f"config.json doesn't suit model_type {kind!r}: {error}") from error
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        raise CheckpointError(f"config.json doesn't suit model_type {kind!r}: {reason}") from error
     return settings
 
 
@@ -79,13 +84,19 @@ def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:
     return text if text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else settings
 
 
-def _find_class(architecture: str, settings: PreTrainedConfig) -> type[PreTrainedModel]:
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type)
-    found = None if name is None else getattr(transformers, name, None)
-    if found is None or not name.endswith(("ForCausalLM", "LMHeadModel")):
+def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool) -> type[PreTrainedModel]:
+    """`is_part`: of what config.json describes."""
+    name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
+    found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
+    if found is None or not (is_part or architecture.endswith(_HEADS)):
         raise UnsupportedModel(
             f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
             "generates text from text alone."
+        )
+    if architecture != name and architecture.endswith("ForCausalLM") and hasattr(transformers, architecture):
+        raise UnsupportedModel(
+            f"config.json names the architecture {architecture!r}, but its model_type "
+            f"{settings.model_type!r} is that of {name}."
         )
     model_class: type[PreTrainedModel] = found
     return model_class
@@ -95,8 +106,8 @@ def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
     if not getattr(model_class, "_supports_attention_backend", False):
         if getattr(model_class, "_is_stateful", False):
             raise UnsupportedModel(
-                f"{architecture} carries a state from token to token (as Mamba and delta nets do), for which the "
-                "engine has no cache yet."
+                f"{architecture} carries a state from token to token (as Mamba and delta nets do), for which "
+                "the engine has no cache yet."
             )
         raise UnsupportedModel(
             f"{architecture} can't use the engine's KV cache: transformers {transformers.__version__} "
@@ -111,4 +122,3 @@ def _max_positions(settings: PreTrainedConfig) -> int:
         if isinstance(value, int) and value > 0:
             return value
     raise CheckpointError("config.json doesn't say how long a context may be: max_position_embeddings.")
-

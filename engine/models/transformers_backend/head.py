@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 class LanguageHead(nn.Module):
-    """The model's forward function without its decoder, in whose place stand hidden states already computed."""
+    """The model's forward function, whose decoder returns hidden states that were computed before."""
 
     def __init__(self, model: PreTrainedModel, attending: str) -> None:
         """`attending`: the name of a module that attends, which is a part of the decoder."""

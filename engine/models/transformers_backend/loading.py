@@ -35,8 +35,8 @@ def build_empty(config: TransformersConfig, attention: str) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = config.model_class._from_config(
             config.settings, attn_implementation=attention
-        )
-    return model.eval()
+        ).eval()
+    return model
 
 
 def load(

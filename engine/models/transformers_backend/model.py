@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.errors import UnsupportedModel
 from engine.models.attention.paged import AttentionShape, PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
@@ -19,7 +22,7 @@ from engine.models.transformers_backend.probe import probe
 
 
 class TransformersCausalLM(nn.Module):
-    """Runs on flat tokens: to transformers, a batch of one text; the attention function knows the sequences."""
+    """Runs on flat tokens, a batch of one text to transformers; only attention knows the sequences."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class TransformersCausalLM(nn.Module):
         specs = _probe_empty(config)  # refuses what it must before anything is read
         model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
         specs = _probe_loaded(model) if specs is None else specs
+        _check_cacheable(specs)
         self.attention_specs = tuple(specs.values())
         self._step = Step()
         for layer, (name, spec) in enumerate(specs.items()):
@@ -68,6 +72,13 @@ class TransformersCausalLM(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""
         return self._head(hidden)  # type: ignore[no-any-return]
+
+
+def _check_cacheable(specs: Mapping[str, AttentionSpec]) -> None:
+    """Until the cache takes a specification per layer."""
+    plain = {(spec.num_heads, spec.num_kv_heads, spec.head_dim) for spec in specs.values()}
+    if len(plain) > 1 or any(spec.window or spec.softcap or spec.has_sinks for spec in specs.values()):
+        raise UnsupportedModel("Windows, softcaps and sinks of attention aren't supported yet.")
 
 
 def _probe_empty(config: TransformersConfig) -> dict[str, AttentionSpec] | None:

@@ -55,7 +55,7 @@ def probe(model: PreTrainedModel) -> dict[str, AttentionSpec]:
 
 
 def _check_all_attend(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> None:
-    """Layers are the list's entries that contain attention: the others carry something else between tokens."""
+    """Layers without attention mix tokens, if at all, by a state that the engine has no cache for."""
     if not specs:
         raise UnsupportedModel("This model has no attention layers, and the engine has no cache for others.")
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}

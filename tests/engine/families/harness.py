@@ -38,7 +38,7 @@ def core_of(directory: Path, **options: Any) -> EngineCore:
 
 def prompt_of(length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
-    return torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()
 
 
 @torch.inference_mode()
@@ -47,13 +47,13 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Ten
 
 
 def continues_greedily(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
-    """Whether each token is the likeliest after those before it: then plain generation gives the same ones."""
+    """Whether each token is the likeliest after those before it, so that plain generation gives the same."""
     logits = reference_logits(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
     return logits.argmax(dim=-1).tolist() == list(tokens)
 
 
 def logits_difference(core: EngineCore, model: PreTrainedModel) -> float:
-    """The largest, of prefill in chunks, decodes over scattered blocks, and both of several texts in a batch."""
+    """The largest: prefill in chunks, decodes over scattered blocks, and both of several texts in a batch."""
     texts = [prompt_of(length) for length in (39, 15, 16)]
     tables = [[7, 3, 5, 8, 1], [2, 0], [6, 4]]
     runner: Any = core._runner
@@ -68,7 +68,9 @@ def logits_difference(core: EngineCore, model: PreTrainedModel) -> float:
         ),
         (chunk(texts[0], 38, 39, tables[0]), chunk(texts[1], 14, 15, tables[1])),
     ]
-    expected = {tuple(table): reference_logits(model, text) for table, text in zip(tables, texts, strict=True)}
+    expected = {
+        tuple(table): reference_logits(model, text) for table, text in zip(tables, texts, strict=True)
+    }
     for batch in batches:
         logits = runner.logits(Batch(batch))
         for row, part in zip(logits, batch, strict=True):
