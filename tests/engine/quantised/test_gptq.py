@@ -131,7 +131,7 @@ def test_a_part_is_read_without_the_rest() -> None:
         ("scales", lambda t: t[:, :-1], "layer.scales has shape [3, 63] instead of [3, 64]"),
         ("qzeros", lambda t: t[:-1], "layer.qzeros has shape [2, 8] instead of [3, 8]"),
         ("g_idx", lambda t: t + 1, "layer.g_idx names groups 1 to 3, but there are 3"),
-        ("g_idx", lambda t: t[:-32], "layer.g_idx"),
+        ("g_idx", lambda t: t[:-32], "layer.qweight has 6 bits per entry of g_idx"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(part: str, change: Any, named: str) -> None:
