@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 
 from engine.errors import CheckpointError
+from engine.models.quantised.packing import bounds
 from engine.models.tensor_source import ALL, TensorSource
 
 # Scales of activations and of a KV cache in 8 bits. Neither is quantised here: no result depends on them.
@@ -27,6 +29,10 @@ _OF_ACTIVATIONS = (
     ".v_zero_point",
     ".kv_scale",
 )
+
+
+_AT_ONCE = 1 << 22  # values: dequantising uses up to ten times their memory
+_ALIGNED = 128  # rows: no packed word, no group and no block of rows is larger
 
 
 class QuantisedTensor(Protocol):
@@ -80,9 +86,23 @@ class DequantisedSource:
     def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         quantised = self._quantised.get(name)
         if quantised is not None:
-            return quantised.read(rows, columns)
+            return _read(quantised, *bounds(rows, quantised.shape[0]), columns)
         tensor = self._source.tensor(name, rows=rows, columns=columns)
         if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool:
             stored = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(f"The checkpoint stores {name} as {stored}, but no scale for it.")
         return tensor
+
+
+def _read(tensor: QuantisedTensor, start: int, stop: int, columns: slice) -> torch.Tensor:
+    """Rows `start` to `stop`, some at a time."""
+    step = max(1, _AT_ONCE // max(1, math.prod(tensor.shape[1:])))
+    step = step // _ALIGNED * _ALIGNED or step
+    if stop - start <= step:
+        return tensor.read(slice(start, stop), columns)
+    first = tensor.read(slice(start, start + step), columns)
+    values = torch.empty(stop - start, *first.shape[1:])
+    values[:step] = first
+    for at in range(start + step, stop, step):
+        values[at - start : at - start + step] = tensor.read(slice(at, min(stop, at + step)), columns)
+    return values
