@@ -40,9 +40,11 @@ class ModelResidency(Generic[ModelT, CacheT]):
         device: torch.device,
         load: Callable[[], ModelT] | None,
         make_cache: Callable[[], CacheT],
+        on_move: Callable[[], None] = lambda: None,
     ) -> None:
         """`load` and `make_cache` recreate what was dropped; without `load` the model can't be dropped.
 
+        `on_move` is called whenever weights or cache are about to leave their addresses, or have new ones.
         A cache of None means that the model needs none.
         """
         self._model: ModelT | None = model
@@ -51,6 +53,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
         self._device = device
         self._load = load
         self._make_cache = make_cache
+        self._on_move = on_move
         self._memory = self._measure()
 
     @property
@@ -77,6 +80,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
 
         Raises OutOfMemory if main memory can't hold them; nothing has changed then.
         """
+        self._on_move()
         if level >= WEIGHTS_DROPPED:
             if self._load is None:
                 raise EngineAsleep("The weights can't be dropped: there is no way to load them again.")
@@ -103,6 +107,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
             traceback.clear_frames(error.__traceback__)
             self._return_memory()
             raise
+        self._on_move()
         self._memory = self._measure()
 
     def _wake_weights(self) -> None:

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import torch
 
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import SequenceInput
 
 _ALIGNMENT = 2  # int64 elements: a kernel is compiled once more for addresses that aren't multiples of 16
 
@@ -67,7 +67,7 @@ class HostInputs:
 
     numbers: torch.Tensor  # int64
     _sections: Sequence[slice]
-    _spanned: tuple[tuple[ScheduledSequence, int], ...]  # sequences that aren't paged, with their first rows
+    _spanned: tuple[tuple[SequenceInput, int], ...]  # sequences that aren't paged, with their first rows
     _num_decodes: int
     _max_context: int
     _selects_rows: bool
@@ -92,14 +92,20 @@ class HostInputs:
 
 
 def build_inputs(
-    batch: Batch, block_size: int, device: torch.device, *, reader: BlockReader = BlockReader.NONE
+    batch: Sequence[SequenceInput],
+    block_size: int,
+    device: torch.device,
+    *,
+    reader: BlockReader = BlockReader.NONE,
 ) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
     inputs = flatten(batch, block_size, reader)
     return inputs.on(inputs.numbers.to(device), block_size)
 
 
-def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
+def flatten(
+    batch: Sequence[SequenceInput], block_size: int, reader: BlockReader, *, pad_to: int = 0
+) -> HostInputs:
     """`pad_to`, for a batch of paged decodes: fill it up to so many rows, which read and store nothing."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -107,7 +113,7 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
     first_rows = [0]
     sampled_rows: list[int] = []
     scored_rows: list[int] = []
-    for sequence in batch.sequences:
+    for sequence in batch:
         first_row = len(token_ids)
         stop = sequence.start + len(sequence.token_ids)
         token_ids.extend(sequence.token_ids)
@@ -116,12 +122,12 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
         first_rows.append(len(token_ids))
         if sequence.samples:
             sampled_rows.append(len(token_ids) - 1)
-        if sequence.scored_token_ids:
+        if sequence.num_scored:
             first_scored = first_row + sequence.scored_from
-            scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
-    num_decodes = _count_decodes(batch.sequences)
-    num_paged = {BlockReader.NONE: 0, BlockReader.DECODES: num_decodes}.get(reader, len(batch.sequences))
-    paged = batch.sequences[:num_paged]
+            scored_rows.extend(range(first_scored, first_scored + sequence.num_scored))
+    num_decodes = _count_decodes(batch)
+    num_paged = {BlockReader.NONE: 0, BlockReader.DECODES: num_decodes}.get(reader, len(batch))
+    paged = batch[:num_paged]
     starts, contexts, blocks = _block_tables(paged)
     max_context = max(contexts, default=0)
     selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
@@ -131,7 +137,7 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
             column.extend([filling] * num_padding)
         first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
     wanted_rows = sampled_rows + scored_rows if selects_rows else []
-    spanned = zip(batch.sequences[num_paged:], first_rows[num_paged:], strict=False)
+    spanned = zip(batch[num_paged:], first_rows[num_paged:], strict=False)
     numbers, sections = _end_to_end(
         token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
     )
@@ -146,12 +152,12 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
     )
 
 
-def _count_decodes(sequences: Sequence[ScheduledSequence]) -> int:
+def _count_decodes(sequences: Sequence[SequenceInput]) -> int:
     """How many sequences in front run one token; a prompt's last token may come later."""
     return sum(1 for _ in takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
 
 
-def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[int], list[int]]:
+def _block_tables(sequences: Sequence[SequenceInput]) -> tuple[list[int], list[int], list[int]]:
     """Where each table starts, each sequence's context, and the tables end to end."""
     starts: list[int] = []
     contexts: list[int] = []
@@ -180,7 +186,7 @@ def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> 
     return [block_ids[p // block_size] * block_size + p % block_size for p in range(start, stop)]
 
 
-def _span(sequence: ScheduledSequence, first_row: int, block_size: int, device: torch.device) -> SequenceSpan:
+def _span(sequence: SequenceInput, first_row: int, block_size: int, device: torch.device) -> SequenceSpan:
     num_rows = len(sequence.token_ids)
     context = sequence.start + num_rows
     blocks = sequence.block_ids[: -(-context // block_size)]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from engine.core.batch import Batch, ScheduledSequence
-from engine.core.types import SamplingParams
+from engine.core.batch import SequenceInput
 from engine.models.attention.paged import AttentionShape, PagedKVCache, attend_in_slices
 from engine.models.inputs import are_consecutive, build_inputs
 from engine.models.native.kernels import find_kernels
@@ -18,16 +17,8 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=list(range(start, stop)),
-        start=start,
-        block_ids=blocks,
-        samples=samples,
-        output_position=0,
-        params=SamplingParams(max_tokens=1),
-    )
+def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) -> SequenceInput:
+    return SequenceInput(range(start, stop), start, blocks, samples)
 
 
 def written_out(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -62,7 +53,7 @@ def test_paged_attention_equals_plain_attention(num_heads: int, num_kv_heads: in
         for layer in range(2)
     }
     for step in steps:
-        inputs = build_inputs(Batch([part(a, b, tables[i]) for i, a, b in step]), BLOCK_SIZE, CPU)
+        inputs = build_inputs([part(a, b, tables[i]) for i, a, b in step], BLOCK_SIZE, CPU)
         for layer, sequences in stored.items():
             queries = torch.randn(len(inputs.token_ids), num_heads, 8)
             keys = torch.cat([sequences[i][0][a:b] for i, a, b in step])
@@ -93,7 +84,7 @@ def test_attention_in_slices(num_rows: int, context: int, has_kernels: bool) -> 
 
 def test_inputs_of_a_mixed_batch() -> None:
     inputs = build_inputs(
-        Batch([part(6, 7, [5, 2]), part(3, 6, [8, 9, 1], samples=False), part(0, 4, [3])]), BLOCK_SIZE, CPU
+        [part(6, 7, [5, 2]), part(3, 6, [8, 9, 1], samples=False), part(0, 4, [3])], BLOCK_SIZE, CPU
     )
     assert inputs.token_ids.tolist() == [6, 3, 4, 5, 0, 1, 2, 3]
     assert inputs.positions.tolist() == [6, 3, 4, 5, 0, 1, 2, 3]
@@ -112,7 +103,7 @@ def test_inputs_of_a_mixed_batch() -> None:
 
 
 def test_decodes_alone_need_no_selection_of_rows() -> None:
-    inputs = build_inputs(Batch([part(6, 7, [5, 2]), part(0, 1, [3])]), BLOCK_SIZE, CPU)
+    inputs = build_inputs([part(6, 7, [5, 2]), part(0, 1, [3])], BLOCK_SIZE, CPU)
     assert inputs.sampled_rows is None
     assert inputs.num_sampled == 2
 

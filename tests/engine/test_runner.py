@@ -25,15 +25,7 @@ from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
 
 def unsampled(tokens: list[int], start: int, stop: int, blocks: range) -> ScheduledSequence:
     sequence = chunk(tokens, start, stop, blocks)
-    return ScheduledSequence(
-        request_id=sequence.request_id,
-        token_ids=sequence.token_ids,
-        start=start,
-        block_ids=blocks,
-        samples=False,
-        output_position=0,
-        params=sequence.params,
-    )
+    return sequence._replace(input=sequence.input._replace(samples=False))
 
 
 def test_a_token_for_each_sequence_that_samples_and_none_for_the_others(
@@ -52,16 +44,16 @@ def test_a_token_for_each_sequence_that_samples_and_none_for_the_others(
         )
     ).tokens
     reference = Reference(path)
-    assert tokens == [reference.generate(first, 1)[0], None, reference.generate(third, 1)[0]]
+    assert tokens == [(reference.generate(first, 1)[0],), (), (reference.generate(third, 1)[0],)]
 
 
 def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> None:
     path = checkpoint("qwen3-tied")
     runner = runner_of(path)
     tokens = prompt_of(30)
-    assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))).tokens == [None]
+    assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))).tokens == [()]
     last = runner.execute(Batch((chunk(tokens, 20, 30, range(4)),)))
-    assert last.tokens == Reference(path).generate(tokens, 1)
+    assert last.tokens == [tuple(Reference(path).generate(tokens, 1))]
 
 
 @pytest.mark.parametrize("level", [1, 2])
