@@ -106,3 +106,13 @@ def test_a_recording_that_fails_leaves_steps_unrecorded(path: Path, caplog: pyte
     expected = [tuple(reference.generate([token], 1)) for token in (5, 9)]
     assert runner.execute(Batch([first, second])).tokens == expected
     assert recorder.recorded == [4]
+
+
+def test_a_step_may_be_submitted_before_the_last_is_collected(path: Path) -> None:
+    """A replay overwrites the logits of the one before it, which are kept until they are sampled."""
+    runner = recording(path, Recorder())
+    steps = [Batch([chunk([token], 0, 1, range(place, place + 1))]) for place, token in enumerate((5, 9, 40))]
+    expected = [runner.execute(step).tokens for step in steps]
+    assert len(set(map(str, expected))) > 1
+    tickets = [runner.submit(step) for step in steps]
+    assert [runner.collect(ticket).tokens for ticket in tickets] == expected

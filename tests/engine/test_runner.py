@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from collections.abc import Callable
@@ -56,6 +57,31 @@ def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> N
     assert last.tokens == [tuple(Reference(path).generate(tokens, 1))]
 
 
+def test_a_step_may_be_submitted_before_the_last_is_collected(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("qwen3-tied")
+    runner, reference = runner_of(path), Reference(path)
+    prompts = [prompt_of(9), prompt_of(30)]
+    tickets = [
+        runner.submit(Batch((chunk(prompt, 0, len(prompt), blocks),)))
+        for prompt, blocks in zip(prompts, (range(4), range(10, 20)), strict=True)
+    ]
+    for prompt, ticket in zip(prompts, tickets, strict=True):
+        assert runner.collect(ticket).tokens == [tuple(reference.generate(prompt, 1))]
+
+
+def test_a_temporary_runner_leaves_nothing_behind(checkpoint: Callable[[str], Path]) -> None:
+    """One measures the memory of a step: its cache must be gone before the real one is made."""
+    runner = runner_of(checkpoint("qwen3-tied"))
+    runner.warm_up(8)
+    cached = weakref.ref(runner._residency.cache.keys[0])
+    gc.disable()
+    try:
+        del runner
+        assert cached() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_sleep_frees_memory_and_waking_up_allocates_it(level: int, checkpoint: Callable[[str], Path]) -> None:
     from tests.engine.test_generation import greedy, run
@@ -68,7 +94,7 @@ def test_sleep_frees_memory_and_waking_up_allocates_it(level: int, checkpoint: C
     assert not any(tensor() is not None for tensor in cached)
     assert any(tensor() is not None for tensor in weights) == (level == 1)
     with pytest.raises(EngineAsleep):
-        core._runner.execute(Batch((chunk([1], 0, 1, range(1)),)))
+        core._runner.submit(Batch((chunk([1], 0, 1, range(1)),)))
     core.wake_up(ALL_PARTS)
     assert core.stats().kv_cache_usage == 0
     assert run(core, [greedy("a", prompt_of(40))])["a"] == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, SamplingParams, TokenDelta
 from engine.errors import ConfigError, GenerationFailed, InvalidRequest
 from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, reference_output
+from tests.engine.test_constraints import Script
 
 
 class Harness:
@@ -546,6 +548,66 @@ def test_a_lost_sequence_is_noticed() -> None:
     harness.scheduler._waiting.clear()
     with pytest.raises(RuntimeError, match=r"0 waiting.*has 1 sequences"):
         harness.scheduler.check_integrity()
+
+
+# Several tokens in a step
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 16])
+def test_several_tokens_in_a_step_give_the_same_output(block_size: int) -> None:
+    """Beside others, through preemptions and the prefix cache; the counters count tokens, not steps."""
+    expected, deltas = [], []
+    for max_tokens_per_step in (1, 4):
+        harness = Harness(
+            num_blocks=48 // block_size, block_size=block_size, max_tokens_per_step=max_tokens_per_step
+        )
+        params = SamplingParams(max_tokens=14, logprobs=0)
+        requests = [make_request(str(n), [n % 3] * 9, params=params, arrival_time=n) for n in range(6)]
+        harness.add(*requests)
+        harness.finish()
+        expected = [reference_output(request) for request in requests]
+        assert list(harness.outputs.values()) == expected
+        assert list(harness.logprobs.values()) == [[logprobs_of(token) for token in own] for own in expected]
+        stats = harness.scheduler.stats()
+        assert stats.generation_tokens == sum(map(len, expected)) and stats.kv_cache_usage == 0
+        deltas.append(harness.now)
+    assert deltas[1] < deltas[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_tokens": 3}, FinishReason.LENGTH),
+        ({"max_tokens": 30}, FinishReason.LENGTH),  # the context's end
+        ({"max_tokens": 12, "stops": 2}, FinishReason.STOP),
+        ({"max_tokens": 12, "stops": 2, "min_tokens": 2}, FinishReason.STOP),
+        ({"max_tokens": 12, "stops": 2, "min_tokens": 3}, FinishReason.LENGTH),
+    ],
+)
+def test_tokens_after_the_end_are_dropped(options: dict[str, int], reason: FinishReason) -> None:
+    """`stops`: the position of the token that ends the output, in the middle of a step."""
+    free = reference_output(make_request("a", [7, 10], max_tokens=14))
+    assert len(set(free)) == 14
+    stop = frozenset({free[options.pop("stops")]}) if "stops" in options else frozenset()
+    params = SamplingParams(**options, stop_token_ids=stop, logprobs=0)  # type: ignore[arg-type]
+    harness = Harness(max_model_len=16, max_tokens_per_step=8)
+    request = make_request("a", [7, 10], params=params)
+    harness.add(request)
+    harness.finish()
+    assert harness.outputs["a"] == reference_output(request, max_model_len=16)
+    assert harness.logprobs["a"] == [logprobs_of(token) for token in harness.outputs["a"]]
+    assert harness.last["a"].finish_reason == reason
+
+
+def test_a_constraint_sees_each_kept_token_once() -> None:
+    """The runner advances it to guess, and takes that back."""
+    constraint = Script([{token} for token in range(2, 9)])
+    harness = Harness(max_tokens_per_step=3)
+    request = replace(make_request("a", [1], max_tokens=5), constraint=constraint)
+    harness.add(request)
+    harness.finish()
+    assert harness.outputs["a"] == [2, 3, 4, 5, 6]
+    assert constraint.accepted == [2, 3, 4, 5]
 
 
 # Figures
