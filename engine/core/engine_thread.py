@@ -123,7 +123,7 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
     # For the subclass, on the loop
 
     async def _call(self, method: str, *arguments: Any) -> None:
-        """Have the thread call a method of the sleeper, between steps; raises what that does and EngineDead."""
+        """Have the thread call a method of the sleeper, between steps. Raises what that does, EngineDead."""
         self._get_core()
         await self._calls.run(method, *arguments)
 
