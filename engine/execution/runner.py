@@ -69,7 +69,7 @@ class ModelRunner:
             on_move=self._graphs.drop,
             make_cache=partial(
                 PagedKVCache,
-                model.attention_shape,
+                model.attention_specs,
                 num_blocks=cache.num_blocks,
                 block_size=cache.block_size,
                 dtype=model.dtype,
@@ -167,7 +167,7 @@ class ModelRunner:
             if (logits := graphs.logits(inputs)) is not None:
                 step.logits, self._replayed = logits, step
                 return
-        tensors = build_inputs(inputs, self.block_size, model.device, reader=cache.reader)
+        tensors = build_inputs(inputs, self.block_size, model.device)
         hidden = model(tensors, cache)
         sampled, step.scored = hidden[: tensors.num_sampled], hidden[tensors.num_sampled :]
         step.logits = model.logits(sampled) if len(sampled) else None
