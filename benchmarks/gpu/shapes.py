@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from engine.models.decoder import CausalLM
 from engine.models.layers.weights import WeightedLayer
 from engine.models.qwen3 import Qwen3ForCausalLM
 from engine.models.rope_config import RopeConfig
+from engine.models.tensor_source import ALL
+from engine.models.weights import expected_tensors, load_weights
 
 BLOCK_SIZE = 16
 
@@ -75,17 +77,23 @@ def make_model(shape: Shape) -> CausalLM:
     config = shape.config()
     model = Qwen3ForCausalLM(config, dtype=torch.bfloat16, device=DEVICE)
     torch.manual_seed(0)
-    shared = model.shared_weights()
-    parts: dict[str, list[torch.Tensor]] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, WeightedLayer):
-            continue
-        for tensor_name, shapes in layer.part_shapes().items():
-            made = parts.get(shared.get(name, name)) or [_random(size) for size in shapes]
-            if name in shared.values():
-                parts[name] = made
-            layer.load(tensor_name, made)
+    load_weights(model, _RandomSource(expected_tensors(model, _RandomSource({}))))
     return model
+
+
+class _RandomSource:
+    """Its tensors are made on the device."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self.names = frozenset(shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        made = _random(self._shapes[name])
+        return made if rows == columns == ALL else made[rows, columns]
 
 
 def _random(size: tuple[int, ...]) -> torch.Tensor:
