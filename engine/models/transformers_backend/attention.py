@@ -59,8 +59,7 @@ def attend(
     value_dim = value.shape[-1]
     queries, keys, values = (_padded(x[0].transpose(0, 1), spec.head_dim) for x in (query, key, value))
     cache.store(place.layer, keys, values, inputs)
-    queries = (queries * (spec.scale * spec.head_dim**0.5)).contiguous()
-    attended = cache.attend(place.layer, queries, inputs)
+    attended = cache.attend(place.layer, queries.contiguous(), inputs, s_aux if spec.has_sinks else None)
     attended = attended.view(1, queries.shape[0], spec.num_heads, spec.head_dim)
     return attended[..., :value_dim], None
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.errors import UnsupportedModel
-from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
 from engine.models.tensor_source import TensorSource
@@ -39,23 +36,12 @@ class TransformersCausalLM(nn.Module):
         specs = _probe_empty(config)  # refuses what it must before anything is read
         model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
         specs = _probe_loaded(model) if specs is None else specs
-        _check_cacheable(specs)
         self.attention_specs = tuple(specs.values())
         self._step = Step()
         for layer, (name, spec) in enumerate(specs.items()):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
         self._decoder = model.base_model
         self._head = LanguageHead(model, next(iter(specs)))
-
-    @property
-    def attention_shape(self) -> AttentionShape:
-        first = self.attention_specs[0]
-        return AttentionShape(
-            num_heads=first.num_heads,
-            num_kv_heads=first.num_kv_heads,
-            head_dim=first.head_dim,
-            num_layers=len(self.attention_specs),
-        )
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
@@ -72,13 +58,6 @@ class TransformersCausalLM(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""
         return self._head(hidden)  # type: ignore[no-any-return]
-
-
-def _check_cacheable(specs: Mapping[str, AttentionSpec]) -> None:
-    """Until the cache takes a specification per layer."""
-    plain = {(spec.num_heads, spec.num_kv_heads, spec.head_dim) for spec in specs.values()}
-    if len(plain) > 1 or any(spec.window or spec.softcap or spec.has_sinks for spec in specs.values()):
-        raise UnsupportedModel("Windows, softcaps and sinks of attention aren't supported yet.")
 
 
 def _probe_empty(config: TransformersConfig) -> dict[str, AttentionSpec] | None:
