@@ -46,6 +46,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     raw = read_raw_config(config.model, config.hf_overrides)
     architecture = generating_architecture(architecture_of(config.model, raw))
     model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":

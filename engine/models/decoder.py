@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.models.attention.paged import AttentionShape, PagedKVCache
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
-from engine.models.layers.rope import RotaryEmbedding, Rotation
+from engine.models.layers.rope import LayerRopes, RotaryEmbedding, Rotation
 from engine.models.operators import Operators, find_operators
 
 
 class Attention(nn.Module):
     """Self-attention with fused query, key and value projections."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, *, has_head_norm: bool) -> None:
         super().__init__()
         self._layer = layer
         self._num_heads = config.num_attention_heads
@@ -52,7 +52,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
-        if cache.operators is not None:
+        if cache.operators is not None and not rope.is_partial:
             self._rotate_and_store(cache.operators, heads, inputs, cache, rotation)
             return self.o_proj(cache.attend(self._layer, heads[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
         rotated = heads[:, : self._num_rotated]
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up fused."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self._size = config.intermediate_size
         self.gate_up_proj = Linear(config.hidden_size, (self._size, self._size))
@@ -104,7 +104,7 @@ class GatedMLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the MLP, each with a norm before it and a residual connection."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, *, has_head_norm: bool) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer, has_head_norm=has_head_norm)
@@ -131,7 +131,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers, final norm. Its attributes are named like the checkpoint's tensors."""
 
-    def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
+    def __init__(self, config: DecoderConfig, *, has_head_norm: bool) -> None:
         super().__init__()
         self.attention_shape = AttentionShape(
             num_heads=config.num_attention_heads,
@@ -146,16 +146,20 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, inputs: StepInputs, cache: PagedKVCache, rope: RotaryEmbedding) -> torch.Tensor:
+    def forward(self, inputs: StepInputs, cache: PagedKVCache, ropes: LayerRopes) -> torch.Tensor:
         """The hidden states of the sampled rows: [S, hidden]."""
-        rotation = rope.rotation(inputs.positions)
         x = self.embed_tokens(inputs.token_ids)
         delta: torch.Tensor | None = None
-        for layer in self.layers:
+        for layer, (rope, rotation) in zip(self.layers, ropes.rotations(inputs.positions), strict=True):
             delta = layer(x, delta, inputs, cache, rope, rotation)
         if inputs.sampled_rows is not None:
             x, delta = x[inputs.sampled_rows], None if delta is None else delta[inputs.sampled_rows]
         return self.norm(x, delta)  # type: ignore[no-any-return]
+
+
+def make_ropes(config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> LayerRopes:
+    longest = config.longest_sequence
+    return LayerRopes(config.ropes, config.head_dim, longest=longest, dtype=dtype, device=device)
 
 
 class CausalLM(nn.Module):
@@ -170,17 +174,17 @@ class CausalLM(nn.Module):
     UNUSED: ClassVar[tuple[str, ...]] = ()
     HAS_HEAD_NORM: ClassVar[bool] = False
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.device = device
         self.model = self.make_decoder(config)
         self.lm_head = Linear(config.hidden_size, (config.vocab_size,))
-        self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
+        self._ropes = make_ropes(config, dtype=dtype, device=device)
 
     @classmethod
-    def make_decoder(cls, config: ModelConfig) -> Decoder:
+    def make_decoder(cls, config: DecoderConfig) -> Decoder:
         """Its layers, which the family's embedding models and classifiers have as well."""
         return Decoder(config, has_head_norm=cls.HAS_HEAD_NORM)
 
@@ -194,7 +198,7 @@ class CausalLM(nn.Module):
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
-        return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
+        return self.model(inputs, cache, self._ropes)  # type: ignore[no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""

@@ -16,12 +16,12 @@ from engine.errors import CheckpointError, UnsupportedModel
 from engine.execution.graphs import Record
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
-from engine.models.config import read_model_config
-from engine.models.registry import generating_architecture
+from engine.models.registry import generating_architecture, read_model_config
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.tiny_models import RECIPES, Reference, prompt_of
 
 TOLERANCE = 1e-4
+_WINDOW = {"use_sliding_window": True, "sliding_window": 9}
 PARAMS = SamplingParams(max_tokens=1, temperature=0.0)
 
 
@@ -123,7 +123,7 @@ def test_rope_may_be_written_flat(checkpoint: Callable[[str], Path], tmp_path: P
     scaling = json.loads((source / "config.json").read_text())["rope_parameters"]
     theta = scaling.pop("rope_theta")
     flat = write_config(tmp_path, source, rope_parameters=None, rope_scaling=scaling, rope_theta=theta)
-    assert read_model_config(flat).rope == read_model_config(source).rope
+    assert read_model_config(flat).ropes == read_model_config(source).ropes
 
 
 def test_eos_tokens_of_the_generation_config_go_first(
@@ -139,9 +139,10 @@ def test_eos_tokens_of_the_generation_config_go_first(
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"use_sliding_window": True, "sliding_window": 128}, "Sliding-window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "Sliding-window"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn'"),
+        (_WINDOW | {"layer_types": None, "max_window_layers": 1}, "Sliding-window"),
+        (_WINDOW | {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}, "Sliding-window"),
+        ({"layer_types": ["full_attention", "full_attention", "mamba"]}, "'mamba'"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -17,8 +17,8 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, UnsupportedModel
 from engine.execution.build import build_core
 from engine.launch.preflight import check_config
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM, Decoder
+from engine.models.decoder_config import DecoderConfig
 from engine.models.registry import ARCHITECTURES, decoders
 from engine.pooling.build import build_pooling_core
 from engine.pooling.plan import RunnerKind, Task, choose_runner, read_pooling_plan
@@ -36,7 +36,7 @@ class ScratchForCausalLM(CausalLM):
     """Has layers of its own: those of Qwen3 with another norm."""
 
     @classmethod
-    def make_decoder(cls, config: ModelConfig) -> Decoder:
+    def make_decoder(cls, config: DecoderConfig) -> Decoder:
         return Decoder(replace(config, rms_norm_eps=EPSILON), has_head_norm=True)
 
 
