@@ -153,15 +153,23 @@ BROKEN: dict[str, Broken] = {
     "lfs-pointer": Broken(beside(model__safetensors=_POINTER), "Git LFS pointer", "git lfs pull"),
     "cut-short": Broken(cut_short, "only the beginning of model.safetensors", by_engine_alone=True),
     "no-tokenizer": Broken(without("tokenizer.json"), "has no tokenizer"),
-    "yarn": Broken(
-        changed(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "'yarn'", "vllm"
+    "rope": Broken(
+        changed(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4, "factor": 4.0}), "'spiral'", "vllm"
     ),
-    "yarn-as-it-was-written": Broken(
-        changed(rope_parameters=None, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'", "vllm"
+    "rope-as-it-was-written": Broken(
+        changed(rope_parameters=None, rope_scaling={"type": "spiral", "factor": 4.0}), "'spiral'", "vllm"
+    ),
+    "rope-of-a-multimodal-model": Broken(
+        changed(text_config={"rope_parameters": {"rope_type": "spiral"}}), "'spiral'", "vllm"
     ),
     "activation": Broken(changed(hidden_act="relu2"), "'relu2'", "vllm"),
-    "sliding-window": Broken(changed(use_sliding_window=True, sliding_window=4096), "Sliding-window"),
-    "sliding-layers": Broken(changed(layer_types=["sliding_attention"]), "Sliding-window", "vllm"),
+    "sliding-window": Broken(
+        changed(use_sliding_window=True, sliding_window=4096, layer_types=None, max_window_layers=0),
+        "Sliding-window",
+    ),
+    "other-layers": Broken(
+        changed(num_hidden_layers=2, layer_types=["full_attention", "mamba"]), "'mamba'", "vllm"
+    ),
     "mlp-bias": Broken(changed(mlp_bias=True), "mlp_bias", "vllm"),
     "partly-rotated": Broken(changed(partial_rotary_factor=0.5), "partial_rotary_factor", "vllm"),
 }

@@ -16,7 +16,8 @@ def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None)
     The fields of a multimodal model's `text_config` are added to those around it, which may name the end
     tokens or the weights' type.
     """
-    return spread_text_config(_merge(read_json(directory / "config.json"), overrides or {}))
+    merged = _merge(read_json(directory / "config.json"), overrides or {})
+    return _merge(spread_text_config(merged), overrides or {})  # an override of the outer object counts, too
 
 
 def spread_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:

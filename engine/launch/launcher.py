@@ -126,7 +126,7 @@ def _on_ready() -> None:
 
 async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.socket) -> None:
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-    tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
+    tokenizer = executor.submit(_load_tokenizer, config, flags.server.tokenizer or config.model)
     executor.shutdown(wait=False)
     engine = _make_engine(config, tokenizer)
     started = asyncio.create_task(engine.start())
@@ -151,16 +151,16 @@ def _make_engine(config: EngineConfig, tokenizer: Future[Tokenizer]) -> AsyncEng
     return AsyncEngine(lambda: _build_core(config, tokenizer))
 
 
-def _load_tokenizer(directory: Path) -> Tokenizer:
+def _load_tokenizer(config: EngineConfig, directory: Path) -> Tokenizer:
     from engine.text.tokenizer import load_tokenizer
 
-    return load_tokenizer(directory)
+    return load_tokenizer(directory, model=Path(config.model), overrides=config.hf_overrides)
 
 
 def _build_core(config: EngineConfig, tokenizer: Future[Tokenizer]) -> EngineCore:
     from engine.execution.build import build_core
 
-    return build_core(config, eos_token_id=tokenizer.result().eos_token_id)
+    return build_core(config, eos_token_ids=tokenizer.result().end_token_ids)
 
 
 def _build_pooling_core(config: EngineConfig, plan: PoolingPlan, tokenizer: Future[Tokenizer]) -> Core:

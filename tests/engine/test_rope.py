@@ -140,7 +140,7 @@ def test_phi_names_the_original_length_beside_the_scaling(kind: str) -> None:
     cos, sin = reference(torch.zeros(1, 1, 1), positions[None])
     assert_equal(ours, cos, sin, positions)
     queries, keys = torch.randn(2, 1, 4, LIMIT, HEAD_DIM)
-    for rows, expected in zip((queries, keys), rotate_like_phi(queries, keys, cos, sin), strict=True):
+    for rows, expected in zip((queries, keys), rotate_like_phi(queries, keys, cos, sin), strict=True):  # type: ignore[no-untyped-call]
         rotated = ours.apply(rows[0].transpose(0, 1), ours.rotation(positions))
         assert (rotated - expected[0].transpose(0, 1)).abs().max() < 1e-5
     assert ours.is_partial
