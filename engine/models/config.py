@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class ConfigFile:
             eos_token_ids=declared_eos_tokens(directory, raw),
         )
 
+    def with_defaults(self, **defaults: Any) -> ConfigFile:
+        """With the family's values for keys that are absent."""
+        return replace(self, reader=self.reader.with_defaults(defaults))
+
 
 class ConfigReader:
     """Fields that are null count as absent. Errors name the file, the key and the value."""
@@ -62,6 +66,11 @@ class ConfigReader:
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
         self.path = path
         self._raw = raw
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
+        """With values for keys that are absent."""
+        there = {key: value for key, value in self._raw.items() if value is not None}
+        return ConfigReader(self.path, {**defaults, **there})
 
     def has(self, key: str) -> bool:
         return self._raw.get(key) is not None
@@ -83,6 +92,16 @@ class ConfigReader:
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise CheckpointError(f"{self.path}: {key} is {value!r}; it must be a positive number.")
         return float(value)
+
+    def optional_integer(self, key: str) -> int | None:
+        return self.integer(key) if self.has(key) else None
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list; empty if there is none."""
+        values = self._raw.get(key) or []
+        if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+            raise CheckpointError(f"{self.path}: {key} is {values!r}; it must be a list of integers.")
+        return tuple(values)
 
     def optional_number(self, key: str) -> float | None:
         return self.number(key) if self.has(key) else None

@@ -1,77 +1,56 @@
-"""The decoder that Qwen3 and Llama share: pre-norm layers of grouped-query attention and a gated MLP.
+"""The decoder that most families share: layers of grouped-query attention and a gated MLP, and a head.
 
 Runs on flat tokens [T, hidden]: only the attention cache knows which token belongs to which sequence.
+
+A family is a subclass of CausalLM that overrides the `make_…` methods of the parts that differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import AttentionSpec
 from engine.models.decoder_config import DecoderConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
-from engine.models.layers.rope import LayerRopes, RotaryEmbedding, Rotation
-from engine.models.operators import Operators, find_operators
+from engine.models.layers.rope import LayerRopes, Rotation
+from engine.models.operators import Activation, find_operators
 
 
 class Attention(nn.Module):
     """Self-attention with fused query, key and value projections."""
 
-    def __init__(self, config: DecoderConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, *, qk_norm: HeadNorm | None = None) -> None:
         super().__init__()
         self._layer = layer
-        self._num_heads = config.num_attention_heads
-        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
-        self._head_dim = config.head_dim
-        q_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, (q_size, kv_size, kv_size), bias=config.attention_bias)
-        self.o_proj = Linear(q_size, (config.hidden_size,), bias=config.attention_bias)
-        self.qk_norm = (
-            HeadNorm(
-                config.head_dim, config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
-            )
-            if has_head_norm
-            else None
-        )
+        spec = config.attention_specs[layer]
+        self._head_dim = spec.head_dim
+        q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.qkv_proj = Linear(config.hidden_size, (q_size, kv_size, kv_size), bias=config.qkv_bias)
+        self.o_proj = Linear(q_size, (config.hidden_size,), bias=config.o_bias)
+        self.qk_norm = qk_norm
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values side by side: [T, hidden] → [T, sum of their sizes]."""
+        return self.qkv_proj(x)  # type: ignore[no-any-return]
 
     def forward(
         self,
         x: torch.Tensor,
         inputs: StepInputs,
         cache: PagedKVCache,
-        rope: RotaryEmbedding,
         rotation: Rotation,
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
-        if cache.operators is not None and not rope.is_partial:
-            self._rotate_and_store(cache.operators, heads, inputs, cache, rotation)
-            return self.o_proj(cache.attend(self._layer, heads[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
-        rotated = heads[:, : self._num_rotated]
-        if self.qk_norm is not None:
-            rotated = self.qk_norm(rotated)
-        rotated = rope.apply(rotated, rotation)
-        cache.store(self._layer, rotated[:, self._num_heads :], heads[:, self._num_rotated :], inputs)
-        return self.o_proj(cache.attend(self._layer, rotated[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
-
-    def _rotate_and_store(
-        self,
-        operators: Operators,
-        heads: torch.Tensor,
-        inputs: StepInputs,
-        cache: PagedKVCache,
-        rotation: Rotation,
-    ) -> None:
-        """Everything between the projections and attention, in one pass; the queries stay in `heads`."""
-        operators.rotate_and_store(
+        heads = self.project(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
+        queries = cache.operators.rotate_and_store(
             heads,
             None if self.qk_norm is None else self.qk_norm.weight,
             rotation.cos,
@@ -81,35 +60,36 @@ class Attention(nn.Module):
             cache.values[self._layer][0],
             eps=0.0 if self.qk_norm is None else self.qk_norm.eps,
         )
+        return self.o_proj(cache.attend(self._layer, queries, inputs))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up fused."""
+    """down(activation(gate(x)) * up(x)), gate and up fused."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(
+        self, hidden_size: int, size: int, activation: Activation = "silu", *, bias: bool = False
+    ) -> None:
         super().__init__()
-        self._size = config.intermediate_size
-        self.gate_up_proj = Linear(config.hidden_size, (self._size, self._size))
-        self.down_proj = Linear(self._size, (config.hidden_size,))
+        self._activation = activation
+        self.gate_up_proj = Linear(hidden_size, (size, size), bias=bias)
+        self.down_proj = Linear(size, (hidden_size,), bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        gate_up = self.gate_up_proj(x)
-        if (operators := find_operators(x.device.type, x.dtype)) is not None:
-            return self.down_proj(operators.silu_and_multiply(gate_up))  # type: ignore[no-any-return]
-        gate, up = gate_up[:, : self._size], gate_up[:, self._size :]
-        return self.down_proj(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
+        operators = find_operators(x.device.type, x.dtype)
+        gated = operators.activate_and_multiply(self.gate_up_proj(x), self._activation)
+        return self.down_proj(gated)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
     """Attention, then the MLP, each with a norm before it and a residual connection."""
 
-    def __init__(self, config: DecoderConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, attention: nn.Module, mlp: nn.Module, make_norm: Callable[[], RMSNorm]) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, has_head_norm=has_head_norm)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
+        self.input_layernorm = make_norm()
+        self.self_attn = attention
+        self.post_attention_layernorm = make_norm()
+        self.mlp = mlp
 
     def forward(
         self,
@@ -117,41 +97,39 @@ class DecoderLayer(nn.Module):
         delta: torch.Tensor | None,
         inputs: StepInputs,
         cache: PagedKVCache,
-        rope: RotaryEmbedding,
         rotation: Rotation,
     ) -> torch.Tensor:
         """The MLP's output, which the next layer adds to x: [T, hidden].
 
         `delta` is the previous layer's such output; x is changed in place.
         """
-        attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rope, rotation)
+        attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rotation)
         return self.mlp(self.post_attention_layernorm(x, attended))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
     """Embedding, layers, final norm. Its attributes are named like the checkpoint's tensors."""
 
-    def __init__(self, config: DecoderConfig, *, has_head_norm: bool) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        embedding: Embedding,
+        make_layer: Callable[[DecoderConfig, int], nn.Module],
+        norm: RMSNorm,
+    ) -> None:
         super().__init__()
-        self.attention_shape = AttentionShape(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            num_layers=config.num_hidden_layers,
-        )
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, has_head_norm=has_head_norm)
-            for layer in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_specs = config.attention_specs
+        self.embed_tokens = embedding
+        self.layers = nn.ModuleList(make_layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = norm
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache, ropes: LayerRopes) -> torch.Tensor:
         """The hidden states of the sampled rows: [S, hidden]."""
         x = self.embed_tokens(inputs.token_ids)
         delta: torch.Tensor | None = None
-        for layer, (rope, rotation) in zip(self.layers, ropes.rotations(inputs.positions), strict=True):
-            delta = layer(x, delta, inputs, cache, rope, rotation)
+        for layer, rotation in zip(self.layers, ropes.rotations(inputs.positions), strict=True):
+            delta = layer(x, delta, inputs, cache, rotation)
         if inputs.sampled_rows is not None:
             x, delta = x[inputs.sampled_rows], None if delta is None else delta[inputs.sampled_rows]
         return self.norm(x, delta)  # type: ignore[no-any-return]
@@ -163,7 +141,7 @@ def make_ropes(config: DecoderConfig, *, dtype: torch.dtype, device: torch.devic
 
 
 class CausalLM(nn.Module):
-    """A decoder with its head. Subclasses define what is specific to their architecture."""
+    """A decoder with its head, as Llama has it. Subclasses define what is specific to their family."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
         "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -172,7 +150,6 @@ class CausalLM(nn.Module):
     }
     """Our layer's name → the checkpoint's names of its parts, in order."""
     UNUSED: ClassVar[tuple[str, ...]] = ()
-    HAS_HEAD_NORM: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -186,11 +163,38 @@ class CausalLM(nn.Module):
     @classmethod
     def make_decoder(cls, config: DecoderConfig) -> Decoder:
         """Its layers, which the family's embedding models and classifiers have as well."""
-        return Decoder(config, has_head_norm=cls.HAS_HEAD_NORM)
+        return Decoder(
+            config,
+            embedding=cls.make_embedding(config),
+            make_layer=cls.make_layer,
+            norm=cls.make_norm(config),
+        )
+
+    @classmethod
+    def make_embedding(cls, config: DecoderConfig) -> Embedding:
+        return Embedding(config.vocab_size, config.hidden_size)
+
+    @classmethod
+    def make_layer(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return DecoderLayer(
+            cls.make_attention(config, layer), cls.make_mlp(config, layer), lambda: cls.make_norm(config)
+        )
+
+    @classmethod
+    def make_attention(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return Attention(config, layer)
+
+    @classmethod
+    def make_mlp(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    @classmethod
+    def make_norm(cls, config: DecoderConfig) -> RMSNorm:
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     @property
-    def attention_shape(self) -> AttentionShape:
-        return self.model.attention_shape
+    def attention_specs(self) -> tuple[AttentionSpec, ...]:
+        return self.model.attention_specs
 
     def shared_weights(self) -> dict[str, str]:
         """Layers that are filled from another layer's tensors: name → the name it shares."""

@@ -23,7 +23,9 @@ class DecoderConfig(ModelConfig):
     intermediate_size: int
     rms_norm_eps: float
     ropes: tuple[RopeConfig | None, ...]  # one for each layer; None = no positions
-    attention_bias: bool  # on the query, key, value and output projections
+    qkv_bias: bool  # on the query, key and value projections
+    o_bias: bool  # on attention's output projection
+    mlp_bias: bool
 
     @property
     def num_hidden_layers(self) -> int:
@@ -43,23 +45,31 @@ class DecoderConfig(ModelConfig):
 
 
 def read_decoder(
-    file: ConfigFile, layer_types: Sequence[str], *, rotates_partly: bool = False
+    file: ConfigFile,
+    layer_types: Sequence[str],
+    *,
+    activation: str = "silu",
+    scale: float | None = None,
+    softcap: float | None = None,
+    rotates_partly: bool = False,
 ) -> DecoderConfig:
     """The fields that the families share.
 
+    `activation`: the only one that the family has. `scale` and `softcap`: of attention's scores.
     `rotates_partly`: whether the family has a partial_rotary_factor. Raises CheckpointError for an
     inconsistent file, UnsupportedModel for what we would compute wrongly.
     """
     reader = file.reader
-    _refuse_unsupported(reader, rotates_partly=rotates_partly)
+    _refuse_unsupported(reader, activation, rotates_partly=rotates_partly)
     num_heads, num_kv_heads, head_dim = _heads(reader)
     specs = tuple(
         AttentionSpec(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            scale=head_dim**-0.5,
+            scale=head_dim**-0.5 if scale is None else scale,
             window=_window(reader, layer_type),
+            softcap=softcap,
         )
         for layer_type in layer_types
     )
@@ -76,7 +86,9 @@ def read_decoder(
             reader.integer("max_position_embeddings"), *(rope.reach for rope in ropes)
         ),
         tie_word_embeddings=reader.boolean("tie_word_embeddings", False),
-        attention_bias=reader.boolean("attention_bias", False),
+        qkv_bias=reader.boolean("attention_bias", False),
+        o_bias=reader.boolean("attention_bias", False),
+        mlp_bias=reader.boolean("mlp_bias", False),
         dtype=file.dtype,
         eos_token_ids=file.eos_token_ids,
     )
@@ -108,12 +120,10 @@ def _window(reader: ConfigReader, layer_type: str) -> int | None:
     return reader.integer("sliding_window") if layer_type == SLIDING else None
 
 
-def _refuse_unsupported(reader: ConfigReader, *, rotates_partly: bool) -> None:
-    activation = reader.text("hidden_act") or "silu"
-    if activation != "silu":
-        raise UnsupportedModel(f"Activation {activation!r} isn't supported; 'silu' is.")
-    if reader.boolean("mlp_bias", False):
-        raise UnsupportedModel("Biases in the MLP (mlp_bias) aren't supported.")
+def _refuse_unsupported(reader: ConfigReader, activation: str, *, rotates_partly: bool) -> None:
+    wanted = reader.text("hidden_activation", "hidden_act") or activation
+    if wanted != activation:
+        raise UnsupportedModel(f"Activation {wanted!r} isn't supported; {activation!r} is.")
     fractions = (reader, reader.object("rope_parameters", "rope_scaling"))
     if not rotates_partly and any(one.number("partial_rotary_factor", 1.0) != 1 for one in fractions):
         raise UnsupportedModel("Partial rotary embeddings (partial_rotary_factor) aren't supported.")

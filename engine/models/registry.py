@@ -16,7 +16,20 @@ from engine.models.architecture import Architecture, DecoderArchitecture, Encode
 from engine.models.config import ConfigFile
 from engine.models.decoder_config import DecoderConfig
 from engine.models.encoder_config import BERT, ROBERTA, EncoderFamily, read_encoder_config
-from engine.models.family_configs import read_llama, read_qwen3
+from engine.models.family_configs import (
+    read_gemma3,
+    read_granite,
+    read_llama,
+    read_ministral,
+    read_mistral,
+    read_olmo2,
+    read_olmo3,
+    read_phi3,
+    read_qwen2,
+    read_qwen3,
+    read_qwen3_moe,
+    read_smollm3,
+)
 
 ReadsDecoder: TypeAlias = Callable[[ConfigFile], DecoderConfig]
 
@@ -47,9 +60,20 @@ def encoders(name: str, family: EncoderFamily) -> Iterator[Architecture]:
         )
 
 
+_LLAMA = "engine.models.llama:LlamaForCausalLM"
 _FAMILIES = (
-    decoders("Llama", "engine.models.llama:LlamaForCausalLM"),
+    decoders("Llama", _LLAMA),
+    decoders("Qwen2", _LLAMA, reads=read_qwen2),
     decoders("Qwen3", "engine.models.qwen3:Qwen3ForCausalLM", reads=read_qwen3),
+    decoders("Qwen3Moe", "engine.models.qwen3_moe:Qwen3MoeForCausalLM", reads=read_qwen3_moe),
+    decoders("Mistral", _LLAMA, reads=read_mistral),
+    decoders("Ministral", _LLAMA, reads=read_ministral),
+    decoders("Phi3", "engine.models.phi3:Phi3ForCausalLM", reads=read_phi3),
+    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3),
+    decoders("SmolLM3", _LLAMA, reads=read_smollm3),
+    decoders("Granite", "engine.models.granite:GraniteForCausalLM", reads=read_granite),
+    decoders("Olmo2", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo2),
+    decoders("Olmo3", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo3),
     encoders("Bert", BERT),
     encoders("Roberta", ROBERTA),
     encoders("XLMRoberta", ROBERTA),

@@ -3,72 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 
+from engine.models.attention.spec import AttentionSpec
 from engine.models.layers.weights import WeightedLayer
-from engine.models.operators import Operators, find_operators
+from engine.models.operators import find_operators
 
 
 class RMSNorm(WeightedLayer):
     """Normalises the last dimension and scales it."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0) -> None:
+        """`offset` is added to the stored weight: the scale of Gemma's norms is 1 + w."""
         super().__init__()
         self._shape = (size,)
         self._eps = eps
+        self._offset = offset
         self._weight = torch.empty(0)
-        self._operators: Operators | None = None
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        (self._weight,) = parts
-        self._operators = find_operators(self._weight.device.type, self._weight.dtype)
+        (self._weight,) = _shifted(parts, self._offset)
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, size], normalised and scaled. `delta`, like x, is added to x beforehand, in place."""
-        if self._operators is not None:
-            return self._operators.add_and_normalise(x, delta, self._weight, eps=self._eps)
-        if delta is not None:
-            x.add_(delta)
-        return _normalise(x, self._eps) * self._weight
+        operators = find_operators(x.device.type, x.dtype)
+        return operators.add_and_normalise(x, delta, self._weight, eps=self._eps)
 
 
 class HeadNorm(WeightedLayer):
-    """Normalises each head of queries and keys separately, in one operation.
+    """The scales for normalising each head of queries and keys separately, as `rotate_and_store` does."""
 
-    The parts of its weight are the scales of queries and keys.
-    """
-
-    def __init__(self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float) -> None:
+    def __init__(
+        self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float, *, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self._shape = (head_dim,)
         self._num_heads = (num_heads, num_kv_heads)
+        self._offset = offset
         self.eps = eps
         self.weight = torch.empty(0)  # [num_heads + num_kv_heads, head_dim]
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, eps: float, *, offset: float = 0.0) -> Self:
+        return cls(spec.head_dim, spec.num_heads, spec.num_kv_heads, eps, offset=offset)
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape, self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        rows = [part.expand(count, -1) for part, count in zip(parts, self._num_heads, strict=True)]
-        self.weight = torch.cat(rows)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, num_heads + num_kv_heads, head_dim] → the same."""
-        return _normalise(x, self.eps) * self.weight
+        scales = zip(_shifted(parts, self._offset), self._num_heads, strict=True)
+        self.weight = torch.cat([scale.expand(count, -1) for scale, count in scales])
 
 
-def _normalise(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """x divided by the root of the mean square of its last dimension.
-
-    On a CPU, PyTorch's operator for half types stores the squares in float32: this takes half as long.
-    """
-    size = x.shape[-1]
-    if x.device.type != "cpu" or x.dtype is torch.float32:
-        return F.rms_norm(x, (size,), None, eps)
-    length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return (x * length.square_().div_(size).add_(eps).rsqrt_()).to(x.dtype)
+def _shifted(weights: Sequence[torch.Tensor], offset: float) -> list[torch.Tensor]:
+    """Rounded once: the sum is computed in float32."""
+    return [weight if not offset else (weight.float() + offset).to(weight.dtype) for weight in weights]

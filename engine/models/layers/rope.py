@@ -56,8 +56,6 @@ class RotaryEmbedding:
             torch.zeros(head_dim // 2) if config is None else inverse_frequencies(head_dim, config, longest)
         )
         self._inverse_frequencies = frequencies.to(device)
-        self._rotary_dim = 2 * len(frequencies)
-        self.is_partial = self._rotary_dim < head_dim  # the last dimensions aren't rotated
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """For int64 positions [T]."""
@@ -67,13 +65,6 @@ class RotaryEmbedding:
             torch.cat((cos, cos), dim=-1).to(self._dtype)[:, None],
             torch.cat((-sin, sin), dim=-1).to(self._dtype)[:, None],
         )
-
-    def apply(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        """[T, heads, head_dim] → the same, rotated."""
-        if self.is_partial:
-            rotated = _rotate(x[..., : self._rotary_dim], rotation)
-            return torch.cat((rotated, x[..., self._rotary_dim :]), dim=-1)
-        return _rotate(x, rotation)
 
 
 class LayerRopes:
@@ -94,12 +85,9 @@ class LayerRopes:
             for config in dict.fromkeys(self._configs)
         }
 
-    def rotations(self, positions: torch.Tensor) -> list[tuple[RotaryEmbedding, Rotation]]:
+    def rotations(self, positions: torch.Tensor) -> list[Rotation]:
         """For int64 positions [T], of each layer."""
-        made = {
-            config: (embedding, embedding.rotation(positions))
-            for config, embedding in self._embeddings.items()
-        }
+        made = {config: embedding.rotation(positions) for config, embedding in self._embeddings.items()}
         return [made[config] for config in self._configs]
 
 
@@ -155,8 +143,3 @@ def _yarn_scaled(frequencies: torch.Tensor, scaling: YarnScaling, theta: float) 
     width = high - low or 0.001
     stretched = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     return stretched * frequencies / scaling.factor + (1 - stretched) * frequencies
-
-
-def _rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * rotation.cos, swapped, rotation.signed_sin)
