@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from engine.models.activations import Activation
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.decoder_config import DecoderConfig
@@ -21,7 +22,7 @@ from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
 from engine.models.layers.rope import LayerRopes, Rotation
-from engine.models.operators import Activation, find_operators
+from engine.models.operators import find_operators
 
 
 class Attention(nn.Module):
