@@ -24,8 +24,8 @@ from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
@@ -79,7 +79,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     )
 
 
-def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+def _with_own_head(directory: Path, model_config: DecoderConfig) -> DecoderConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
@@ -96,7 +96,7 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 def load_model(
     config: EngineConfig,
     architecture: DecoderArchitecture,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
