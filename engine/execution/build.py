@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -27,8 +26,10 @@ from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.quantised.gguf_directory import as_directory
 from engine.models.registry import generating_architecture
-from engine.models.weights import Checkpoint, has_own_head, load_weights
+from engine.models.weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
-    config = replace(config, model=resolve_model(config.model))
+    config = replace(config, model=as_directory(resolve_model(config.model), load_format=config.load_format))
     raw = read_raw_config(config.model, config.hf_overrides)
     architecture = generating_architecture(architecture_of(config.model, raw))
-    model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
+    model_config = _with_own_head(config, architecture.read_config(config.model, config.hf_overrides))
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -78,11 +79,11 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     )
 
 
-def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+def _with_own_head(config: EngineConfig, model_config: ModelConfig) -> ModelConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
-    with Checkpoint(directory) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if not has_own_head(checkpoint):
             return model_config
     log.info(
@@ -103,7 +104,7 @@ def load_model(
         )
     model_class = generating_architecture(model_config.architecture).load_class()
     model: CausalLM = model_class(model_config, dtype=dtype, device=device)
-    with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
+    with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         load_weights(model, checkpoint)
     return model
 
