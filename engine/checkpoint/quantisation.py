@@ -64,14 +64,8 @@ def check_quantisation_flag(named: str | None, directory: Path, raw: Mapping[str
     own = "gguf" if (directory / UNPACKED_GGUF).is_file() else None if found is None else found.method
     if named is None or _SAME_METHOD.get(named, named) == own:
         return
-    raise ConfigError(
-        f"--quantization {named} can't be honoured: the checkpoint's weights "
-        + (
-            "aren't quantised, and the engine doesn't quantise them."
-            if own is None
-            else f"are quantised by {own!r}."
-        )
-    )
+    state = "aren't quantised, and the engine quantises none" if own is None else f"are quantised as {own!r}"
+    raise ConfigError(f"--quantization {named} can't be honoured: the checkpoint's weights {state}.")
 
 
 def _found(directory: Path, raw: Mapping[str, Any]) -> Quantisation | None:

@@ -47,6 +47,4 @@ def open_checkpoint(
 
 
 def _tell(method: str, num_quantised: int) -> None:
-    log.info(
-        "Weights are quantised (%s): %d tensors are dequantised as they are loaded.", method, num_quantised
-    )
+    log.info("Quantised weights (%s): %d tensors are dequantised as they are loaded.", method, num_quantised)
