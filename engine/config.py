@@ -52,6 +52,11 @@ class EngineConfig:
         help="gguf: the only GGUF model in the directory; a path that ends in .gguf needs no flag",
     )
     device: str = flag("auto", choices=("auto", "cpu", "cuda"))
+    model_impl: str = flag(
+        "auto",
+        choices=("auto", "native", "transformers"),
+        help="what computes the model: this engine's own class, if it has one, or transformers'",
+    )
     max_model_len: int | None = flag(
         None,
         kind="length",
