@@ -51,6 +51,8 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
+    if params.get("load_format") == "gguf" and any(name.endswith(".gguf") for name in names):
+        return None  # as for a file
     if may_download:
         if "config.json" not in names:
             return None
