@@ -1,4 +1,4 @@
-"""How much memory quantised weights take in an engine that dequantises them as it loads them. Reads headers."""
+"""How much memory quantised weights take in an engine that dequantises them as it loads them."""
 
 from __future__ import annotations
 

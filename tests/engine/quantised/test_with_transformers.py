@@ -22,8 +22,8 @@ from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.family import read_transformers_config
 from engine.models.transformers_backend.loading import load
-from tests.engine.quantised.gguf_models import Tensor, f32, metadata_of
-from tests.engine.quantised.gguf_writer import write
+from tests.engine.quantised.gguf_models import f32, metadata_of
+from tests.engine.quantised.gguf_writer import Tensor, write
 from tests.engine.quantised.test_gguf_tokenizer import byte_level
 from tests.engine.quantised.test_mxfp4 import e2m1
 
@@ -61,7 +61,7 @@ def plain_logits(directory: Path) -> torch.Tensor:
 def mxfp4(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Experts [experts, in, out]: their blocks and scales, and what they stand for."""
     codes = torch.tensor([e2m1(code) for code in range(16)])
-    blocks = weight.transpose(1, 2).unflatten(-1, (-1, 32))
+    blocks = weight.transpose(1, 2).reshape(len(weight), weight.shape[2], -1, 32)
     exponents = (blocks.abs().amax(-1).clamp(min=1e-6) / 6).log2().ceil()
     scaled = blocks / torch.exp2(exponents)[..., None]
     nearest = (scaled[..., None] - codes).abs().argmin(-1).to(torch.uint8)
@@ -100,7 +100,7 @@ def test_gpt_oss_with_its_experts_in_mxfp4(tmp_path: Path) -> None:
 
 
 def test_gemma3_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its norms are stored with one added; its windows and both of its rotary bases come from the metadata."""
+    """Its norms are stored with one added; its windows and both rotary bases come from the metadata."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(1)
     config = Gemma3TextConfig(
