@@ -18,6 +18,8 @@ from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
 from engine.models.bert import Encoder
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
+from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.tensor_source import TensorSource
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
@@ -101,7 +103,7 @@ def _load_encoder(
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with Checkpoint(config.model, rename=model.tensor_name) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides, rename=model.tensor_name) as checkpoint:
         load_weights(model, checkpoint)
     return model
 
@@ -115,7 +117,7 @@ def _load_decoder(
 ) -> PooledDecoder:
     model_config = architecture.read_config(config.model, config.hf_overrides)
     model_config = replace(model_config, max_model_len=plan.max_model_len)
-    with Checkpoint(config.model, rename=decoder_tensor_name) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides, rename=decoder_tensor_name) as checkpoint:
         score = None
         if plan.classifier is not None:
             score = Head(
@@ -137,7 +139,7 @@ def _load_decoder(
     return model
 
 
-def _derive_score(classifier: Classifier, checkpoint: Checkpoint, tokenizer: Tokenizer) -> torch.Tensor:
+def _derive_score(classifier: Classifier, checkpoint: TensorSource, tokenizer: Tokenizer) -> torch.Tensor:
     """A classifier's weight from rows of the language head: float32 [num_labels, hidden]."""
     head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "model.embed_tokens.weight"
     token_ids = [tokenizer.fast.token_to_id(token) for token in classifier.tokens]
