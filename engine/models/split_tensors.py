@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from engine.models.weights import Checkpoint
+from engine.models.tensor_source import ALL, TensorSource
 
 _JOIN = "+"
 
 
 class SplitTensors:
-    """Divides evenly what a checkpoint's renaming names with plus signs.
+    """A TensorSource that divides evenly what a checkpoint's renaming names with plus signs.
 
     `layer.query+key+value.weight` becomes `layer.query.weight`, `layer.key.weight` and `layer.value.weight`.
     """
 
-    def __init__(self, source: Checkpoint) -> None:
+    def __init__(self, source: TensorSource) -> None:
         self._source = source
         self._parts: dict[str, tuple[str, int, int]] = {}  # name → the whole's name, which part, of how many
         for name in source.names:
@@ -26,11 +26,8 @@ class SplitTensors:
                 for index, part in enumerate(parts):
                     own = ".".join((*path[:joined], part, *path[joined + 1 :]))
                     self._parts[own] = name, index, len(parts)
-
-    @property
-    def names(self) -> frozenset[str]:
         whole = {name for name, _, _ in self._parts.values()}
-        return frozenset(self._parts) | (self._source.names - whole)
+        self.names = frozenset(self._parts) | (source.names - whole)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._parts:
@@ -39,13 +36,11 @@ class SplitTensors:
         rows, *columns = self._source.shape(whole)
         return (rows // count, *columns)
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         if name not in self._parts:
-            return self._source.tensor(name)
-        whole, index, count = self._parts[name]
-        tensor = self._source.tensor(whole)
-        rows = tensor.shape[0] // count
-        return tensor[index * rows : (index + 1) * rows]
-
-    def forget_pages(self) -> None:
-        self._source.forget_pages()
+            return self._source.tensor(name, rows=rows, columns=columns)
+        whole, index, _ = self._parts[name]
+        size, *_ = self.shape(name)
+        start, stop, _ = rows.indices(size)
+        first = index * size
+        return self._source.tensor(whole, rows=slice(first + start, first + stop), columns=columns)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 
@@ -104,7 +103,7 @@ def _load_encoder(
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
     with Checkpoint(config.model, rename=encoder_config.family.tensor_name) as checkpoint:
-        load_weights(model, cast("Checkpoint", SplitTensors(checkpoint)))
+        load_weights(model, SplitTensors(checkpoint))
     return model
 
 
