@@ -14,7 +14,6 @@ import torch
 
 from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
@@ -23,11 +22,12 @@ from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
+from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,10 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = generating_architecture(architecture_of(config.model, raw))
-    model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
+    architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
+    if not is_of_transformers(architecture):
+        model_config = _with_own_head(config.model, model_config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -54,7 +55,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
-    load = partial(load_model, config, model_config, dtype=dtype, device=device)
+    load = partial(load_model, config, architecture, model_config, dtype=dtype, device=device)
     with translated_out_of_memory(), torch.inference_mode():
         model = load()
         size = _size_cache(config, model)
@@ -93,7 +94,12 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 
 
 def load_model(
-    config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    architecture: DecoderArchitecture,
+    model_config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> CausalLM:
     """The model in `config.model`, which must be a directory, with its weights."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
@@ -101,10 +107,15 @@ def load_model(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
-    model_class = generating_architecture(model_config.architecture).load_class()
-    model: CausalLM = model_class(model_config, dtype=dtype, device=device)
+    model_class = architecture.load_class()
+    model: CausalLM
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
-        load_weights(model, checkpoint)
+        if is_of_transformers(architecture):
+            log.info("Transformers' own code computes %s.", model_config.architecture)
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+        else:
+            model = model_class(model_config, dtype=dtype, device=device)
+            load_weights(model, checkpoint)
     return model
 
 
