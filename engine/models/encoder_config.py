@@ -14,7 +14,6 @@ from engine.checkpoint.raw_config import read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
 from engine.models.pooling_type import PoolingType
-from engine.models.rope_config import RopeConfig
 
 
 class Positions(StrEnum):
@@ -94,8 +93,8 @@ class EncoderConfig:
     type_vocab_size: int  # 0: no embeddings of token types
     num_positions: int  # rows of the table of positions
     first_position: int  # the row of a sequence's first token
-    ropes: tuple[RopeConfig, ...] = ()  # of every layer, with rotary positions
-    position_scale: float = 1.0  # positions are multiplied by it before the rotation
+    rope_thetas: tuple[float, ...]  # of every layer; empty without rotary positions
+    position_scale: float  # positions are multiplied by it before the rotation
     windows: tuple[int | None, ...]  # of every layer: how many tokens it sees to either side; None = all
     norm_bias: bool
     head_activation: EncoderActivation
@@ -145,7 +144,7 @@ def read_encoder_config(
         type_vocab_size=0 if settings.get("type_vocab_size") == 0 else reader.integer("type_vocab_size", 2),
         num_positions=reader.integer("max_position_embeddings"),
         first_position=settings.get("pad_token_id", 0) + 1 if family.pads_positions else 0,
-        ropes=_ropes(settings, num_layers) if family.positions is Positions.ROTARY else (),
+        rope_thetas=_rope_thetas(settings, num_layers) if family.positions is Positions.ROTARY else (),
         position_scale=settings.get("position_scale", 1.0),
         windows=tuple(settings.get("windows", (None,) * num_layers)),
         norm_bias=bool(settings.get("norm_bias", True)),
@@ -157,12 +156,12 @@ def read_encoder_config(
     )
 
 
-def _ropes(settings: Settings, num_layers: int) -> tuple[RopeConfig, ...]:
+def _rope_thetas(settings: Settings, num_layers: int) -> tuple[float, ...]:
     thetas = settings.get("rope_thetas", (settings.get("rope_theta", 10_000.0),) * num_layers)
     for theta in thetas:
         if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
             raise CheckpointError(f"config.json: rope_theta is {theta!r}; it must be a positive number.")
-    return tuple(RopeConfig(theta=float(theta)) for theta in thetas)
+    return tuple(map(float, thetas))
 
 
 def _activation(name: Any) -> EncoderActivation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,6 @@ from engine.models.encoder_config import EncoderActivation, EncoderConfig
 from engine.models.layers.head import Head
 from engine.models.layers.layer_norm import LayerNorm
 from engine.models.layers.linear import Linear
-from engine.models.layers.rope import RotaryEmbedding, Rotation
-from engine.models.rope_config import RopeConfig
 
 ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = {
     EncoderActivation.GELU: F.gelu,
@@ -28,6 +26,10 @@ ACTIVATIONS: dict[EncoderActivation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+Rotate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Queries or keys [T, heads, head_dim] → the same, rotated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a layer's attention needs to know of the batch."""
@@ -35,27 +37,36 @@ class Surroundings:
     runs: Sequence[EqualLengths]
     reach: Reach = BOTH_WAYS
     bias: torch.Tensor | None = None  # see attend_flat
-    rotate: Callable[[torch.Tensor], torch.Tensor] | None = None  # [T, heads, head_dim] → the same
+    rotate: Rotate | None = None
 
 
 class Rotations:
-    """Rotary positions, of which a model may have several kinds."""
+    """Rotary positions (Su et al. 2021), of which a model may have several kinds, by their theta."""
 
     def __init__(self, config: EncoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._scale = config.position_scale
-        self._ropes = {
-            rope: RotaryEmbedding(config.head_dim, rope, dtype=dtype, device=device)
-            for rope in dict.fromkeys(config.ropes)
+        self._dtype = dtype
+        exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+        self._frequencies = {
+            theta: config.position_scale / theta**exponents for theta in set(config.rope_thetas)
         }
 
-    def at(self, positions: torch.Tensor) -> dict[RopeConfig, Callable[[torch.Tensor], torch.Tensor]]:
-        """For int64 positions [T], by kind: a function that rotates queries and keys."""
-        scaled = positions if self._scale == 1.0 else positions * self._scale
-        return {kind: partial(_rotate, rope, rope.rotation(scaled)) for kind, rope in self._ropes.items()}
+    def at(self, positions: torch.Tensor) -> dict[float, Rotate]:
+        """For int64 positions [T], by theta."""
+        rotations: dict[float, Rotate] = {}
+        for theta, frequencies in self._frequencies.items():
+            angles = positions.float()[:, None, None] * frequencies  # [T, 1, head_dim / 2]
+            cos, sin = angles.cos(), angles.sin()
+            rotations[theta] = partial(
+                _rotate,
+                cos=torch.cat((cos, cos), dim=-1).to(self._dtype),
+                signed_sin=torch.cat((-sin, sin), dim=-1).to(self._dtype),
+            )
+        return rotations
 
 
-def _rotate(rope: RotaryEmbedding, rotation: Rotation, x: torch.Tensor) -> torch.Tensor:
-    return rope.apply(x, rotation)
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """The halves of each head against each other: [T, heads, head_dim] → the same."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin)
 
 
 class SelfAttention(nn.Module):

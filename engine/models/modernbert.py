@@ -92,8 +92,10 @@ class ModernBert(EncoderModel):
         """The last layer's output of every token, normalised: [T, hidden]."""
         rotations = self._rotations.at(inputs.positions)
         x = self.embeddings(inputs.token_ids)
-        for layer, rope, window in zip(self.layers, self.config.ropes, self.config.windows, strict=True):
-            x = layer(x, Surroundings(inputs.runs, Reach(window, window), rotate=rotations[rope]))
+        for layer, theta, window in zip(
+            self.layers, self.config.rope_thetas, self.config.windows, strict=True
+        ):
+            x = layer(x, Surroundings(inputs.runs, Reach(window, window), rotate=rotations[theta]))
         return self.final_norm(x)  # type: ignore[no-any-return]
 
 
