@@ -15,10 +15,11 @@ from engine.errors import CheckpointError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
-from engine.models.bert import Encoder
+from engine.models.encoder_layers import EncoderModel
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
 from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.split_tensors import SplitTensors
 from engine.models.tensor_source import TensorSource
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
@@ -90,12 +91,12 @@ def _load_model(
 
 def _load_encoder(
     config: EngineConfig, plan: PoolingPlan, architecture: EncoderArchitecture, device: torch.device
-) -> Encoder:
+) -> EncoderModel:
     encoder_config = architecture.read_config(config.model, config.hf_overrides)
     saved_as = encoder_config.dtype
     if saved_as == "float16" and device.type == "cpu":
         saved_as = "float32"  # small models: better exact than fast
-    model: Encoder = architecture.load_class()(
+    model: EncoderModel = architecture.load_class()(
         encoder_config,
         num_labels=None if plan.classifier is None else plan.classifier.num_labels,
         dtype=resolve_dtype(config.dtype, saved_as, device),
@@ -103,8 +104,9 @@ def _load_encoder(
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with open_checkpoint(config.model, config.hf_overrides, rename=model.tensor_name) as checkpoint:
-        load_weights(model, checkpoint)
+    rename = encoder_config.family.tensor_name
+    with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
+        load_weights(model, SplitTensors(checkpoint))
     return model
 
 

@@ -18,8 +18,11 @@ from instance_manager.backends.quantisation_problem import quantisation_problem
 GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
 ENCODERS = frozenset(
     f"{family}{head}"
-    for family in ("Bert", "Roberta", "XLMRoberta")
-    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
+    for family in (
+        *("Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert", "Electra", "MPNet", "NomicBert"),
+        *("New", "Gte", "JinaBert", "JinaEmbeddingsV3", "ModernBert"),
+    )
+    for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 )
 DECODERS = frozenset(
     f"{family}{head}"
