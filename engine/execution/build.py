@@ -112,7 +112,9 @@ def load_model(
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
         if is_of_transformers(architecture):
             log.info("Transformers' own code computes %s.", model_config.architecture)
-            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+            model = model_class(
+                model_config, checkpoint, dtype=dtype, device=device, max_model_len=config.max_model_len
+            )
         else:
             model = model_class(model_config, dtype=dtype, device=device)
             load_weights(model, checkpoint)

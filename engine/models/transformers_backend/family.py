@@ -26,6 +26,7 @@ class TransformersConfig:
     architecture: str  # in config.json
     model_class: Any  # a class of transformers: its functions have no types
     settings: PreTrainedConfig
+    is_part: bool  # the text part of a model that also sees or hears
     vocab_size: int
     hidden_size: int
     max_position_embeddings: int
@@ -42,12 +43,14 @@ def read_transformers_config(
     architecture = architecture_of(directory, raw)
     whole = _read_settings(architecture, raw)
     settings = _text_settings(whole)
-    model_class = _find_class(architecture, settings, is_part=settings.model_type != whole.model_type)
+    is_part = settings.model_type != whole.model_type
+    model_class = _find_class(architecture, settings, is_part=is_part)
     _check_class(architecture, model_class)
     return TransformersConfig(
         architecture=architecture,
         model_class=model_class,
         settings=settings,
+        is_part=is_part,
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
         max_position_embeddings=_max_positions(settings),
@@ -85,7 +88,7 @@ def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool) -> type[PreTrainedModel]:
-    """`is_part`: of what config.json describes."""
+    """`is_part`: see TransformersConfig."""
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
     found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
     if found is None or not (is_part or architecture.endswith(_HEADS)):

@@ -13,6 +13,8 @@ from engine.errors import CheckpointError
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend.family import TransformersConfig
 
+_TEXT_PARTS = ("language_model", "text_model")
+
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +30,19 @@ class _StoredTensor:
 
     def get_shape(self) -> list[int]:
         return list(self._source.shape(self._name))
+
+
+def _text_name(stored: str) -> str | None:
+    """The name that a tensor of a larger model has in its text part; None if it isn't of that part.
+
+    Savers wrote `language_model.model.layers…` and `model.language_model.layers…` for `model.layers…`.
+    """
+    path = stored.split(".")
+    inner = next((part for part in path if part in _TEXT_PARTS), None)
+    if inner is None:
+        return stored if path[0] == "lm_head" else None
+    path.remove(inner)
+    return ".".join(path)
 
 
 def build_empty(config: TransformersConfig, attention: str) -> PreTrainedModel:
@@ -55,7 +70,11 @@ def load(
         model, found = config.model_class.from_pretrained(
             None,
             config=config.settings,
-            state_dict={name: _StoredTensor(source, name) for name in source.names},
+            state_dict={
+                name: _StoredTensor(source, stored)
+                for stored in source.names
+                if (name := _text_name(stored) if config.is_part else stored) is not None
+            },
             dtype=dtype,
             device_map=None if device.type == "cpu" else str(device),
             attn_implementation=attention,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from engine.models.transformers_backend.family import TransformersConfig
 from engine.models.transformers_backend.head import LanguageHead
 from engine.models.transformers_backend.probe import NAME as PROBE
 from engine.models.transformers_backend.probe import Anatomy, probe
+from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.swaps import swap
 from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
 
@@ -37,18 +37,25 @@ class TransformersCausalLM(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        max_model_len: int | None = None,
     ) -> None:
+        """`max_model_len`: of the longest sequence that will run; None: the model's own limit."""
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.device = device
         anatomy = _probe_empty(config)  # refuses what it must before anything is read
-        load = partial(loading.load, config, source, attention=attention.NAME, dtype=dtype, device=device)
+        longest = max_model_len or config.max_position_embeddings
+
+        def load() -> PreTrainedModel:
+            model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
+            fix_rotation(model, longest)
+            return model
+
         model = load()
         anatomy = _probe_loaded(model) if anatomy is None else anatomy
         self._step = Step()
         model = _prepared(model, anatomy, load)
-        longest = config.max_position_embeddings
         self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
         for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))

@@ -204,6 +204,34 @@ RECIPES: Mapping[str, Recipe] = {
         vocab_size_per_layer_input=128,
         num_kv_shared_layers=0,
     ),
+    "phi3-longrope": family(
+        "phi3",
+        sliding_window=None,
+        max_position_embeddings=2 * CONTEXT,
+        original_max_position_embeddings=CONTEXT,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "long_factor": [2.0] * 4,
+            "short_factor": [1.0] * 4,
+            "original_max_position_embeddings": CONTEXT,
+        },
+    ),
+    "llama-yarn": family(
+        "llama",
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "llama-linear": family(
+        "llama", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    ),
+    "llama-dynamic": family(
+        "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    ),
 }
 
 _REFUSED: Mapping[str, tuple[Recipe, str]] = {
