@@ -18,6 +18,7 @@ from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
 from engine.models.bert import Encoder
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
+from engine.models.transformers_backend.choice import is_of_transformers
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
@@ -123,14 +124,16 @@ def _load_decoder(
                 bias="score.bias" in checkpoint.names,
                 is_stored=plan.classifier.from_tokens is None,
             )
-        model = PooledDecoder(
-            architecture.load_class(),
-            model_config,
-            score=score,
-            dtype=resolve_dtype(config.dtype, model_config.dtype, device),
-            device=device,
-        )
-        load_weights(model, checkpoint)
+        dtype = resolve_dtype(config.dtype, model_config.dtype, device)
+        model_class = architecture.load_class()
+        model: PooledDecoder
+        if is_of_transformers(architecture):
+            limits = {"max_model_len": plan.max_model_len}
+            with Checkpoint(config.model) as stored:  # transformers renames tensors itself
+                model = model_class(model_config, stored, score=score, dtype=dtype, device=device, **limits)
+        else:
+            model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)
+            load_weights(model, checkpoint)
         if score is not None and plan.classifier is not None and plan.classifier.from_tokens is not None:
             score.load("weight", [_derive_score(plan.classifier, checkpoint, tokenizer()).to(device)])
     return model

@@ -17,6 +17,7 @@ from engine.errors import CheckpointError, UnsupportedModel
 
 _SHOWN = 300  # characters of an error that isn't ours
 _HEADS = ("ForCausalLM", "LMHeadModel")
+_DECODERS = (*_HEADS, "ForSequenceClassification", "Model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
     """`is_part`: see TransformersConfig."""
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
     found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
-    if found is None or not (is_part or architecture.endswith(_HEADS)):
+    if found is None or not (is_part or architecture.endswith(_DECODERS)):
         raise UnsupportedModel(
             f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
             "generates text from text alone."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from engine.checkpoint.layout import enumerate_names
 from engine.errors import CheckpointError
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend.family import TransformersConfig
 
+_HEADS = ("lm_head.", "score.", "embed_out.")
 _TEXT_PARTS = ("language_model", "text_model")
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,25 @@ class _StoredTensor:
 
     def get_shape(self) -> list[int]:
         return list(self._source.shape(self._name))
+
+
+def headless(config: TransformersConfig) -> TransformersConfig:
+    """The same model without its language head."""
+    return replace(config, model_class=MODEL_MAPPING[type(config.settings)])
+
+
+def _has_head(config: TransformersConfig) -> bool:
+    return config.model_class is not MODEL_MAPPING[type(config.settings)]
+
+
+def _wanted(config: TransformersConfig, source: TensorSource) -> dict[str, _StoredTensor]:
+    """The tensors by the names that they have in the model, without parts that it lacks."""
+    wanted = {}
+    for stored in source.names:
+        name = _text_name(stored) if config.is_part else stored
+        if name is not None and (_has_head(config) or not name.startswith(_HEADS)):
+            wanted[name] = _StoredTensor(source, stored)
+    return wanted
 
 
 def _text_name(stored: str) -> str | None:
@@ -70,11 +91,7 @@ def load(
         model, found = config.model_class.from_pretrained(
             None,
             config=config.settings,
-            state_dict={
-                name: _StoredTensor(source, stored)
-                for stored in source.names
-                if (name := _text_name(stored) if config.is_part else stored) is not None
-            },
+            state_dict=_wanted(config, source),
             dtype=dtype,
             device_map=None if device.type == "cpu" else str(device),
             attn_implementation=attention,

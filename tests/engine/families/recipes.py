@@ -255,20 +255,24 @@ REFUSED: Mapping[str, str] = {name: words for name, (_, words) in _REFUSED.items
 """What the refusal of a family says."""
 
 
+def configuration(name: str) -> dict[str, Any]:
+    recipe = _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
+    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
+
+
 def build(name: str) -> PreTrainedModel:
     """In float32. Norms and biases are random, so that a forgotten one shows."""
-    recipe = _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
+    model_type = (_REFUSED[name][0] if name in _REFUSED else RECIPES[name]).model_type
     torch.manual_seed(sum(map(ord, name)))
-    shape = {key: value for key, value in _SHAPE.items() if key not in recipe.omits}
-    config = CONFIG_MAPPING[recipe.model_type](**{**shape, **recipe.options})
-    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[recipe.model_type])
+    config = CONFIG_MAPPING[model_type](**configuration(name))
+    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
     model: PreTrainedModel = model_class._from_config(config, attn_implementation="eager").eval()
-    _randomise(model)
+    randomise(model)
     return model
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def randomise(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.add_(0.3 * torch.randn_like(parameter))
