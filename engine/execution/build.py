@@ -47,7 +47,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config.model, model_config)
-        model_config = replace(model_config, max_model_len=config.max_model_len)
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -112,9 +112,7 @@ def load_model(
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
         if is_of_transformers(architecture):
             log.info("Transformers' own code computes %s.", model_config.architecture)
-            model = model_class(
-                model_config, checkpoint, dtype=dtype, device=device, max_model_len=config.max_model_len
-            )
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
         else:
             model = model_class(model_config, dtype=dtype, device=device)
             load_weights(model, checkpoint)

@@ -129,9 +129,9 @@ def _load_decoder(
         model_class = architecture.load_class()
         model: PooledDecoder
         if is_of_transformers(architecture):
-            limits = {"max_model_len": plan.max_model_len}
+            model_config = replace(model_config, max_model_len=plan.max_model_len)
             with Checkpoint(config.model) as stored:  # transformers renames tensors itself
-                model = model_class(model_config, stored, score=score, dtype=dtype, device=device, **limits)
+                model = model_class(model_config, stored, score=score, dtype=dtype, device=device)
         else:
             model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)
             load_weights(model, checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -87,11 +88,16 @@ def load(
 
     Raises CheckpointError if tensors are missing or have other shapes.
     """
+    wanted = _wanted(config, source)
+    settings = config.settings
+    if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
+        settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors
+        settings.tie_word_embeddings = True
     try:
         model, found = config.model_class.from_pretrained(
             None,
-            config=config.settings,
-            state_dict=_wanted(config, source),
+            config=settings,
+            state_dict=wanted,
             dtype=dtype,
             device_map=None if device.type == "cpu" else str(device),
             attn_implementation=attention,

@@ -40,15 +40,13 @@ class _TransformersModel(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device,
-        max_model_len: int | None = None,
     ) -> None:
-        """`max_model_len`: of the longest sequence that will run; None: the model's own limit."""
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.device = device
         anatomy = _probe_empty(config)  # refuses what it must before anything is read
-        longest = max_model_len or config.max_position_embeddings
+        longest = config.longest_sequence
 
         def load() -> PreTrainedModel:
             model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
