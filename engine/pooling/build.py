@@ -21,6 +21,7 @@ from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.split_tensors import SplitTensors
 from engine.models.tensor_source import TensorSource
+from engine.models.transformers_backend.choice import is_of_transformers
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
@@ -128,14 +129,16 @@ def _load_decoder(
                 bias="score.bias" in checkpoint.names,
                 is_stored=plan.classifier.from_tokens is None,
             )
-        model = PooledDecoder(
-            architecture.load_class(),
-            model_config,
-            score=score,
-            dtype=resolve_dtype(config.dtype, model_config.dtype, device),
-            device=device,
-        )
-        load_weights(model, checkpoint)
+        dtype = resolve_dtype(config.dtype, model_config.dtype, device)
+        model_class = architecture.load_class()
+        model: PooledDecoder
+        if is_of_transformers(architecture):
+            model_config = replace(model_config, max_model_len=plan.max_model_len)
+            with Checkpoint(config.model) as stored:  # transformers renames tensors itself
+                model = model_class(model_config, stored, score=score, dtype=dtype, device=device)
+        else:
+            model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)
+            load_weights(model, checkpoint)
         if score is not None and plan.classifier is not None and plan.classifier.from_tokens is not None:
             score.load("weight", [_derive_score(plan.classifier, checkpoint, tokenizer()).to(device)])
     return model
