@@ -47,17 +47,26 @@ ReadsDecoder: TypeAlias = Callable[[ConfigFile], DecoderConfig]
 
 
 def decoders(
-    family: str, model_class: str, *, reads: ReadsDecoder = read_llama, pools: bool = True
+    family: str,
+    model_class: str,
+    *,
+    reads: ReadsDecoder = read_llama,
+    pools: bool = True,
+    pools_as: str | None = None,
 ) -> Iterator[Architecture]:
-    """A family of decoders. `pools`: whether it can also be an embedding model or a classifier."""
+    """A family of decoders. `pools`: whether it can also be an embedding model or a classifier.
+
+    `pools_as`: the family's name in the names of these, if it is another.
+    """
 
     def read_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
         return reads(ConfigFile.open(directory, overrides))
 
     pooling_heads = (SavedHead.NONE, SavedHead.CLASSIFIER) if pools else ()
     for head in (SavedHead.CAUSAL_LM, *pooling_heads):
+        name = family if head is SavedHead.CAUSAL_LM else pools_as or family
         yield DecoderArchitecture(
-            name=f"{family}{head}", head=head, model_class=model_class, pools=pools, read_config=read_config
+            name=f"{name}{head}", head=head, model_class=model_class, pools=pools, read_config=read_config
         )
 
 
@@ -82,7 +91,7 @@ _FAMILIES = (
     decoders("Mistral", _LLAMA, reads=read_mistral),
     decoders("Ministral", _LLAMA, reads=read_ministral),
     decoders("Phi3", "engine.models.phi3:Phi3ForCausalLM", reads=read_phi3),
-    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3),
+    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3, pools_as="Gemma3Text"),
     decoders("SmolLM3", _LLAMA, reads=read_smollm3),
     decoders("Granite", "engine.models.granite:GraniteForCausalLM", reads=read_granite),
     decoders("Olmo2", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo2),

@@ -15,6 +15,7 @@ from tests.engine.families.harness import (
     generated,
     logits_difference,
     prompt_of,
+    reference_logits,
 )
 from tests.engine.families.native_recipes import NATIVE
 from tests.engine.families.recipes import made, plain, save
@@ -30,6 +31,15 @@ def test_a_family_computes_what_plain_transformers_does(name: str, tmp_path: Pat
     for length, continuation in tokens.items():
         assert continues_greedily(model, prompt_of(length), continuation)
     assert core.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_family_computes_nearly_the_same_in_bfloat16(name: str, tmp_path: Path) -> None:
+    """With the kernels of this CPU, if it has them."""
+    directory = save(made(name, NATIVE[name]), tmp_path)
+    core, model = core_of(directory, model_impl="native", dtype="bfloat16"), plain(directory)
+    largest = float(reference_logits(model, prompt_of(39)).abs().max())
+    assert logits_difference(core, model) < 0.08 * largest
 
 
 def test_every_family_is_tried() -> None:
