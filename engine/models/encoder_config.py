@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.layout import check_not_quantised
+from engine.checkpoint.quantisation import read_quantisation
 from engine.checkpoint.raw_config import read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
@@ -76,7 +76,7 @@ def read_encoder_config(
     """`overrides` are --hf-overrides. Raises CheckpointError and UnsupportedModel."""
     raw = read_raw_config(directory, overrides)
     reader = ConfigReader(directory / "config.json", raw)
-    check_not_quantised(directory, raw)
+    read_quantisation(directory, raw)
     _refuse_unsupported(raw)
     num_heads, hidden_size = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     if hidden_size % num_heads:

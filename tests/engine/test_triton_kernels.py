@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.core.batch import Batch
 from engine.models.activations import Activation
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import build_inputs
@@ -67,7 +66,7 @@ class Case:
         wide = torch.randn(sum(self.num_rows), heads + 3, head_dim).mul(3).to(dtype)
         self.queries = wide[:, :heads]  # as between the projections: of a wider tensor
         self.out = torch.full((len(wide), heads * head_dim), torch.nan).to(dtype)
-        batch = Batch([part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)])
+        batch = [part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)]
         self.inputs = build_inputs(batch, block_size, CPU)
         self.backend = TritonBackend(block_size, num_processors=2)
         self.spec = AttentionSpec(
@@ -155,7 +154,7 @@ def test_store() -> None:
     """Keys and values as a model has them, parts of a wider tensor; the last row only fills up the batch."""
     keys, values = torch.randn(2, 3, 4, 24)[:, :, 1:3].unbind()
     cached_keys, cached_values = torch.full((2, 2, 16, 24), torch.nan)
-    inputs = build_inputs(Batch([part(2, 4, [3]), part(0, 1, [0])]), 4, CPU)
+    inputs = build_inputs([part(2, 4, [3]), part(0, 1, [0])], 4, CPU)
     inputs.slots[2] = -1
     TritonBackend(4, num_processors=2).store(keys, values, cached_keys, cached_values, inputs)
     for cached, stored in ((cached_keys, keys), (cached_values, values)):
