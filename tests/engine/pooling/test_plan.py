@@ -10,12 +10,19 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedModel
+from engine.models.pooling_type import PoolingType
 from engine.pooling.classifier import Activation, FromTokens
 from engine.pooling.plan import RunnerKind, Task, choose_runner, read_pooling_plan
-from engine.pooling.sentence_transformers import PoolingType
 from tests.engine.pooling.tiny_poolers import write_modules
 
-SHAPE = {"hidden_size": 32, "max_position_embeddings": 64}
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 QWEN = "Qwen3ForCausalLM"
 
 
