@@ -1,6 +1,7 @@
-"""`python -m benchmarks.engine [--model DIR] [--transformers] [--peer-python PATH] [--rounds N] [--streams 1,8,32]`
+"""`python -m benchmarks.engine [--model DIR] [--transformers] [--peer-python PATH] [--rounds N] …`
 
-Starts the embedded engine and, with `--peer-python`, vLLM from that interpreter; applies the same streaming
+Starts the embedded engine, with `--transformers` a second one that runs the model by transformers' code, and
+with `--peer-python` vLLM from that interpreter; applies the same streaming
 load to each in turn, round by round, and prints medians and ratios. The default model ships with the
 repository and is tiny: use a checkpoint of a realistic size for meaningful figures.
 """
@@ -71,8 +72,8 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
         )
         print("".join(f"{cell:>10}" for cell in cells))
     print(
-        "ratio: berth over vllm, transformers over berth; above 1 = faster; for two output tokens, of the time "
-        "to the first token"
+        "ratio: berth over vllm, transformers over berth, above 1 = faster; for two output tokens, of the"
+        " time to the first token"
     )
 
 
