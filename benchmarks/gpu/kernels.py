@@ -19,8 +19,7 @@ from benchmarks.gpu.machine import (
     operations_per_second,
 )
 from benchmarks.gpu.table import print_table
-from engine.core.batch import Batch, ScheduledSequence
-from engine.core.types import SamplingParams
+from engine.core.batch import SequenceInput
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import build_inputs
 from engine.models.triton_kernels.attention import TritonBackend
@@ -98,7 +97,7 @@ class Case:
             self.dtype
         )
         sequences = [_sequence(a, b, table) for (a, b), table in zip(self.chunks, tables, strict=True)]
-        self.inputs = build_inputs(Batch(sequences), size, DEVICE)
+        self.inputs = build_inputs(sequences, size, DEVICE)
         self.backend = TritonBackend(size, num_processors())
 
     def spec(self, *, window: int | None = None, softcap: float | None = None) -> AttentionSpec:
@@ -131,16 +130,8 @@ class Case:
         return error if error == error else float("inf")
 
 
-def _sequence(start: int, stop: int, table: list[int]) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=[0] * (stop - start),
-        start=start,
-        block_ids=table,
-        samples=True,
-        output_position=0,
-        params=SamplingParams(max_tokens=1),
-    )
+def _sequence(start: int, stop: int, table: list[int]) -> SequenceInput:
+    return SequenceInput([0] * (stop - start), start, table, samples=True)
 
 
 def _attended(

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.core.batch import Batch
 from engine.models.activations import Activation
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import build_inputs
@@ -67,7 +66,7 @@ class Case:
         wide = torch.randn(sum(self.num_rows), heads + 3, head_dim).mul(3).to(dtype)
         self.queries = wide[:, :heads]  # as between the projections: of a wider tensor
         self.out = torch.full((len(wide), heads * head_dim), torch.nan).to(dtype)
-        batch = Batch([part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)])
+        batch = [part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)]
         self.inputs = build_inputs(batch, block_size, CPU)
         self.backend = TritonBackend(block_size, num_processors=2)
         self.spec = AttentionSpec(
