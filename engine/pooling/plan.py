@@ -12,12 +12,13 @@ from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
-from engine.errors import ConfigError, UnsupportedModel
-from engine.models.architecture import Architecture, DecoderArchitecture
+from engine.errors import ConfigError
+from engine.models.architecture import Architecture, DecoderArchitecture, SavedHead
 from engine.models.config import ModelConfig
 from engine.models.encoder_config import EncoderConfig
 from engine.models.pooling_type import PoolingType
-from engine.models.registry import ARCHITECTURES, pooling_architecture
+from engine.models.registry import ARCHITECTURES
+from engine.models.transformers_backend.choice import choose_pooling
 from engine.pooling.classifier import Activation, Classifier, read_classifier
 from engine.pooling.sentence_transformers import (
     DenseModule,
@@ -46,6 +47,7 @@ class PoolingPlan:
     use_activation: bool  # the default for requests
     embedding_size: int
     max_model_len: int  # tokens of one input
+    looks_both_ways: bool = False  # a decoder whose tokens see those after them, too
     classifier: Classifier | None = None  # with Task.CLASSIFY
     dense: tuple[DenseModule, ...] = ()  # sentence-transformers' projections after pooling
     is_matryoshka: bool = False
@@ -64,7 +66,7 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
     """
     name = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
     architecture = ARCHITECTURES.get(name)
-    only_pools = architecture is not None and not architecture.generates
+    only_pools = _only_pools(name) if architecture is None else not architecture.generates
     if config.runner == RunnerKind.GENERATE:
         if config.convert in tuple(Task):
             raise ConfigError(f"--convert {config.convert} needs --runner pooling, not generate.")
@@ -78,11 +80,15 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
     return RunnerKind.POOLING if pools else RunnerKind.GENERATE
 
 
+def _only_pools(name: str) -> bool:
+    """Whether an architecture without a class of this engine's is an embedding model or a classifier."""
+    return name.endswith((SavedHead.NONE, SavedHead.CLASSIFIER)) and not name.endswith("LMHeadModel")
+
+
 def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     """Raises CheckpointError, UnsupportedModel and ConfigError."""
     raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = pooling_architecture(architecture_of(config.model, raw))
-    _refuse_unsupported(raw, architecture)
+    architecture = choose_pooling(config.model, config.hf_overrides, config.model_impl)
     model = architecture.read_config(config.model, config.hf_overrides)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)
@@ -99,6 +105,7 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
         use_activation=_use_activation(pooler, recipe, task),
         embedding_size=dense[-1].out_features if dense else model.hidden_size,
         max_model_len=_max_model_len(config, recipe, model),
+        looks_both_ways=isinstance(architecture, DecoderArchitecture) and _looks_both_ways(raw),
         classifier=classifier,
         dense=dense,
         is_matryoshka=bool(dimensions or raw.get("is_matryoshka")),
@@ -154,12 +161,6 @@ def _number(values: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], architecture: Architecture) -> None:
-    looks_both_ways = raw.get("is_causal") is False or raw.get("use_bidirectional_attention")
-    if looks_both_ways and isinstance(architecture, DecoderArchitecture):
-        raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
-
-
 def _task(convert: str, architecture: Architecture) -> Task:
     if convert == "none" and architecture.generates:
         raise ConfigError(f"--convert none: {architecture.name} pools only as --convert embed or classify.")
@@ -203,6 +204,10 @@ def _max_model_len(
             f"--max-model-len {config.max_model_len} exceeds the model's limit of {limit} tokens."
         )
     return config.max_model_len
+
+
+def _looks_both_ways(raw: Mapping[str, Any]) -> bool:
+    return raw.get("is_causal") is False or raw.get("use_bidirectional_attention") in (True, "all")
 
 
 def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict[str, str]:

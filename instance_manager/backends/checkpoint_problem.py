@@ -29,6 +29,7 @@ DECODERS = frozenset(
 )
 
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
+_MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")  # the same
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -123,14 +124,17 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     if not isinstance(named, list) or len(named) != 1:
         return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
+    may_be_of_transformers = params.get("model_impl") != "native" and name not in ENCODERS
     if _pools(path, name, params):
+        if may_be_of_transformers and name.endswith(_MAY_POOL):
+            return None
         if name not in ENCODERS | DECODERS:
             known = ", ".join(sorted(ENCODERS | DECODERS))
             return (
                 f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
                 f"{_VLLM}."
             )
-    elif params.get("model_impl") != "native" and name.endswith(_MAY_GENERATE):
+    elif (may_be_of_transformers and name.endswith(_MAY_GENERATE)) or _only_pools(name):
         return None
     elif name not in GENERATING | ENCODERS | DECODERS:
         return (
@@ -138,6 +142,10 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
         )
     return None if name in ENCODERS else _feature(raw)
+
+
+def _only_pools(name: str) -> bool:
+    return name.endswith(("Model", "ForSequenceClassification")) and not name.endswith("LMHeadModel")
 
 
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
@@ -148,7 +156,7 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     try:
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
-        return name in ENCODERS | DECODERS - GENERATING
+        return name in ENCODERS or _only_pools(name)
 
 
 def _feature(raw: Mapping[str, Any]) -> str | None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import UnsupportedModel
-from engine.models.architecture import DecoderArchitecture, SavedHead
+from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.config import ModelConfig
-from engine.models.registry import generating_architecture
+from engine.models.registry import ARCHITECTURES, generating_architecture, pooling_architecture
 
 _MAY_GENERATE = (SavedHead.CAUSAL_LM, "LMHeadModel", "ForConditionalGeneration")
+_MAY_POOL = (SavedHead.CAUSAL_LM, "LMHeadModel", SavedHead.CLASSIFIER, SavedHead.NONE)
 _CLASS = "engine.models.transformers_backend.model:TransformersCausalLM"
+_POOLED_CLASS = "engine.models.transformers_backend.pooled:TransformersPooled"
 
 
 class ModelImpl(StrEnum):
@@ -46,6 +48,31 @@ def choose_implementation(
         return of_transformers(name)
 
 
+def choose_pooling(directory: Path, overrides: Mapping[str, Any] | None, model_impl: str) -> Architecture:
+    """The same for the pooling runner: any decoder of transformers pools.
+
+    Raises CheckpointError, and UnsupportedModel for what neither runs.
+    """
+    name = architecture_of(directory, read_raw_config(directory, overrides))
+    head = next((head for head in _MAY_POOL if name.endswith(head)), None)
+    is_encoder = isinstance(ARCHITECTURES.get(name), EncoderArchitecture)
+    if head is None or is_encoder or model_impl == ModelImpl.NATIVE:
+        return pooling_architecture(name)
+    try:
+        native = pooling_architecture(name)
+        native.read_config(directory, overrides)
+        if model_impl == ModelImpl.AUTO:
+            return native
+    except UnsupportedModel:
+        pass  # transformers may know it
+    return DecoderArchitecture(
+        name=name,
+        head=SavedHead.CAUSAL_LM if head == "LMHeadModel" else SavedHead(head),
+        model_class=_POOLED_CLASS,
+        read_config=_read_pooled_config,
+    )
+
+
 def of_transformers(name: str) -> DecoderArchitecture:
     return DecoderArchitecture(
         name=name, head=SavedHead.CAUSAL_LM, model_class=_CLASS, read_config=_read_config
@@ -53,10 +80,16 @@ def of_transformers(name: str) -> DecoderArchitecture:
 
 
 def is_of_transformers(architecture: DecoderArchitecture) -> bool:
-    return architecture.model_class == _CLASS
+    return architecture.model_class in (_CLASS, _POOLED_CLASS)
 
 
 def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> ModelConfig:
     from engine.models.transformers_backend.family import read_transformers_config  # slow to import
 
     return read_transformers_config(directory, overrides)  # type: ignore[return-value]
+
+
+def _read_pooled_config(directory: Path, overrides: Mapping[str, Any] | None) -> ModelConfig:
+    from engine.models.transformers_backend.pooled import read_pooled_config  # slow to import
+
+    return read_pooled_config(directory, overrides)  # type: ignore[return-value]
