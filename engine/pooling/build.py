@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -119,6 +119,8 @@ def _load_decoder(
     model_config = architecture.read_config(config.model, config.hf_overrides)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     is_native = not is_of_transformers(architecture)
+    if is_native:
+        model_config = replace(model_config, max_model_len=plan.max_model_len)
     with Checkpoint(config.model, rename=decoder_tensor_name if is_native else str) as checkpoint:
         score = None
         if plan.classifier is not None:
