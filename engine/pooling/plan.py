@@ -101,11 +101,11 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     return PoolingPlan(
         architecture=architecture,
         task=task,
-        pooling=_pooling(pooler, recipe, model, task),
+        pooling=_pooling(pooler, recipe, architecture, model, task),
         use_activation=_use_activation(pooler, recipe, task),
         embedding_size=dense[-1].out_features if dense else model.hidden_size,
         max_model_len=_max_model_len(config, recipe, model),
-        looks_both_ways=isinstance(architecture, DecoderArchitecture) and _looks_both_ways(raw),
+        looks_both_ways=_looks_both_ways(raw, architecture),
         classifier=classifier,
         dense=dense,
         is_matryoshka=bool(dimensions or raw.get("is_matryoshka")),
@@ -174,6 +174,7 @@ def _task(convert: str, architecture: Architecture) -> Task:
 def _pooling(
     pooler: _PoolerConfig,
     recipe: SentenceTransformer | None,
+    architecture: Architecture,
     model: ModelConfig | EncoderConfig,
     task: Task,
 ) -> PoolingType:
@@ -183,7 +184,7 @@ def _pooling(
         return recipe.pooling_type()
     if isinstance(model, EncoderConfig):
         return model.classifier_pooling if task is Task.CLASSIFY else model.pooling
-    return PoolingType.LAST
+    return PoolingType.MEAN if architecture.looks_both_ways else PoolingType.LAST
 
 
 def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, task: Task) -> bool:
@@ -206,8 +207,12 @@ def _max_model_len(
     return config.max_model_len
 
 
-def _looks_both_ways(raw: Mapping[str, Any]) -> bool:
-    return raw.get("is_causal") is False or raw.get("use_bidirectional_attention") in (True, "all")
+def _looks_both_ways(raw: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether it is a decoder of which config.json, or the architecture itself, says so."""
+    if not isinstance(architecture, DecoderArchitecture):
+        return False
+    marked = raw.get("is_causal") is False or raw.get("use_bidirectional_attention") in (True, "all")
+    return marked or architecture.looks_both_ways
 
 
 def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict[str, str]:

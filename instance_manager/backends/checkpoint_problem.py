@@ -30,7 +30,10 @@ DECODERS = frozenset(
     f"{family}{head}"
     for family in _FAMILIES
     for head in ("Model", "ForCausalLM", "ForSequenceClassification")
-)
+) | {
+    *("EuroBertModel", "EuroBertForMaskedLM"),
+    *("LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification"),
+}
 
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
 _MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")  # the same
@@ -162,7 +165,7 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     try:
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
-        return name in ENCODERS or _only_pools(name)
+        return name in ENCODERS | (DECODERS - GENERATING) or _only_pools(name)
 
 
 def _feature(raw: Mapping[str, Any]) -> str | None:

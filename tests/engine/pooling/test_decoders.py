@@ -61,6 +61,29 @@ def test_a_decoder_looks_both_ways(mark: dict[str, Any], model_impl: str, tmp_pa
     check(core_of(directory, model_impl=model_impl), expected)
 
 
+@pytest.mark.parametrize("name", ["eurobert", "eurobert-masked"])
+def test_eurobert(name: str, tmp_path: Path) -> None:
+    directory = make_pooler(name, tmp_path)
+    check(core_of(directory), [F.normalize(hidden_of(directory, one).mean(dim=0), dim=0) for one in INPUTS])
+
+
+def test_a_llama_that_looks_both_ways(tmp_path: Path) -> None:
+    causal = make_pooler("llama-bare", tmp_path / "causal")
+    expected = [F.normalize(hidden.mean(dim=0), dim=0) for hidden in hidden_both_ways(causal, INPUTS)]
+    kind = {"architectures": ["LlamaBidirectionalModel"], "model_type": "llama_bidirec", "pooling": "avg"}
+    check(core_of(make_pooler("llama-bare", tmp_path, **kind)), expected)
+
+
+def test_a_reranker_that_looks_both_ways(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    causal = make_pooler("llama-cross", tmp_path / "causal")
+    score = load_file(causal / "model.safetensors")["score.weight"]
+    expected = [F.linear(hidden.mean(dim=0), score).sigmoid() for hidden in hidden_both_ways(causal, INPUTS)]
+    kind = {"architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec"}
+    check(core_of(make_pooler("llama-cross", tmp_path, **kind)), expected)
+
+
 def test_embeddinggemma_looks_both_ways_within_its_windows(tmp_path: Path) -> None:
     directory = write_modules(make_pooler("gemma3", tmp_path), "mean_tokens")
     check(core_of(directory), [F.normalize(hidden_of(directory, one).mean(dim=0), dim=0) for one in INPUTS])

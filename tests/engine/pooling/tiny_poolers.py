@@ -88,6 +88,10 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-cross": ("Qwen2ForSequenceClassification", {**_DECODER, "num_labels": 1}),
     "phi3-three": ("Phi3ForSequenceClassification", {**_DECODER, **_SPECIAL, "num_labels": 3}),
     "olmo2-bare": ("Olmo2Model", {**_DECODER, **_SPECIAL}),
+    "llama-bare": ("LlamaModel", _DECODER),
+    "llama-cross": ("LlamaForSequenceClassification", {**_DECODER, "num_labels": 1}),
+    "eurobert": ("EuroBertModel", {**_DECODER, **_SPECIAL}),
+    "eurobert-masked": ("EuroBertForMaskedLM", {**_DECODER, **_SPECIAL}),
     "gemma2-bare": ("Gemma2Model", {**_DECODER, **_SPECIAL}),
     "gemma3": (
         "Gemma3TextModel",
