@@ -18,7 +18,9 @@ from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
 from engine.models.encoder_layers import EncoderModel
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
+from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.split_tensors import SplitTensors
+from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend.choice import is_of_transformers
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
@@ -104,7 +106,8 @@ def _load_encoder(
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with Checkpoint(config.model, rename=encoder_config.family.tensor_name) as checkpoint:
+    rename = encoder_config.family.tensor_name
+    with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
         load_weights(model, SplitTensors(checkpoint))
     return model
 
@@ -121,7 +124,8 @@ def _load_decoder(
     is_native = not is_of_transformers(architecture)
     if is_native:
         model_config = replace(model_config, max_model_len=plan.max_model_len)
-    with Checkpoint(config.model, rename=decoder_tensor_name if is_native else str) as checkpoint:
+    rename = decoder_tensor_name if is_native else str
+    with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
         score = None
         if plan.classifier is not None:
             score = Head(
@@ -142,7 +146,7 @@ def _load_decoder(
     return model
 
 
-def _derive_score(classifier: Classifier, checkpoint: Checkpoint, tokenizer: Tokenizer) -> torch.Tensor:
+def _derive_score(classifier: Classifier, checkpoint: TensorSource, tokenizer: Tokenizer) -> torch.Tensor:
     """A classifier's weight from rows of the language head: float32 [num_labels, hidden]."""
     heads = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
     head = next((name for name in heads if name in checkpoint.names), None)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instance_manager.backends.quantisation_problem import quantisation_problem
+
 _FAMILIES = (  # of decoders, with classes of the engine's own
     *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
     *("Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3"),
@@ -41,7 +43,6 @@ _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
-_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _NOT_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
@@ -58,11 +59,13 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
-        return _GGUF
+        return None  # the engine reads its header, and reports what it can't run
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
+    if params.get("load_format") == "gguf" and any(name.endswith(".gguf") for name in names):
+        return None  # as for a file
     if may_download:
         if "config.json" not in names:
             return None
@@ -75,13 +78,16 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
     raw = _with_overrides(config, params.get("hf_overrides"))
-    problem = _quantised(names, raw) or _architecture(path, raw, params)
+    problem = quantisation_problem(path, names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
     return _weights(path, names) or _tokenizer(names, params)
 
 
-_GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server)."
+_GGUF = (
+    "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: command` with "
+    "llama-server)."
+)
 
 
 def _layout(path: Path, names: frozenset[str]) -> str | None:
@@ -105,26 +111,6 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     unfinished = any(name.endswith(".safetensors") for name in names)
     return "it has no config.json: " + (
         _UNFINISHED if unfinished else "it is not a model in Hugging Face layout."
-    )
-
-
-def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
-    methods = [method for name, method in _QUANTISERS.items() if name in names]
-    for key in ("quantization_config", "compression_config", "quantization"):
-        if settings := raw.get(key):
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            if method is None and key == "quantization":
-                return (
-                    "it has weights quantised for MLX, which the embedded engine can't use: run them with "
-                    "mlx-lm (`engine: command`)."
-                )
-            methods = [str(method or "unknown")]
-            break
-    if not methods:
-        return None
-    return (
-        f"it has quantised weights (quant_method {methods[0]!r}), which the embedded engine can't compute "
-        f"with: {_VLLM}."
     )
 
 
