@@ -48,7 +48,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config, model_config)
-        model_config = replace(model_config, max_model_len=config.max_model_len)
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":

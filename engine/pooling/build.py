@@ -122,8 +122,7 @@ def _load_decoder(
     model_config = architecture.read_config(config.model, config.hf_overrides)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     is_native = not is_of_transformers(architecture)
-    if is_native:
-        model_config = replace(model_config, max_model_len=plan.max_model_len)
+    model_config = replace(model_config, max_model_len=plan.max_model_len)
     rename = decoder_tensor_name if is_native else str
     with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
         score = None

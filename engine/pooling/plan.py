@@ -13,12 +13,11 @@ from typing import Any
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.models.architecture import Architecture, DecoderArchitecture, SavedHead
+from engine.models.architecture import Architecture, DecoderArchitecture
 from engine.models.config import ModelConfig
 from engine.models.encoder_config import EncoderConfig
 from engine.models.pooling_type import PoolingType
-from engine.models.registry import ARCHITECTURES
-from engine.models.transformers_backend.choice import choose_pooling
+from engine.models.transformers_backend.choice import choose_pooling_implementation, only_pools
 from engine.pooling.classifier import Activation, Classifier, read_classifier
 from engine.pooling.sentence_transformers import (
     DenseModule,
@@ -65,30 +64,24 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
     Raises CheckpointError, and ConfigError for flags that contradict each other or the checkpoint.
     """
     name = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
-    architecture = ARCHITECTURES.get(name)
-    only_pools = _only_pools(name) if architecture is None else not architecture.generates
+    is_headless = only_pools(name)
     if config.runner == RunnerKind.GENERATE:
         if config.convert in tuple(Task):
             raise ConfigError(f"--convert {config.convert} needs --runner pooling, not generate.")
-        if only_pools:
+        if is_headless:
             raise ConfigError(f"{name} generates no text: it needs --runner pooling.")
         return RunnerKind.GENERATE
     if config.runner == RunnerKind.POOLING or config.convert in tuple(Task):
         return RunnerKind.POOLING
     # Some embedding models have a generating architecture: sentence-transformers' files identify them.
-    pools = only_pools or read_sentence_transformer(config.model) is not None
+    pools = is_headless or read_sentence_transformer(config.model) is not None
     return RunnerKind.POOLING if pools else RunnerKind.GENERATE
-
-
-def _only_pools(name: str) -> bool:
-    """Whether an architecture without a class of this engine's is an embedding model or a classifier."""
-    return name.endswith((SavedHead.NONE, SavedHead.CLASSIFIER)) and not name.endswith("LMHeadModel")
 
 
 def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     """Raises CheckpointError, UnsupportedModel and ConfigError."""
     raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = choose_pooling(config.model, config.hf_overrides, config.model_impl)
+    architecture = choose_pooling_implementation(config.model, config.hf_overrides, config.model_impl)
     model = architecture.read_config(config.model, config.hf_overrides)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)

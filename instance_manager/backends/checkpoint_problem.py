@@ -38,7 +38,8 @@ DECODERS = frozenset(
 }
 
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
-_MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")  # the same
+_HEADLESS = ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining", "Model")
+_MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")
 _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _VLLM = "vLLM may run it (`engine: vllm`)"
@@ -119,19 +120,13 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     if not isinstance(named, list) or len(named) != 1:
         return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
-    may_be_of_transformers = params.get("model_impl") != "native" and name not in ENCODERS
-    if _pools(path, name, params):
-        if may_be_of_transformers and name.endswith(_MAY_POOL):
-            return None
-        if name not in ENCODERS | DECODERS:
-            known = ", ".join(sorted(ENCODERS | DECODERS))
-            return (
-                f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
-                f"{_VLLM}."
-            )
-    elif (may_be_of_transformers and name.endswith(_MAY_GENERATE)) or _only_pools(name):
-        return None
-    elif name not in GENERATING | ENCODERS | DECODERS:
+    pools, is_native = _pools(path, name, params), params.get("model_impl") == "native"
+    if name not in ENCODERS and not is_native and name.endswith((*_MAY_POOL, *_MAY_GENERATE)):
+        return None  # transformers may know it
+    if pools and name not in ENCODERS | DECODERS:
+        known = ", ".join(sorted(ENCODERS | DECODERS))
+        return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."
+    if name not in GENERATING | ENCODERS | DECODERS:
         return (
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
@@ -151,7 +146,7 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     try:
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
-        return name in ENCODERS | (DECODERS - GENERATING) or _only_pools(name)
+        return name not in GENERATING and name.endswith(_HEADLESS) and not name.endswith("LMHeadModel")
 
 
 def _feature(raw: Mapping[str, Any]) -> str | None:

@@ -175,8 +175,8 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("architecture", "config", "options", "error", "message"),
     [
-        ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel' isn't supported by the pooling runner"),
         ("MambaModel", {}, {"model_impl": "native"}, UnsupportedModel, "'MambaModel'.*BertModel"),
+        ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
