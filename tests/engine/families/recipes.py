@@ -263,14 +263,6 @@ def build(name: str) -> PreTrainedModel:
     return made(name, _recipe(name))
 
 
-def _recipe(name: str) -> Recipe:
-    return _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
-
-
-def _configuration(recipe: Recipe) -> dict[str, Any]:
-    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
-
-
 def made(name: str, recipe: Recipe) -> PreTrainedModel:
     """In float32. Norms and biases are random, so that a forgotten one shows."""
     torch.manual_seed(sum(map(ord, name)))
@@ -279,6 +271,14 @@ def made(name: str, recipe: Recipe) -> PreTrainedModel:
     model: PreTrainedModel = model_class._from_config(config, attn_implementation="eager").eval()
     randomise(model)
     return model
+
+
+def _recipe(name: str) -> Recipe:
+    return _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
+
+
+def _configuration(recipe: Recipe) -> dict[str, Any]:
+    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
 
 
 @torch.no_grad()

@@ -113,5 +113,5 @@ def test_softcaps_both_ways_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["FooModel"], "model_type": "foo"}))
-    with pytest.raises(UnsupportedModel, match="'FooModel'.*isn't known to transformers"):
+    with pytest.raises(UnsupportedModel, match=r"'FooModel'.*isn't known to transformers"):
         read_pooling_plan(EngineConfig(model=tmp_path))
