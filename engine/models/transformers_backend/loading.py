@@ -36,8 +36,12 @@ class _StoredTensor:
 
 
 def headless(config: TransformersConfig) -> TransformersConfig:
-    """The same model without its language head."""
-    return replace(config, model_class=MODEL_MAPPING[type(config.settings)])
+    """The same model without its language head. Where it looks both ways, the engine's attention does."""
+    settings = copy.copy(config.settings)
+    settings.is_causal = True
+    if getattr(settings, "use_bidirectional_attention", False):
+        settings.use_bidirectional_attention = False
+    return replace(config, settings=settings, model_class=MODEL_MAPPING[type(settings)])
 
 
 def _has_head(config: TransformersConfig) -> bool:
