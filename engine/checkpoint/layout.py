@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.quantisation import UNPACKED_GGUF, read_quantisation
+from engine.checkpoint.quantisation import UNPACKED_GGUF
 from engine.checkpoint.raw_config import read_json
 from engine.errors import MAY_RUN_ON_VLLM, CheckpointError, UnsupportedModel
 
@@ -67,11 +67,6 @@ def gguf(path: Path) -> UnsupportedModel:
         "(`engine: command` with llama-server).",
         advice=None,
     )
-
-
-def check_not_quantised(directory: Path, raw: Mapping[str, Any]) -> None:
-    """`raw` is config.json as overridden. Raises UnsupportedModel for a quantisation that isn't known."""
-    read_quantisation(directory, raw)
 
 
 def unpacked_gguf(directory: Path) -> list[Path]:

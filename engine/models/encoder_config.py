@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.layout import check_not_quantised
+from engine.checkpoint.quantisation import read_quantisation
 from engine.checkpoint.raw_config import read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.config import ConfigReader
@@ -118,7 +118,7 @@ def read_encoder_config(
 ) -> EncoderConfig:
     """`overrides` are --hf-overrides. Raises CheckpointError and UnsupportedModel."""
     raw = read_raw_config(directory, overrides)
-    check_not_quantised(directory, raw)
+    read_quantisation(directory, raw)
     settings = family.settings(raw)
     reader = ConfigReader(directory / "config.json", settings)
     _refuse_unsupported(settings, family)

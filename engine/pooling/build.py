@@ -133,8 +133,9 @@ def _load_decoder(
         model_class = architecture.load_class()
         model: PooledDecoder
         if is_of_transformers(architecture):
-            model_config = replace(model_config, max_model_len=plan.max_model_len)
-            with Checkpoint(config.model) as stored:  # transformers renames tensors itself
+            with open_checkpoint(
+                config.model, config.hf_overrides
+            ) as stored:  # transformers renames tensors itself
                 model = model_class(model_config, stored, score=score, dtype=dtype, device=device)
         else:
             model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)

@@ -45,7 +45,7 @@ class _TransformersModel(nn.Module):
         self.config = config
         self.dtype = dtype
         self.device = device
-        anatomy = _probe_empty(config)  # refuses what it must before anything is read
+        anatomy = probe_empty(config)  # refuses what it must before anything is read
         longest = config.longest_sequence
 
         def load() -> PreTrainedModel:
@@ -111,7 +111,7 @@ def _within(spec: AttentionSpec, longest: int) -> AttentionSpec:
     return replace(spec, window=None) if spec.window is not None and spec.window >= longest else spec
 
 
-def _probe_empty(config: TransformersConfig) -> Anatomy | None:
+def probe_empty(config: TransformersConfig) -> Anatomy | None:
     """None if the model's code needs numbers to run."""
     try:
         return probe(loading.build_empty(config, PROBE))

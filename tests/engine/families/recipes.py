@@ -255,30 +255,26 @@ REFUSED: Mapping[str, str] = {name: words for name, (_, words) in _REFUSED.items
 """What the refusal of a family says."""
 
 
-def configuration(name: str) -> dict[str, Any]:
-    return _configuration(_recipe(name))
+def recipe_of(name: str) -> Recipe:
+    return _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
+
+
+def configuration(recipe: Recipe) -> dict[str, Any]:
+    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
 
 
 def build(name: str) -> PreTrainedModel:
-    return made(name, _recipe(name))
+    return made(name, recipe_of(name))
 
 
 def made(name: str, recipe: Recipe) -> PreTrainedModel:
     """In float32. Norms and biases are random, so that a forgotten one shows."""
     torch.manual_seed(sum(map(ord, name)))
-    config = CONFIG_MAPPING[recipe.model_type](**_configuration(recipe))
+    config = CONFIG_MAPPING[recipe.model_type](**configuration(recipe))
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[recipe.model_type])
     model: PreTrainedModel = model_class._from_config(config, attn_implementation="eager").eval()
     randomise(model)
     return model
-
-
-def _recipe(name: str) -> Recipe:
-    return _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
-
-
-def _configuration(recipe: Recipe) -> dict[str, Any]:
-    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
 
 
 @torch.no_grad()

@@ -38,11 +38,12 @@ _WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("model_type", _WHOLE)
 def test_the_text_part_of_a_larger_model_runs(model_type: str, tmp_path: Path) -> None:
     text_type, options = _WHOLE[model_type]
-    text = {"model_type": RECIPES[text_type].model_type, **configuration(text_type)}
-    whole_config = CONFIG_MAPPING[model_type](text_config=text, vision_config=_VISION, **options)
-    name = transformers.AutoModelForImageTextToText._model_mapping[type(whole_config)]
+    text = {"model_type": RECIPES[text_type].model_type, **configuration(RECIPES[text_type])}
+    config_class: Any = CONFIG_MAPPING[model_type]
+    whole_config = config_class(text_config=text, vision_config=_VISION, **options)
+    model_class: Any = transformers.AutoModelForImageTextToText._model_mapping[config_class]
     torch.manual_seed(3)
-    whole = name._from_config(whole_config, attn_implementation="eager").eval()
+    whole = model_class._from_config(whole_config, attn_implementation="eager").eval()
     randomise(whole)
     whole.save_pretrained(tmp_path)
 

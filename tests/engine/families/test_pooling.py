@@ -29,7 +29,7 @@ CASES = [
 
 
 def saved(class_name: str, recipe: str, directory: Path, **changes: Any) -> Path:
-    config = CONFIG_MAPPING[RECIPES[recipe].model_type](**configuration(recipe), **changes)
+    config = CONFIG_MAPPING[RECIPES[recipe].model_type](**configuration(RECIPES[recipe]), **changes)
     torch.manual_seed(1)
     model = getattr(transformers, class_name)._from_config(config, attn_implementation="eager")
     randomise(model)

@@ -26,6 +26,7 @@ from tests.engine.quantised.gguf_models import f32, metadata_of
 from tests.engine.quantised.gguf_writer import Tensor, write
 from tests.engine.quantised.test_gguf_tokenizer import byte_level
 from tests.engine.quantised.test_mxfp4 import e2m1
+from tests.engine.test_generation import core_of, greedy, run
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -50,6 +51,11 @@ def logits_of(directory: Path) -> torch.Tensor:
         model = load(config, source, attention="eager", dtype=torch.float32, device=torch.device("cpu"))
     with torch.inference_mode():
         return model(TOKENS, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def generated(model: Path) -> list[int]:
+    """By the whole engine."""
+    return run(core_of(model, max_model_len=64), [greedy("r", TOKENS[0].tolist())])["r"]
 
 
 def plain_logits(directory: Path) -> torch.Tensor:
@@ -97,6 +103,7 @@ def test_gpt_oss_with_its_experts_in_mxfp4(tmp_path: Path) -> None:
     )
     assert len(stored) == len(plain) + 4
     assert torch.allclose(logits_of(tmp_path / "quantised"), plain_logits(tmp_path / "plain"), atol=1e-5)
+    assert generated(tmp_path / "quantised") == generated(tmp_path / "plain")
 
 
 def test_gemma3_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +133,4 @@ def test_gemma3_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write(tmp_path / "m.gguf", metadata, tensors)
     found = logits_of(as_directory(tmp_path / "m.gguf"))
     assert torch.allclose(found, plain_logits(tmp_path / "plain"), atol=1e-5)
+    assert generated(tmp_path / "m.gguf") == generated(tmp_path / "plain")
