@@ -23,8 +23,8 @@ from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
@@ -45,10 +45,10 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     """
     config = replace(config, model=as_directory(resolve_model(config.model), load_format=config.load_format))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
-    model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config, model_config)
-        model_config = replace(model_config, max_model_len=config.max_model_len)
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -80,7 +80,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     )
 
 
-def _with_own_head(config: EngineConfig, model_config: ModelConfig) -> ModelConfig:
+def _with_own_head(config: EngineConfig, model_config: DecoderConfig) -> DecoderConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
@@ -97,7 +97,7 @@ def _with_own_head(config: EngineConfig, model_config: ModelConfig) -> ModelConf
 def load_model(
     config: EngineConfig,
     architecture: DecoderArchitecture,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,

@@ -68,9 +68,8 @@ class ConfigReader:
         self._raw = raw
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
-        """With values for keys that are absent."""
-        there = {key: value for key, value in self._raw.items() if value is not None}
-        return ConfigReader(self.path, {**defaults, **there})
+        """With values for keys that are absent; a null stays, as in transformers."""
+        return ConfigReader(self.path, {**defaults, **self._raw})
 
     def has(self, key: str) -> bool:
         return self._raw.get(key) is not None
