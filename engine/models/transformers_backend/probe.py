@@ -86,7 +86,7 @@ class _LinearCalls:
         self._calls.append((name, args[0], args[0]._version))
 
     def groups(self) -> list[tuple[str, ...]]:
-        """Layers called one after the other the same unchanged tensor, in one module, with biases or without."""
+        """Layers called one after the other on one unchanged tensor, all with a bias or all without."""
         count = Counter(name for name, _, _ in self._calls)
         groups: list[list[tuple[str, torch.Tensor, int]]] = []
         for call in self._calls:
