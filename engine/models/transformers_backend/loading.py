@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from engine.checkpoint.layout import enumerate_names
@@ -33,6 +34,12 @@ class _StoredTensor:
 
     def get_shape(self) -> list[int]:
         return list(self._source.shape(self._name))
+
+
+def quieten() -> None:
+    """What the library says of a load, its errors tell as well, in the engine's words."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def headless(config: TransformersConfig) -> TransformersConfig:
@@ -92,6 +99,7 @@ def load(
 
     Raises CheckpointError if tensors are missing or have other shapes.
     """
+    quieten()
     wanted = _wanted(config, source)
     settings = config.settings
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
