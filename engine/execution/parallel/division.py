@@ -1,0 +1,89 @@
+"""Divides a model: each rank builds it with its share of the heads, and reads its share of the weights.
+
+A layer's share follows from its two sizes, in the whole model and in the rank's. So a family needs nothing of
+its own; what has one size in both is held by every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import nn
+
+from engine.errors import ConfigError, UnsupportedModel
+from engine.models.config import ModelConfig
+from engine.models.decoder import CausalLM
+from engine.models.layers.division import DeviceGroup
+from engine.models.layers.embedding import Embedding
+from engine.models.layers.linear import Linear
+from engine.models.layers.weights import WeightedLayer
+
+_HEAD = "lm_head"
+_LayerT = TypeVar("_LayerT", bound=WeightedLayer)
+
+
+def check_divisible(config: ModelConfig, size: int) -> None:
+    """Raises ConfigError, naming what would work."""
+    if _fits(config, size):
+        return
+    working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]
+    raise ConfigError(
+        f"--tensor-parallel-size {size} doesn't divide this model: it has {config.num_attention_heads} "
+        f"attention heads, {config.num_key_value_heads} key-value heads and an intermediate size of "
+        f"{config.intermediate_size}. Possible: {', '.join(working)}."
+    )
+
+
+def build_share(
+    make_model: Callable[[ModelConfig], CausalLM], config: ModelConfig, group: DeviceGroup
+) -> CausalLM:
+    """This rank's share of a model, without weights. Raises ConfigError and UnsupportedModel."""
+    check_divisible(config, group.size)
+    model, whole = make_model(_share_of(config, group.size)), dict(make_model(config).named_modules())
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear) and name == _HEAD:
+            layer.divide_vocabulary(group)
+        elif isinstance(layer, Linear):
+            layer.divide(_same(whole[name], Linear), group)
+        elif isinstance(layer, Embedding):
+            layer.divide(group)
+        elif isinstance(layer, WeightedLayer):
+            _check_whole(name, layer, _same(whole[name], WeightedLayer), config)
+    return model
+
+
+def _share_of(config: ModelConfig, size: int) -> ModelConfig:
+    return replace(
+        config,
+        num_attention_heads=config.num_attention_heads // size,
+        num_key_value_heads=max(1, config.num_key_value_heads // size),
+        intermediate_size=config.intermediate_size // size,
+    )
+
+
+def _fits(config: ModelConfig, size: int) -> bool:
+    """Key-value heads are divided, or repeated where there are fewer than ranks."""
+    kv_heads = config.num_key_value_heads
+    return not (
+        config.num_attention_heads % size
+        or (kv_heads % size and size % kv_heads)
+        or config.intermediate_size % size
+    )
+
+
+def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: ModelConfig) -> None:
+    """A layer that every rank holds must not depend on a share's size, as a norm over all heads would."""
+    if layer.part_shapes() != whole.part_shapes():
+        raise UnsupportedModel(
+            f"{config.architecture} can't be divided among several devices yet: its layer {name} would have "
+            "to be divided as well. Use --tensor-parallel-size 1.",
+            advice=None,
+        )
+
+
+def _same(module: nn.Module, kind: type[_LayerT]) -> _LayerT:
+    if not isinstance(module, kind):
+        raise TypeError(f"{module} isn't {kind}: the share of a model must have the whole one's layers.")
+    return module
