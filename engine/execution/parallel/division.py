@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from engine.errors import ConfigError, UnsupportedModel
+from engine.errors import UnsupportedModel
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.divisible import check_divisible
 from engine.models.layers.division import DeviceGroup
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
@@ -22,18 +23,6 @@ from engine.models.layers.weights import WeightedLayer
 
 _HEAD = "lm_head"
 _LayerT = TypeVar("_LayerT", bound=WeightedLayer)
-
-
-def check_divisible(config: ModelConfig, size: int) -> None:
-    """Raises ConfigError, naming what would work."""
-    if _fits(config, size):
-        return
-    working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]
-    raise ConfigError(
-        f"--tensor-parallel-size {size} doesn't divide this model: it has {config.num_attention_heads} "
-        f"attention heads, {config.num_key_value_heads} key-value heads and an intermediate size of "
-        f"{config.intermediate_size}. Possible: {', '.join(working)}."
-    )
 
 
 def build_share(
@@ -60,16 +49,6 @@ def _share_of(config: ModelConfig, size: int) -> ModelConfig:
         num_attention_heads=config.num_attention_heads // size,
         num_key_value_heads=max(1, config.num_key_value_heads // size),
         intermediate_size=config.intermediate_size // size,
-    )
-
-
-def _fits(config: ModelConfig, size: int) -> bool:
-    """Key-value heads are divided, or repeated where there are fewer than ranks."""
-    kv_heads = config.num_key_value_heads
-    return not (
-        config.num_attention_heads % size
-        or (kv_heads % size and size % kv_heads)
-        or config.intermediate_size % size
     )
 
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from engine.core.batch import Batch
 from engine.errors import ConfigError, UnsupportedModel
-from engine.execution.parallel.division import build_share, check_divisible
+from engine.execution.parallel.division import build_share
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
 from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import CausalLM
+from engine.models.divisible import check_divisible
 from engine.models.layers.division import DeviceGroup, Share, share_of
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear

@@ -1,0 +1,28 @@
+"""Among how many devices a decoder can be divided. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from engine.errors import ConfigError
+from engine.models.config import ModelConfig
+
+
+def check_divisible(config: ModelConfig, size: int) -> None:
+    """Raises ConfigError, naming what would work."""
+    if _fits(config, size):
+        return
+    working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]
+    raise ConfigError(
+        f"--tensor-parallel-size {size} doesn't divide this model: it has {config.num_attention_heads} "
+        f"attention heads, {config.num_key_value_heads} key-value heads and an intermediate size of "
+        f"{config.intermediate_size}. Possible: {', '.join(working)}."
+    )
+
+
+def _fits(config: ModelConfig, size: int) -> bool:
+    """Key-value heads are divided, or repeated where there are fewer than devices."""
+    kv_heads = config.num_key_value_heads
+    return not (
+        config.num_attention_heads % size
+        or (kv_heads % size and size % kv_heads)
+        or config.intermediate_size % size
+    )
