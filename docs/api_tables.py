@@ -58,7 +58,8 @@ seconds with work, one line with the throughput. `--disable-log-requests` and `-
 off.
 
 **From Python.** `from engine import run_server; run_server("PATH", port=8000, max_model_len=4096)` serves
-like `python -m engine PATH --port 8000 --max-model-len 4096`, until SIGTERM or SIGINT.
+like `python -m engine PATH --port 8000 --max-model-len 4096`, until SIGTERM or SIGINT. Without HTTP:
+[python.md](python.md).
 
 **Stopping.** After SIGTERM, new requests get 503 with `Retry-After`. Running requests may finish within
 `--shutdown-timeout` seconds; then they get an error (in a stream: an event, and the connection is closed).

@@ -1,6 +1,7 @@
 """The embedded engine: an OpenAI-compatible inference server on PyTorch.
 
-`python -m engine MODEL` on a command line, `from engine import run_server` in a program.
+`python -m engine MODEL` on a command line; in a program `from engine import LLM, SamplingParams` without
+HTTP, `from engine import run_server` with it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,31 @@ from typing import Any
 __version__ = "0.2.0"
 
 
-def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
+# Loaded when they are used, as all of the engine comes with them, and every part of it imports this package.
+_OFFLINE = {
+    "LLM": "llm",
+    "SamplingParams": "params",
+    "StructuredOutputsParams": "params",
+    "PoolingParams": "params",
+    "RequestOutput": "outputs",
+    "CompletionOutput": "outputs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OFFLINE:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"engine.offline.{_OFFLINE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFLINE})
+
+
+def run_server(model: str | os.PathLike[str] | None = None, **flags: Any) -> None:
     """Serve one model until SIGTERM or SIGINT: run_server("PATH", port=8000, max_model_len=4096).
 
-    `flags` are those of `python -m engine` with underscores; see engine/launch/launcher.py.
+    Without `model`, the environment variable NANOVLLM_MODEL_PATH names it. `flags` are those of
+    `python -m engine` with underscores; see engine/launch/launcher.py.
     """
-    # Imported late: the launcher imports all of the engine, and every part of it imports this package.
     importlib.import_module("engine.launch.launcher").run_server(model, **flags)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from engine.errors import ConfigError
 from engine.launch.flag_parser import FOREIGN, build_parser, describe_unknown, normalise
 from engine.launch.flag_rules import RULES
 
+_MODEL_VARIABLE = "NANOVLLM_MODEL_PATH"  # of another server; used if no flag names the model
 _Config = TypeVar("_Config", EngineConfig, ServerConfig)
 
 
@@ -29,12 +30,14 @@ class Flags:
     engine: EngineConfig
     server: ServerConfig
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # on names that stand for others
 
 
 def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     """Read `argv` (without the program's name). Raises ConfigError; `--help` prints and exits."""
     parser = build_parser()
-    namespace, unknown = parser.parse_known_args([normalise(word) for word in argv])
+    words = [normalise(word) for word in argv]
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise ConfigError(describe_unknown(unknown[0], parser))
     values = vars(namespace)
@@ -43,9 +46,26 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     warnings = _check_foreign(foreign)
     engine = _config(EngineConfig, {**values, "model": Path(values["model"])})
     try:
-        return Flags(engine=engine, server=_server_config(values, environ), warnings=warnings)
+        server = _server_config(values, environ)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    notes = tuple(_notes(argv, words, values, environ))
+    return Flags(engine=engine, server=server, warnings=warnings, notes=notes)
+
+
+def _notes(
+    argv: Sequence[str], words: Sequence[str], values: Mapping[str, Any], environ: Mapping[str, str]
+) -> Iterator[str]:
+    """What the names of other servers, as far as they were given, stand for."""
+    given, meant = ([word.partition("=")[0] for word in each] for each in (argv, words))
+    if "--model-path" in meant:
+        yield "--model-path is an alias of --model"
+    if "--tp" in given:
+        yield "--tp is an alias of --tensor-parallel-size"
+    if meant.count("--api-key") > 1:
+        yield f"--api-key, given {meant.count('--api-key')} times, is an alias of one --api-key with all keys"
+    if not (values["model_tag"] or {"--model", "--model-path"} & set(meant)):
+        yield f"{_MODEL_VARIABLE}={environ[_MODEL_VARIABLE]} is an alias of --model"
 
 
 def to_argv(flags: Mapping[str, Any]) -> list[str]:
@@ -89,7 +109,7 @@ def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     flag, word = values["model"], values["model_tag"]
     if flag is not None and word is not None and flag != word:
         raise ConfigError(f"Unknown argument {word!r}: the model is already given by --model {flag}.")
-    model = flag or word or environ.get("NANOVLLM_MODEL_PATH")
+    model = flag or word or environ.get(_MODEL_VARIABLE)
     if not model:
         raise ConfigError("No model is given: name one with --model.")
     return str(model)

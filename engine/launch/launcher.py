@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ _EXIT_PORT_IN_USE = 98  # EADDRINUSE on Linux
 
 def main() -> NoReturn:
     """Never waits for the engine's thread, which may be in a load or a step that won't end soon."""
-    _prepare_process()
+    prepare_process()
     code = _run(sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()
@@ -54,23 +54,29 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Call it before torch is imported."""
     keep_freed_memory()
     use_huge_pages()
     keep_few_kernels()
 
 
-def run_server(model: str | os.PathLike[str], **flags: Any) -> None:
+def run_server(model: str | os.PathLike[str] | None = None, **flags: Any) -> None:
     """Serve `model` until SIGTERM or SIGINT: `python -m engine`'s flags by name, with underscores.
 
     True becomes a bare flag, False its `--no-` form, None is left out, a list gives several values, a dict
     JSON. Raises EngineError if the model can't be served, AddressInUse if the port is taken.
     """
-    _prepare_process()
+    prepare_process()
     if not logging.getLogger().handlers:
         _configure_logging("info")
-    _start(parse_flags(to_argv({"model": os.fspath(model), **flags}), os.environ))
+    _start(read_keywords(model, flags))
+
+
+def read_keywords(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> Flags:
+    """A program's keyword arguments as flags. Raises ConfigError that names the argument."""
+    given = {"model": None if model is None else os.fspath(model), **flags}
+    return parse_flags(to_argv(given), os.environ)
 
 
 def _run(argv: list[str]) -> int:
@@ -95,21 +101,38 @@ def _exit_code(error: EngineError) -> int:
 
 
 def _start(flags: Flags) -> None:
-    for warning in flags.warnings:
-        log.warning("%s", warning)
+    tell(flags)
     listener = listen(flags.server.host, flags.server.port)
     with listener:
         log.info("Listening on %s, port %s.", flags.server.host, listener.getsockname()[1])
         _serve(flags, listener)
 
 
-def _serve(flags: Flags, listener: socket.socket) -> None:
+def tell(flags: Flags) -> None:
+    """Log what the flags mean, as far as their names don't say it."""
+    for note in flags.notes:
+        log.info("%s.", note)
+    for warning in flags.warnings:
+        log.warning("%s", warning)
+
+
+def find_checkpoint(flags: Flags) -> EngineConfig:
+    """The configuration with the model's directory, checked without torch.
+
+    Raises ModelNotFound, CheckpointError, UnsupportedModel and ConfigError.
+    """
+
     def check(directory: Path) -> None:
         check_config(replace(flags.engine, model=directory))
 
     config = replace(flags.engine, model=resolve_model(flags.engine.model, check=check))
     check_checkpoint(config, flags.server.tokenizer)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    return config
+
+
+def _serve(flags: Flags, listener: socket.socket) -> None:
+    config = find_checkpoint(flags)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve_on_loop(config, flags, listener))
 
 
@@ -125,10 +148,7 @@ def _on_ready() -> None:
 
 
 async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.socket) -> None:
-    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-    tokenizer = executor.submit(_load_tokenizer, flags.server.tokenizer or config.model)
-    executor.shutdown(wait=False)
-    engine = _make_engine(config, tokenizer)
+    engine, tokenizer = make_engine(config, flags.server.tokenizer)
     started = asyncio.create_task(engine.start())
     await asyncio.sleep(0)  # its thread now imports torch, while we import the server
     from engine.server.app.serve import Loading, serve
@@ -143,12 +163,20 @@ async def _serve_on_loop(config: EngineConfig, flags: Flags, listener: socket.so
     )
 
 
-def _make_engine(config: EngineConfig, tokenizer: Future[Tokenizer]) -> AsyncEngine | PoolingEngine:
-    """The engine for the flags and the checkpoint. Raises CheckpointError and ConfigError."""
+def make_engine(
+    config: EngineConfig, tokenizer_directory: Path | None
+) -> tuple[AsyncEngine | PoolingEngine, Future[Tokenizer]]:
+    """The engine for the flags and the checkpoint, to be started, and its tokenizer, which now loads.
+
+    Raises CheckpointError and ConfigError.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    tokenizer = executor.submit(_load_tokenizer, tokenizer_directory or config.model)
+    executor.shutdown(wait=False)
     if choose_runner(config) is RunnerKind.POOLING:
         plan = read_pooling_plan(config)
-        return PoolingEngine(lambda: _build_pooling_core(config, plan, tokenizer), plan)
-    return AsyncEngine(lambda: _build_core(config, tokenizer))
+        return PoolingEngine(lambda: _build_pooling_core(config, plan, tokenizer), plan), tokenizer
+    return AsyncEngine(lambda: _build_core(config, tokenizer)), tokenizer
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer:
@@ -186,7 +214,7 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's if it is installed."""
     try:
         import uvloop

@@ -209,6 +209,28 @@ def test_ways_to_name_the_model(words: list[str], environ: dict[str, str]) -> No
     assert flags.server.served_model_names == ("a/b",)
 
 
+@pytest.mark.parametrize(
+    ("words", "environ", "notes"),
+    [
+        (["--model-path", "a"], {}, ["--model-path is an alias of --model"]),
+        (["--model_path=a"], {}, ["--model-path is an alias of --model"]),
+        (["a", "--tp", "1"], {}, ["--tp is an alias of --tensor-parallel-size"]),
+        (["a", "--tp=1"], {}, ["--tp is an alias of --tensor-parallel-size"]),
+        ([], {"NANOVLLM_MODEL_PATH": "a"}, ["NANOVLLM_MODEL_PATH=a is an alias of --model"]),
+        (
+            ["a", "--api-key", "x", "--api-key=y"],
+            {},
+            ["--api-key, given 2 times, is an alias of one --api-key with all keys"],
+        ),
+        (["a", "-tp", "1", "--api-key", "x", "y"], {"NANOVLLM_MODEL_PATH": "b"}, []),
+    ],
+)
+def test_names_of_other_servers_say_what_they_stand_for(
+    words: list[str], environ: dict[str, str], notes: list[str]
+) -> None:
+    assert list(parse_flags(words, environ).notes) == notes
+
+
 def test_without_a_model_the_error_says_how_to_name_one() -> None:
     with pytest.raises(ConfigError, match="No model is given"):
         parse_flags(["--port", "1"], {})

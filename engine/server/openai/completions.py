@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from engine.errors import InvalidRequest
 from engine.server.generation.constraints import find_spec
-from engine.server.generation.generation import ReadUsage
+from engine.server.generation.generation import Choice, Generation, ReadUsage
 from engine.server.generation.output import EventStream, WholeBody
 from engine.server.generation.sampling_params import TokenLimit
 from engine.server.generation.service import GenerationService, Prompt
@@ -28,10 +28,7 @@ from engine.server.protocol.field_rules import COMPLETION
 async def create_completion(request: Request) -> ASGIApp:
     service: GenerationService = request.app.state.service
     body = await read_body(request, CompletionBody, COMPLETION)
-    service.model.check_name(body.model)
-    prompts = await _to_prompts(service, body)
-    make_constraint = await service.constraint_for(find_spec(body))
-    generation, choices = await service.create_generation(body, prompts, make_constraint=make_constraint)
+    generation, choices = await prepare_completion(service, body)
     request_id = f"cmpl-{request_id_of(request, body.request_id)}"
     head = head_of(request_id, "text_completion", body.model or service.model.name)
     details = ChoiceDetails(body, service.model.tokenizer, echo=body.echo)
@@ -42,6 +39,19 @@ async def create_completion(request: Request) -> ASGIApp:
         return EventStream(generation, chunks, service.large_work)
     to_object = partial(_to_object, head, details)
     return WholeBody(generation, WholeCompletion(choices, to_object, service.large_work))
+
+
+async def prepare_completion(
+    service: GenerationService, body: CompletionBody
+) -> tuple[Generation, list[Choice]]:
+    """Check the rest of the body and encode its prompts; runs once the generation is entered.
+
+    Raises InvalidRequest and QueueFull.
+    """
+    service.model.check_name(body.model)
+    prompts = await _to_prompts(service, body)
+    make_constraint = await service.constraint_for(find_spec(body))
+    return await service.create_generation(body, prompts, make_constraint=make_constraint)
 
 
 async def _to_prompts(service: GenerationService, body: CompletionBody) -> list[Prompt]:

@@ -52,7 +52,7 @@ async def create_rerank(request: Request) -> CancellableResponse:
 
 
 async def _answer_score(service: PoolingService, body: ScoreBody) -> Response:
-    scored = await _score(service, body, body.text_1, body.text_2, param="text_2")
+    scored = await score_pairs(service, body, body.text_1, body.text_2, param="text_2")
     return json_response(
         {
             "id": f"score-{choose_request_id(body.request_id)}",
@@ -69,7 +69,7 @@ async def _answer_score(service: PoolingService, body: ScoreBody) -> Response:
 
 
 async def _answer_rerank(service: PoolingService, body: RerankBody) -> Response:
-    scored = await _score(service, body, [body.query], body.documents, param="documents")
+    scored = await score_pairs(service, body, [body.query], body.documents, param="documents")
     ranked = sorted(enumerate(scored.scores), key=lambda item: -item[1])[: body.top_n or None]
     results = []
     for index, score in ranked:
@@ -86,7 +86,7 @@ async def _answer_rerank(service: PoolingService, body: RerankBody) -> Response:
     )
 
 
-async def _score(
+async def score_pairs(
     service: PoolingService, body: PairOptions, left: Sequence[str], right: Sequence[str], *, param: str
 ) -> PairScores:
     """`left` has one text, or as many as `right`."""
@@ -192,10 +192,15 @@ def _with_standard_names(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _scoring_service(request: Request) -> PoolingService:
     service: PoolingService = request.app.state.service
+    check_scores(service, request.url.path, alternative="/pooling")
+    return service
+
+
+def check_scores(service: PoolingService, called: str, *, alternative: str) -> None:
+    """Raise UnknownRoute if the model gives no single score; `called` is what the error names."""
     classifier = service.plan.classifier
     if classifier is not None and classifier.num_labels != 1:
         raise UnknownRoute(
-            f"{request.url.path} needs a model with one label, but this one has {classifier.num_labels} "
-            "labels: use /pooling."
+            f"{called} needs a model with one label, but this one has {classifier.num_labels} "
+            f"labels: use {alternative}."
         )
-    return service

@@ -72,6 +72,27 @@ async def create_cohere_embedding(request: Request) -> CancellableResponse:
 async def _answer(
     service: PoolingService, body: InputBody | ConversationInputBody, *, kind: str, prefix: str
 ) -> Response:
+    inputs, values = await pool_body(service, body)
+    head = {
+        "id": f"{prefix}-{choose_request_id(body.request_id)}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": body.model or service.model.name,
+        "usage": usage_of(inputs),
+    }
+    field = "embedding" if kind == "embedding" else "data"
+
+    def item(index: int) -> dict[str, Any]:
+        return {"object": kind, "index": index, field: encode_vector(values[index], body)}
+
+    items = [partial(item, index) for index in range(len(values))]
+    return await list_response(head, items, sum(map(len, values)), service.large_work)
+
+
+async def pool_body(
+    service: PoolingService, body: InputBody | ConversationInputBody
+) -> tuple[list[Encoded], list[array[float]]]:
+    """The body's inputs as tokens, and the values of each. Raises what `PoolingService.pool` raises."""
     service.model.check_name(body.model)
     service.check_dimensions(body.dimensions)
     cut = service.cut_of(body)
@@ -90,20 +111,7 @@ async def _answer(
         priority=body.priority,
         request_id=body.request_id,
     )
-    head = {
-        "id": f"{prefix}-{choose_request_id(body.request_id)}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": body.model or service.model.name,
-        "usage": usage_of(inputs),
-    }
-    field = "embedding" if kind == "embedding" else "data"
-
-    def item(index: int) -> dict[str, Any]:
-        return {"object": kind, "index": index, field: encode_vector(values[index], body)}
-
-    items = [partial(item, index) for index in range(len(values))]
-    return await list_response(head, items, sum(map(len, values)), service.large_work)
+    return inputs, values
 
 
 def _with_messages(raw: dict[str, Any]) -> dict[str, Any]:

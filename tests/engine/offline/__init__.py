@@ -1,0 +1,1 @@
+"""Tests of `LLM`, the engine in a Python program."""
