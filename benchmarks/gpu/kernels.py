@@ -19,8 +19,7 @@ from benchmarks.gpu.machine import (
     operations_per_second,
 )
 from benchmarks.gpu.table import print_table
-from engine.core.batch import Batch, ScheduledSequence
-from engine.core.types import SamplingParams
+from engine.core.batch import SequenceInput
 from engine.models.inputs import BlockReader, PagedSequences, build_inputs
 from engine.models.triton_kernels.attention import PagedAttention
 from engine.models.triton_kernels.layers import TritonOperators
@@ -97,7 +96,7 @@ class Case:
             self.dtype
         )
         sequences = [_sequence(a, b, table) for (a, b), table in zip(self.chunks, tables, strict=True)]
-        paged = build_inputs(Batch(sequences), size, DEVICE, reader=BlockReader.ALL).paged
+        paged = build_inputs(sequences, size, DEVICE, reader=BlockReader.ALL).paged
         if paged is None:
             raise AssertionError("No sequence is paged.")
         self.paged: PagedSequences = paged
@@ -131,16 +130,8 @@ class Case:
         return error if error == error else float("inf")
 
 
-def _sequence(start: int, stop: int, table: list[int]) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=[0] * (stop - start),
-        start=start,
-        block_ids=table,
-        samples=True,
-        output_position=0,
-        params=SamplingParams(max_tokens=1),
-    )
+def _sequence(start: int, stop: int, table: list[int]) -> SequenceInput:
+    return SequenceInput([0] * (stop - start), start, table, samples=True)
 
 
 def _attended(

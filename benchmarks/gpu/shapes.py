@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu.machine import DEVICE, REHEARSES
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput
 from engine.core.types import SamplingParams
 from engine.execution.graphs import recorder_for
 from engine.execution.runner import ModelRunner
@@ -136,13 +136,9 @@ def prefill(num_tokens: int, *, start: int = 0) -> Batch:
 
 def _sequence(index: int, tokens: list[int], start: int, blocks: range) -> ScheduledSequence:
     return ScheduledSequence(
-        request_id=str(index),
-        token_ids=tokens,
-        start=start,
-        block_ids=list(blocks),
-        samples=True,
-        output_position=0,
-        params=SamplingParams(max_tokens=1 << 20, temperature=0.0),
+        SequenceInput(tokens, start, blocks, samples=True),
+        str(index),
+        SamplingParams(max_tokens=1 << 20, temperature=0.0),
     )
 
 

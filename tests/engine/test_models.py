@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput
 from engine.core.types import SamplingParams
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.execution.graphs import Record
@@ -45,15 +45,7 @@ def runner_of(
 
 
 def chunk(tokens: Sequence[int], start: int, stop: int, blocks: Sequence[int]) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=tokens[start:stop],
-        start=start,
-        block_ids=blocks,
-        samples=True,
-        output_position=0,
-        params=PARAMS,
-    )
+    return ScheduledSequence(SequenceInput(tokens[start:stop], start, blocks, samples=True), "r", PARAMS)
 
 
 def prefill_logits(path: Path, tokens: Sequence[int], *, dtype: torch.dtype = torch.float32) -> torch.Tensor:

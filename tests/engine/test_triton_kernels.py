@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.core.batch import Batch
 from engine.models.inputs import BlockReader, PagedSequences, build_inputs
 from tests.engine.test_attention import part
 from tests.engine.test_generation import core_of, greedy, run
@@ -87,7 +86,7 @@ class Case:
         wide = torch.randn(sum(self.num_rows), heads + 3, head_dim).mul(3).to(dtype)
         self.queries = wide[:, :heads]  # as between the projections: of a wider tensor
         self.out = torch.full((len(wide), heads * head_dim), torch.nan).to(dtype)
-        batch = Batch([part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)])
+        batch = [part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)]
         paged = build_inputs(batch, block_size, CPU, reader=BlockReader.ALL).paged
         assert paged is not None
         self.paged: PagedSequences = paged
