@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,12 +21,18 @@ from engine.errors import ConfigError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
+from engine.execution.parallel.division import build_share
+from engine.execution.parallel.leading_runner import LeadingRunner
+from engine.execution.parallel.messages import MeasureBudget
+from engine.execution.parallel.processes import Ranks
+from engine.execution.parallel.start import start_ranks
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.layers.division import DeviceGroup
 from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
@@ -54,13 +60,19 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
-    load = partial(load_model, config, model_config, dtype=dtype, device=device)
-    with translated_out_of_memory(), torch.inference_mode():
+    ranks = None
+    if config.tensor_parallel_size > 1:
+        ranks = start_ranks(config, model_config, dtype=dtype, device=device)
+    group = None if ranks is None else ranks.group
+    load = partial(load_model, config, model_config, dtype=dtype, device=device, group=group)
+    eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
+    with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
-        size = _size_cache(config, model)
-        cache = _build_cache(config, model, size.num_blocks)
-        eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
-        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
+        if ranks is not None:
+            ranks.connect()
+        make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
+        size = _size_cache(config, model, make_runner, ranks)
+        runner = make_runner(model, build_cache(config, model, size.num_blocks), load=load)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
@@ -75,7 +87,31 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         runner,
         max_model_len=size.max_model_len,
         eos_token_ids=eos_token_ids,
+        device_watch=ranks,
     )
+
+
+def _make_runner(
+    model: CausalLM,
+    cache: PagedKVCache,
+    *,
+    eos_token_ids: Sequence[int],
+    ranks: Ranks | None,
+    load: Callable[[], CausalLM] | None = None,
+) -> ModelRunner:
+    if ranks is not None:
+        return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load)
+    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
+
+
+@contextmanager
+def _closed_on_error(ranks: Ranks | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
 
 
 def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
@@ -93,22 +129,30 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 
 
 def load_model(
-    config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    model_config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: DeviceGroup | None = None,
 ) -> CausalLM:
-    """The model in `config.model`, which must be a directory, with its weights."""
+    """The model in `config.model`, which must be a directory, with its weights. `group`: this rank's share."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
     model_class = generating_architecture(model_config.architecture).load_class()
-    model: CausalLM = model_class(model_config, dtype=dtype, device=device)
+    make_model = partial(model_class, dtype=dtype, device=device)
+    model: CausalLM = (
+        make_model(model_config) if group is None else build_share(make_model, model_config, group)
+    )
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
         load_weights(model, checkpoint)
     return model
 
 
-def _build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
+def build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
     return PagedKVCache(
         model.attention_specs,
         num_blocks=num_blocks,
@@ -118,21 +162,29 @@ def _build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> Page
     )
 
 
-def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
+def _size_cache(
+    config: EngineConfig, model: CausalLM, make_runner: Callable[..., ModelRunner], ranks: Ranks | None
+) -> CacheSize:
+    num_sharing = 1  # ranks that share the budget
     if model.device.type == "cuda" and config.num_gpu_blocks_override is None:
         num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
         with _timed("Measured the memory of a full step"):
-            cache = _build_cache(config, model, -(-num_tokens // config.block_size))
-            ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
+            cache = build_cache(config, model, -(-num_tokens // config.block_size))
+            make_runner(model, cache).warm_up(num_tokens)
+            del cache
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
+        if ranks is not None:
+            budgets = [budget, *ranks.call(MeasureBudget())]
+            budget = min(budgets, key=lambda one: one.limit_bytes)
     elif model.device.type == "cuda":  # the number of blocks is given
         budget = MemoryBudget(default_bytes=0, limit_bytes=0)
     else:
         budget = cpu_budget()
+        num_sharing = config.tensor_parallel_size
     return size_cache(
         config,
         budget,
-        bytes_per_token=bytes_per_token(model.attention_specs, model.dtype.itemsize),
+        bytes_per_token=num_sharing * bytes_per_token(model.attention_specs, model.dtype.itemsize),
         model_limit=model.config.max_position_embeddings,
     )
 

@@ -113,9 +113,7 @@ class Ranks:
         self.collect()  # each tells that it has loaded
         self.send(Connect())
         with self.translated_loss():
-            self.group.connect(
-                self._plan.rendezvous, self._plan.device, timeout_s=self._plan.step_timeout_s
-            )
+            self.group.connect(self._plan.rendezvous, self._plan.device, timeout_s=self._plan.step_timeout_s)
         self.collect()
 
     def watch(self, on_lost: Callable[[], None]) -> None:
@@ -136,8 +134,13 @@ class Ranks:
             for rank in self._ranks:
                 rank.connection.send_bytes(data)
 
+    def call(self, message: Message) -> list[Any]:
+        """Send it and collect the answers."""
+        self.send(message)
+        return self.collect()
+
     def collect(self) -> list[Any]:
-        """The answers to the last message, by rank. Raises the first EngineError among them, and DeviceLost."""
+        """The answers to the last message, by rank. Raises the first EngineError of them, and DeviceLost."""
         answers, errors = [], []
         for rank in self._ranks:
             try:
@@ -153,7 +156,7 @@ class Ranks:
 
     @contextmanager
     def translated_loss(self) -> Iterator[None]:
-        """An error inside means that the ranks are no longer in step: raises DeviceLost. EngineErrors pass."""
+        """After an error inside the ranks are no longer in step: raises DeviceLost. EngineErrors pass."""
         try:
             yield
         except EngineError:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from engine.core.batch import Batch, ScheduledSequence, SequenceInput
-from engine.core.sleep import MemoryUsage
 from engine.core.types import SamplingParams
 from engine.execution.build import build_cache, load_model
 from engine.execution.device import translated_out_of_memory
