@@ -13,7 +13,8 @@ from engine.checkpoint.layout import (
 )
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
-from engine.models.architecture import Architecture
+from engine.errors import ConfigError
+from engine.models.divisible import check_divisible
 from engine.models.registry import generating_architecture
 from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
@@ -28,10 +29,15 @@ def check_config(config: EngineConfig) -> None:
     raw = read_raw_config(directory, config.hf_overrides)
     check_not_quantised(directory, raw)
     if choose_runner(config) is RunnerKind.POOLING:
-        architecture: Architecture = read_pooling_plan(config).architecture
-    else:
-        architecture = generating_architecture(architecture_of(directory, raw))
-    architecture.read_config(directory, config.hf_overrides)
+        if config.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"--tensor-parallel-size {config.tensor_parallel_size} is for models that generate text: the "
+                "pooling runner uses one device. Leave the flag out."
+            )
+        read_pooling_plan(config).architecture.read_config(directory, config.hf_overrides)
+        return
+    architecture = generating_architecture(architecture_of(directory, raw))
+    check_divisible(architecture.read_config(directory, config.hf_overrides), config.tensor_parallel_size)
 
 
 def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:

@@ -1,6 +1,8 @@
-"""Among how many devices a decoder can be divided. Knows nothing of torch."""
+"""Among how many devices a decoder can be divided, and what each then has. Knows nothing of torch."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from engine.errors import ConfigError
 from engine.models.config import ModelConfig
@@ -15,6 +17,16 @@ def check_divisible(config: ModelConfig, size: int) -> None:
         f"--tensor-parallel-size {size} doesn't divide this model: it has {config.num_attention_heads} "
         f"attention heads, {config.num_key_value_heads} key-value heads and an intermediate size of "
         f"{config.intermediate_size}. Possible: {', '.join(working)}."
+    )
+
+
+def share_of(config: ModelConfig, size: int) -> ModelConfig:
+    """The configuration of one device's share: all layers, with fewer heads and a narrower MLP."""
+    return replace(
+        config,
+        num_attention_heads=config.num_attention_heads // size,
+        num_key_value_heads=max(1, config.num_key_value_heads // size),
+        intermediate_size=config.intermediate_size // size,
     )
 
 

@@ -7,7 +7,6 @@ its own; what has one size in both is held by every rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
@@ -15,7 +14,7 @@ from torch import nn
 from engine.errors import UnsupportedModel
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
-from engine.models.divisible import check_divisible
+from engine.models.divisible import check_divisible, share_of
 from engine.models.layers.division import DeviceGroup
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
@@ -30,7 +29,7 @@ def build_share(
 ) -> CausalLM:
     """This rank's share of a model, without weights. Raises ConfigError and UnsupportedModel."""
     check_divisible(config, group.size)
-    model, whole = make_model(_share_of(config, group.size)), dict(make_model(config).named_modules())
+    model, whole = make_model(share_of(config, group.size)), dict(make_model(config).named_modules())
     for name, layer in model.named_modules():
         if isinstance(layer, Linear) and name == _HEAD:
             layer.divide_vocabulary(group)
@@ -41,15 +40,6 @@ def build_share(
         elif isinstance(layer, WeightedLayer):
             _check_whole(name, layer, _same(whole[name], WeightedLayer), config)
     return model
-
-
-def _share_of(config: ModelConfig, size: int) -> ModelConfig:
-    return replace(
-        config,
-        num_attention_heads=config.num_attention_heads // size,
-        num_key_value_heads=max(1, config.num_key_value_heads // size),
-        intermediate_size=config.intermediate_size // size,
-    )
 
 
 def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: ModelConfig) -> None:
