@@ -14,7 +14,6 @@ import torch
 
 from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
@@ -28,12 +27,13 @@ from engine.execution.parallel.processes import Ranks
 from engine.execution.parallel.start import start_ranks
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
+from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.layers.division import DeviceGroup
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,10 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = generating_architecture(architecture_of(config.model, raw))
-    model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
+    architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
+    if not is_of_transformers(architecture):
+        model_config = _with_own_head(config.model, model_config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -64,7 +65,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     if config.tensor_parallel_size > 1:
         ranks = start_ranks(config, model_config, dtype=dtype, device=device)
     group = None if ranks is None else ranks.group
-    load = partial(load_model, config, model_config, dtype=dtype, device=device, group=group)
+    load = partial(load_model, config, architecture, model_config, dtype=dtype, device=device, group=group)
     eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
@@ -130,25 +131,31 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 
 def load_model(
     config: EngineConfig,
+    architecture: DecoderArchitecture,
     model_config: ModelConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
     group: DeviceGroup | None = None,
 ) -> CausalLM:
-    """The model in `config.model`, which must be a directory, with its weights. `group`: this rank's share."""
+    """The model in `config.model`, which must be a directory, with its weights; in a group, its share."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
-    model_class = generating_architecture(model_config.architecture).load_class()
-    make_model = partial(model_class, dtype=dtype, device=device)
-    model: CausalLM = (
-        make_model(model_config) if group is None else build_share(make_model, model_config, group)
-    )
+    model_class = architecture.load_class()
+    model: CausalLM
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
-        load_weights(model, checkpoint)
+        if is_of_transformers(architecture):
+            log.info("Transformers' own code computes %s.", model_config.architecture)
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+        else:
+            make_model = partial(model_class, dtype=dtype, device=device)
+            model = (
+                make_model(model_config) if group is None else build_share(make_model, model_config, group)
+            )
+            load_weights(model, checkpoint)
     return model
 
 

@@ -11,11 +11,11 @@ from engine.checkpoint.layout import (
     check_whole,
     weight_files,
 )
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.models.divisible import check_divisible
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import choose_implementation
 from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
 
@@ -36,7 +36,7 @@ def check_config(config: EngineConfig) -> None:
             )
         read_pooling_plan(config).architecture.read_config(directory, config.hf_overrides)
         return
-    architecture = generating_architecture(architecture_of(directory, raw))
+    architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)
     check_divisible(architecture.read_config(directory, config.hf_overrides), config.tensor_parallel_size)
 
 

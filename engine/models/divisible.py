@@ -10,6 +10,13 @@ from engine.models.config import ModelConfig
 
 def check_divisible(config: ModelConfig, size: int) -> None:
     """Raises ConfigError, naming what would work."""
+    if size == 1:
+        return
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(
+            f"--tensor-parallel-size {size} isn't supported yet for models that run by transformers' own code, "
+            "as this one does. Leave the flag out."
+        )
     if _fits(config, size):
         return
     working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]

@@ -25,6 +25,7 @@ DECODERS = frozenset(
     for head in ("Model", "ForCausalLM", "ForSequenceClassification")
 )
 
+_MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -126,6 +127,8 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
                 f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
                 f"{_VLLM}."
             )
+    elif params.get("model_impl") != "native" and name.endswith(_MAY_GENERATE):
+        return None
     elif name not in GENERATING | ENCODERS | DECODERS:
         return (
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.models.activations import Activation
 from engine.models.attention.spec import AttentionSpec
 from engine.models.native import compiler
 from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
-from engine.models.operators import Activation, TorchOperators
+from engine.models.operators import TorchOperators
 
 DTYPES = [torch.float32, torch.bfloat16]
 PLAIN = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=64, scale=0.125)

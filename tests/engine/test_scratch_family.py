@@ -121,9 +121,11 @@ def test_a_name_that_begins_like_a_familys_is_not_of_the_family(
 ) -> None:
     directory = renamed(checkpoint("qwen3-tied"), "Qwen3MoeForCausalLM")
     assert architecture_of(directory, read_raw_config(directory)) == "Qwen3MoeForCausalLM"
-    for runner in ("generate", "pooling"):
+    for options in ({"model_impl": "native"}, {"runner": "pooling"}):
         with pytest.raises(UnsupportedModel, match="'Qwen3MoeForCausalLM' isn't supported"):
-            check_config(settings(directory, runner=runner))
+            check_config(settings(directory, **options))
+    with pytest.raises(UnsupportedModel, match="but its model_type 'qwen3' is that of Qwen3ForCausalLM"):
+        check_config(settings(directory))
 
 
 @pytest.mark.parametrize("name", [name for name, one in ARCHITECTURES.items() if not one.generates])
