@@ -14,8 +14,8 @@ def check_divisible(config: ModelConfig, size: int) -> None:
         return
     if not isinstance(config, ModelConfig):
         raise ConfigError(
-            f"--tensor-parallel-size {size} isn't supported yet for models that run by transformers' own code, "
-            "as this one does. Leave the flag out."
+            f"--tensor-parallel-size {size} isn't supported yet for a model that transformers' own code "
+            "runs, as it does this one. Leave the flag out."
         )
     if _fits(config, size):
         return
