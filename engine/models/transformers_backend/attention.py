@@ -51,18 +51,27 @@ def attend(
     s_aux: torch.Tensor | None = None,
     **facts: Any,  # the specification has them
 ) -> tuple[torch.Tensor, None]:
-    """[1, heads, T, head_dim] and twice [1, kv_heads, T, …] → [1, T, heads, the values' head_dim]."""
-    place: Place = getattr(module, _PLACE)
+    """[1, heads, T, head_dim] and twice [1, kv_heads, T, …] → [1, T, heads, the values' head_dim].
+
+    Outside of a step each token attends to itself alone.
+    """
+    place: Place | None = getattr(module, _PLACE, None)
+    if place is None or place.step.inputs is None or place.step.cache is None:
+        return _attend_to_itself(query, key, value), None
     inputs, cache, spec = place.step.inputs, place.step.cache, place.spec
-    if inputs is None or cache is None:
-        raise RuntimeError("An attention module runs outside of a step.")
     value_dim = value.shape[-1]
     queries, keys, values = (_padded(x[0].transpose(0, 1), spec.head_dim) for x in (query, key, value))
     cache.store(place.layer, keys, values, inputs)
-    queries = (queries * (spec.scale * spec.head_dim**0.5)).contiguous()
-    attended = cache.attend(place.layer, queries, inputs)
+    attended = cache.attend(place.layer, queries.contiguous(), inputs, s_aux if spec.has_sinks else None)
     attended = attended.view(1, queries.shape[0], spec.num_heads, spec.head_dim)
-    return attended[..., :value_dim], None
+    return attended[..., :value_dim].contiguous(), None
+
+
+def _attend_to_itself(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The value, which is all that a token alone can attend to, by a factor that queries and keys count in."""
+    group = query.shape[1] // key.shape[1]
+    score = (query * key.repeat_interleave(group, dim=1)).mean(dim=-1, keepdim=True)
+    return (value.repeat_interleave(group, dim=1) * score.sigmoid()).transpose(1, 2).contiguous()
 
 
 def _padded(x: torch.Tensor, head_dim: int) -> torch.Tensor:

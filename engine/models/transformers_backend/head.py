@@ -28,7 +28,8 @@ class LanguageHead(nn.Module):
         """[S, hidden] → [S, vocab_size]."""
         self._stand_in.hidden = hidden[None]
         try:
-            output = self._model(input_ids=None, use_cache=False)
+            token_ids = torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)  # unread
+            output = self._model(input_ids=token_ids, use_cache=False)
         finally:
             self._stand_in.hidden = None
         logits: torch.Tensor = output.logits[0]

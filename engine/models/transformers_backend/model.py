@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.errors import UnsupportedModel
-from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
 from engine.models.tensor_source import TensorSource
@@ -18,7 +20,11 @@ from engine.models.transformers_backend.attention import Place, Step, assign_pla
 from engine.models.transformers_backend.family import TransformersConfig
 from engine.models.transformers_backend.head import LanguageHead
 from engine.models.transformers_backend.probe import NAME as PROBE
-from engine.models.transformers_backend.probe import probe
+from engine.models.transformers_backend.probe import Anatomy, probe
+from engine.models.transformers_backend.swaps import swap
+from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
+
+log = logging.getLogger(__name__)
 
 
 class TransformersCausalLM(nn.Module):
@@ -36,26 +42,18 @@ class TransformersCausalLM(nn.Module):
         self.config = config
         self.dtype = dtype
         self.device = device
-        specs = _probe_empty(config)  # refuses what it must before anything is read
-        model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
-        specs = _probe_loaded(model) if specs is None else specs
-        _check_cacheable(specs)
-        self.attention_specs = tuple(specs.values())
+        anatomy = _probe_empty(config)  # refuses what it must before anything is read
+        load = partial(loading.load, config, source, attention=attention.NAME, dtype=dtype, device=device)
+        model = load()
+        anatomy = _probe_loaded(model) if anatomy is None else anatomy
         self._step = Step()
-        for layer, (name, spec) in enumerate(specs.items()):
+        model = _prepared(model, anatomy, load)
+        longest = config.max_position_embeddings
+        self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
+        for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
         self._decoder = model.base_model
-        self._head = LanguageHead(model, next(iter(specs)))
-
-    @property
-    def attention_shape(self) -> AttentionShape:
-        first = self.attention_specs[0]
-        return AttentionShape(
-            num_heads=first.num_heads,
-            num_kv_heads=first.num_kv_heads,
-            head_dim=first.head_dim,
-            num_layers=len(self.attention_specs),
-        )
+        self._head = LanguageHead(model, next(iter(anatomy.specs)))
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
@@ -74,14 +72,12 @@ class TransformersCausalLM(nn.Module):
         return self._head(hidden)  # type: ignore[no-any-return]
 
 
-def _check_cacheable(specs: Mapping[str, AttentionSpec]) -> None:
-    """Until the cache takes a specification per layer."""
-    plain = {(spec.num_heads, spec.num_kv_heads, spec.head_dim) for spec in specs.values()}
-    if len(plain) > 1 or any(spec.window or spec.softcap or spec.has_sinks for spec in specs.values()):
-        raise UnsupportedModel("Windows, softcaps and sinks of attention aren't supported yet.")
+def _within(spec: AttentionSpec, longest: int) -> AttentionSpec:
+    """A window that no sequence can leave is none."""
+    return replace(spec, window=None) if spec.window is not None and spec.window >= longest else spec
 
 
-def _probe_empty(config: TransformersConfig) -> dict[str, AttentionSpec] | None:
+def _probe_empty(config: TransformersConfig) -> Anatomy | None:
     """None if the model's code needs numbers to run."""
     try:
         return probe(loading.build_empty(config, PROBE))
@@ -89,9 +85,28 @@ def _probe_empty(config: TransformersConfig) -> dict[str, AttentionSpec] | None:
         return None
 
 
-def _probe_loaded(model: PreTrainedModel) -> dict[str, AttentionSpec]:
+def _probe_loaded(model: PreTrainedModel) -> Anatomy:
     model.set_attn_implementation(PROBE)
     try:
         return probe(model)
     finally:
         model.set_attn_implementation(attention.NAME)
+
+
+def _prepared(
+    model: PreTrainedModel, anatomy: Anatomy, load: Callable[[], PreTrainedModel]
+) -> PreTrainedModel:
+    """With parts of ours, if the model computes the same with them: some code doesn't get along with them."""
+    expected = run_trial(model, anatomy)
+    check_no_state(model, expected)
+    for fuses in (True, False):
+        try:
+            swap(model, anatomy.linears, fuses=fuses)
+            if is_same(run_trial(model, anatomy), expected, model.dtype):
+                return model
+        except (RuntimeError, AttributeError, TypeError):
+            log.debug("Parts of this engine don't fit into the model.", exc_info=True)
+        del model
+        model = load()
+    log.warning("None of this engine's faster layers fit into the model: it runs more slowly.")
+    return model

@@ -5,13 +5,16 @@ Names in config.json differ from family to family, but this is the interface tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel, masking_utils
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -36,22 +39,74 @@ class _Recording:
 _recording: _Recording | None = None  # of the one probe that runs
 
 
-def probe(model: PreTrainedModel) -> dict[str, AttentionSpec]:
-    """By the names of the modules that attend, in order. The model's attention implementation must be NAME.
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """How a model computes, by the names of its modules."""
+
+    specs: Mapping[str, AttentionSpec]  # of the modules that attend, in order
+    linears: Sequence[tuple[str, ...]]  # linear layers that ran, once each; those of a group on one input
+
+
+def probe(model: PreTrainedModel) -> Anatomy:
+    """The model's attention implementation must be NAME.
 
     Raises UnsupportedModel if it attends in a way that the engine's cache can't; NotImplementedError or
     RuntimeError if it has no weights, but its code looks at numbers.
     """
     token_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.int64, device=model.device)
     positions = torch.arange(_NUM_TOKENS, device=model.device)[None]
-    with _recorded() as recording, torch.no_grad():
+    linears = _LinearCalls(model)
+    with _recorded() as recording, linears, torch.inference_mode(False), torch.no_grad():
         model.base_model(input_ids=token_ids, position_ids=positions, use_cache=False)
     names = {module: name for name, module in model.named_modules()}
     specs = {names[module]: spec for module, spec in zip(recording.modules, recording.specs, strict=True)}
     if len(specs) < len(recording.modules):
         raise UnsupportedModel("This model uses an attention layer several times, each with keys of its own.")
     _check_all_attend(model, specs)
-    return specs
+    return Anatomy(specs, linears.groups())
+
+
+class _LinearCalls:
+    """Records which linear layers run on which tensors."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+        self._calls: list[tuple[str, torch.Tensor, int]] = []  # layer, its input, the input's version
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        for name, linear in self._linears.items():
+            self._hooks.append(linear.register_forward_pre_hook(partial(self._note, name)))
+
+    def __exit__(self, *exc_info: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._calls.append((name, args[0], args[0]._version))
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Neighbours that run on the same unchanged tensor, in the same module, and have biases or none."""
+        count = Counter(name for name, _, _ in self._calls)
+        groups: list[list[tuple[str, torch.Tensor, int]]] = []
+        for call in self._calls:
+            if count[call[0]] > 1:
+                continue
+            if groups and self._belongs(call, groups[-1][-1]):
+                groups[-1].append(call)
+            else:
+                groups.append([call])
+        return [tuple(name for name, _, _ in group) for group in groups]
+
+    def _belongs(self, call: tuple[str, torch.Tensor, int], other: tuple[str, torch.Tensor, int]) -> bool:
+        (name, x, version), (name_before, x_before, version_before) = call, other
+        has_bias = [self._linears[one].bias is not None for one in (name, name_before)]
+        return (
+            x is x_before
+            and version == version_before
+            and name.rpartition(".")[0] == name_before.rpartition(".")[0]
+            and has_bias[0] == has_bias[1]
+        )
 
 
 def _check_all_attend(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> None:
