@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
@@ -30,8 +29,8 @@ from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.layers.division import DeviceGroup
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
@@ -43,10 +42,10 @@ log = logging.getLogger(__name__)
 CPU_PREFILL_BESIDE_DECODES = 256
 
 
-def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
+def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = None) -> EngineCore:
     """Load a model and build an engine core around it. Call it in the thread that will run the steps.
 
-    `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
+    `eos_token_ids`: the main end-of-sequence token first; default: those that the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
@@ -54,6 +53,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config.model, model_config)
+        model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -66,7 +66,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         ranks = start_ranks(config, model_config, dtype=dtype, device=device)
     group = None if ranks is None else ranks.group
     load = partial(load_model, config, architecture, model_config, dtype=dtype, device=device, group=group)
-    eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
+    eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
         if ranks is not None:
@@ -115,7 +115,7 @@ def _closed_on_error(ranks: Ranks | None) -> Iterator[None]:
         raise
 
 
-def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+def _with_own_head(directory: Path, model_config: DecoderConfig) -> DecoderConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
@@ -132,7 +132,7 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 def load_model(
     config: EngineConfig,
     architecture: DecoderArchitecture,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,

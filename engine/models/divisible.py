@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from engine.errors import ConfigError
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
+
+C = TypeVar("C", bound=DecoderConfig)
 
 
-def check_divisible(config: ModelConfig, size: int) -> None:
+def check_divisible(config: DecoderConfig, size: int) -> None:
     """Raises ConfigError, naming what would work."""
     if size == 1:
         return
-    if not isinstance(config, ModelConfig):
+    if not isinstance(config, DecoderConfig):
         raise ConfigError(
             f"--tensor-parallel-size {size} isn't supported yet for a model that transformers' own code "
             "runs, as it does this one. Leave the flag out."
@@ -27,17 +30,16 @@ def check_divisible(config: ModelConfig, size: int) -> None:
     )
 
 
-def share_of(config: ModelConfig, size: int) -> ModelConfig:
+def share_of(config: C, size: int) -> C:
     """The configuration of one device's share: all layers, with fewer heads and a narrower MLP."""
-    return replace(
-        config,
-        num_attention_heads=config.num_attention_heads // size,
-        num_key_value_heads=max(1, config.num_key_value_heads // size),
-        intermediate_size=config.intermediate_size // size,
+    specs = (
+        replace(spec, num_heads=spec.num_heads // size, num_kv_heads=max(1, spec.num_kv_heads // size))
+        for spec in config.attention_specs
     )
+    return replace(config, attention_specs=tuple(specs), intermediate_size=config.intermediate_size // size)
 
 
-def _fits(config: ModelConfig, size: int) -> bool:
+def _fits(config: DecoderConfig, size: int) -> bool:
     """Key-value heads are divided, or repeated where there are fewer than devices."""
     kv_heads = config.num_key_value_heads
     return not (

@@ -13,7 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
+_FAMILIES = (  # of decoders, with classes of the engine's own
+    *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
+    *("Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3"),
+)
+GENERATING = frozenset(f"{family}ForCausalLM" for family in _FAMILIES)
 ENCODERS = frozenset(
     f"{family}{head}"
     for family in ("Bert", "Roberta", "XLMRoberta")
@@ -21,10 +25,12 @@ ENCODERS = frozenset(
 )
 DECODERS = frozenset(
     f"{family}{head}"
-    for family in ("Llama", "Qwen3")
+    for family in _FAMILIES
     for head in ("Model", "ForCausalLM", "ForSequenceClassification")
 )
 
+_ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
@@ -61,7 +67,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
         return f"config.json can't be read: {error}"
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
-    raw = _merged(config, params.get("hf_overrides"))
+    raw = _with_overrides(config, params.get("hf_overrides"))
     problem = _quantised(names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
@@ -134,7 +140,7 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
         )
-    return None if name in ENCODERS else _feature(raw)
+    return None if name in ENCODERS else _feature(name, raw)
 
 
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
@@ -148,26 +154,24 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
         return name in ENCODERS | DECODERS - GENERATING
 
 
-def _feature(raw: Mapping[str, Any]) -> str | None:
-    """Features that a decoder's configuration may require and the engine lacks."""
-    activation = raw.get("hidden_act", "silu")
-    layer_types = raw.get("layer_types") or ()
+def _feature(name: str, raw: Mapping[str, Any]) -> str | None:
+    """Features that a decoder's configuration may require and the engine's own class lacks."""
+    activation = raw.get("hidden_act") or "silu"
     rope: Mapping[str, Any] = next(
         (raw[k] for k in ("rope_parameters", "rope_scaling") if isinstance(raw.get(k), dict)), {}
     )
     kind = next((str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), "default")
+    other = min(set(map(str, raw.get("layer_types") or ())) - _LAYER_TYPES, default="")
     problems = {
-        f"Activation {activation!r} isn't supported; 'silu' is": activation != "silu",
-        "Sliding-window attention isn't supported; set use_sliding_window to false": bool(
-            (raw.get("use_sliding_window") and raw.get("sliding_window"))
-            or set(map(str, layer_types)) - {"full_attention"}
+        f"Activation {activation!r} isn't supported; 'silu' is": (
+            activation != "silu" and not name.startswith("Gemma3")
         ),
-        "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
         "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
-            (raw.get("partial_rotary_factor") or 1.0) != 1.0
+            (raw.get("partial_rotary_factor") or 1.0) != 1.0 and not name.startswith("Phi3")
         ),
-        f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are": (
-            kind not in ("default", "llama3")
+        f"Layers of type {other!r} aren't supported; full_attention and sliding_attention are": bool(other),
+        f"RoPE scaling {kind!r} isn't supported; {', '.join(_ROPE_KINDS)} are": (
+            kind not in (*_ROPE_KINDS, "su", "mrope")
         ),
     }
     first = next((problem for problem, there in problems.items() if there), None)
@@ -243,8 +247,16 @@ def _enumerate(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _with_overrides(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
+    """config.json with --hf-overrides applied, a multimodal model's text_config spread over it."""
+    merged = _merged(raw, overrides)
+    if isinstance(inner := merged.get("text_config"), dict):
+        known = {key: value for key, value in inner.items() if value is not None and key != "architectures"}
+        merged = _merged({**merged, **known}, overrides)
+    return merged
+
+
 def _merged(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
-    """config.json with --hf-overrides applied."""
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides)

@@ -12,8 +12,8 @@ from typing import TypeVar
 from torch import nn
 
 from engine.errors import UnsupportedModel
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.divisible import check_divisible, share_of
 from engine.models.layers.division import DeviceGroup
 from engine.models.layers.embedding import Embedding
@@ -25,7 +25,7 @@ _LayerT = TypeVar("_LayerT", bound=WeightedLayer)
 
 
 def build_share(
-    make_model: Callable[[ModelConfig], CausalLM], config: ModelConfig, group: DeviceGroup
+    make_model: Callable[[DecoderConfig], CausalLM], config: DecoderConfig, group: DeviceGroup
 ) -> CausalLM:
     """This rank's share of a model, without weights. Raises ConfigError and UnsupportedModel."""
     check_divisible(config, group.size)
@@ -42,7 +42,7 @@ def build_share(
     return model
 
 
-def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: ModelConfig) -> None:
+def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: DecoderConfig) -> None:
     """A layer that every rank holds must not depend on a share's size, as a norm over all heads would."""
     if layer.part_shapes() != whole.part_shapes():
         raise UnsupportedModel(

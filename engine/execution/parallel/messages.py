@@ -12,7 +12,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core.batch import SequenceInput
 from engine.core.sleep import Part
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class RankPlan:
     rank: int
     size: int
     config: EngineConfig  # the model's directory is resolved
-    model_config: ModelConfig
+    model_config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
     num_threads: int  # on a CPU

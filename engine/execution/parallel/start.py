@@ -14,14 +14,14 @@ from engine.execution.parallel.cores import divide_cores
 from engine.execution.parallel.group import STEP_TIMEOUT_S
 from engine.execution.parallel.messages import RankPlan
 from engine.execution.parallel.processes import Ranks
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 from engine.models.divisible import check_divisible
 
 log = logging.getLogger(__name__)
 
 
 def start_ranks(
-    config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    config: EngineConfig, model_config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
 ) -> Ranks:
     """This thread becomes rank 0: on a CPU it keeps its share of the cores and threads.
 

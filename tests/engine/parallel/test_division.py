@@ -15,8 +15,8 @@ from engine.errors import ConfigError, UnsupportedModel
 from engine.execution.parallel.division import build_share
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
-from engine.models.config import ModelConfig, read_model_config
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.divisible import check_divisible
 from engine.models.layers.division import DeviceGroup, Share, share_of
 from engine.models.layers.embedding import Embedding
@@ -24,7 +24,7 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import LinearMethod, MatrixTensor
 from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
-from engine.models.registry import generating_architecture
+from engine.models.registry import generating_architecture, read_model_config
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.memory_source import CPU, MemorySource
 from tests.engine.parallel.thread_group import ThreadGroup, on_ranks
@@ -195,7 +195,7 @@ def share_of_runner(path: Path, group: DeviceGroup) -> ModelRunner:
     return ModelRunner(model, cache, eos_token_ids=())
 
 
-def make_model(config: ModelConfig) -> CausalLM:
+def make_model(config: DecoderConfig) -> CausalLM:
     model: CausalLM = generating_architecture(config.architecture).load_class()(
         config, dtype=torch.float32, device=CPU
     )
@@ -225,8 +225,9 @@ def test_a_size_that_does_not_divide_the_model_is_refused_with_those_that_do(
         ConfigError, match=r"--tensor-parallel-size 3 .* 4 attention heads.*Possible: 1, 2, 4"
     ):
         check_divisible(config, 3)
+    specs = [replace(spec, num_heads=12, num_kv_heads=6) for spec in config.attention_specs]
     with pytest.raises(ConfigError, match="Possible: 1, 2, 3, 6"):
-        check_divisible(replace(config, num_attention_heads=12, num_key_value_heads=6), 4)
+        check_divisible(replace(config, attention_specs=tuple(specs)), 4)
 
 
 def test_a_layer_that_would_have_to_be_divided_and_can_not_is_refused(
@@ -234,7 +235,7 @@ def test_a_layer_that_would_have_to_be_divided_and_can_not_is_refused(
 ) -> None:
     """A norm over all heads, as OLMo 2 has it."""
 
-    def with_norm(config: ModelConfig) -> CausalLM:
+    def with_norm(config: DecoderConfig) -> CausalLM:
         model = make_model(config)
         model.model.layers[0].self_attn.q_norm = RMSNorm(config.num_attention_heads * config.head_dim, 1e-6)
         return model
