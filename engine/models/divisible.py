@@ -10,6 +10,8 @@ from engine.models.decoder_config import DecoderConfig
 
 C = TypeVar("C", bound=DecoderConfig)
 
+_WIDTHS = ("intermediate_size", "expert_size")  # of MLPs; a mixture's experts may have one of their own
+
 
 def check_divisible(config: DecoderConfig, size: int) -> None:
     """Raises ConfigError, naming what would work."""
@@ -25,8 +27,8 @@ def check_divisible(config: DecoderConfig, size: int) -> None:
     working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]
     raise ConfigError(
         f"--tensor-parallel-size {size} doesn't divide this model: it has {config.num_attention_heads} "
-        f"attention heads, {config.num_key_value_heads} key-value heads and an intermediate size of "
-        f"{config.intermediate_size}. Possible: {', '.join(working)}."
+        f"attention heads, {config.num_key_value_heads} key-value heads and MLPs of "
+        f"{' and '.join(map(str, _widths(config).values()))} features. Possible: {', '.join(working)}."
     )
 
 
@@ -36,7 +38,8 @@ def share_of(config: C, size: int) -> C:
         replace(spec, num_heads=spec.num_heads // size, num_kv_heads=max(1, spec.num_kv_heads // size))
         for spec in config.attention_specs
     )
-    return replace(config, attention_specs=tuple(specs), intermediate_size=config.intermediate_size // size)
+    widths = {name: width // size for name, width in _widths(config).items()}
+    return replace(config, attention_specs=tuple(specs), **widths)
 
 
 def _fits(config: DecoderConfig, size: int) -> bool:
@@ -45,5 +48,9 @@ def _fits(config: DecoderConfig, size: int) -> bool:
     return not (
         config.num_attention_heads % size
         or (kv_heads % size and size % kv_heads)
-        or config.intermediate_size % size
+        or any(width % size for width in _widths(config).values())
     )
+
+
+def _widths(config: DecoderConfig) -> dict[str, int]:
+    return {name: getattr(config, name) for name in _WIDTHS if hasattr(config, name)}

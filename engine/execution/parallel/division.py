@@ -17,6 +17,7 @@ from engine.models.decoder_config import DecoderConfig
 from engine.models.divisible import check_divisible, share_of
 from engine.models.layers.division import DeviceGroup
 from engine.models.layers.embedding import Embedding
+from engine.models.layers.experts import MixtureOfExperts
 from engine.models.layers.linear import Linear
 from engine.models.layers.weights import WeightedLayer
 
@@ -30,16 +31,24 @@ def build_share(
     """This rank's share of a model, without weights. Raises ConfigError and UnsupportedModel."""
     check_divisible(config, group.size)
     model, whole = make_model(share_of(config, group.size)), dict(make_model(config).named_modules())
+    mixtures = tuple(f"{name}." for name, layer in model.named_modules() if _divides_experts(layer, group))
     for name, layer in model.named_modules():
         if isinstance(layer, Linear) and name == _HEAD:
             layer.divide_vocabulary(group)
         elif isinstance(layer, Linear):
-            layer.divide(_same(whole[name], Linear), group)
+            layer.divide(_same(whole[name], Linear), group, adds_up=not name.startswith(mixtures))
         elif isinstance(layer, Embedding):
             layer.divide(group)
         elif isinstance(layer, WeightedLayer):
             _check_whole(name, layer, _same(whole[name], WeightedLayer), config)
     return model
+
+
+def _divides_experts(layer: nn.Module, group: DeviceGroup) -> bool:
+    if isinstance(layer, MixtureOfExperts):
+        layer.divide(group)
+        return True
+    return False
 
 
 def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: DecoderConfig) -> None:

@@ -47,8 +47,11 @@ class Linear(WeightedLayer):
         self._finish: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._use(PlainLinear())
 
-    def divide(self, whole: Linear, group: DeviceGroup) -> None:
-        """Become this device's share of `whole`, which has the sizes that are stored."""
+    def divide(self, whole: Linear, group: DeviceGroup, *, adds_up: bool = True) -> None:
+        """Become this device's share of `whole`, which has the sizes that are stored.
+
+        `adds_up`: whether devices that have shares of the inputs add up their results here.
+        """
         outputs = zip(self.out_features, whole.out_features, strict=True)
         self._division = Division(
             tuple(share_of(own, stored, group) for own, stored in outputs),
@@ -56,7 +59,7 @@ class Linear(WeightedLayer):
         )
         if not self._division.inputs.is_whole:
             self._adds_bias &= group.rank == 0  # once, not for each device
-            self._finish = group.all_reduce
+            self._finish = group.all_reduce if adds_up else None
 
     def divide_vocabulary(self, group: DeviceGroup) -> None:
         """Become this device's share of a language head; rank 0 gets all logits."""
