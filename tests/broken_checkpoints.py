@@ -103,7 +103,7 @@ BROKEN: dict[str, Broken] = {
     "code-of-its-own": refused_by_transformers(
         "NewForCausalLM", "new", "(auto_map)", auto_map={"AutoModel": "modeling_new.NewForCausalLM"}
     ),
-    "two-families": refused_by_transformers("MistralForCausalLM", "qwen3", "'MistralForCausalLM'"),
+    "two-families": refused_by_transformers("CohereForCausalLM", "qwen3", "'CohereForCausalLM'"),
     "sees-pictures": refused_by_transformers(
         "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "text from text alone"
     ),

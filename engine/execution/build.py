@@ -50,7 +50,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     """
     config = replace(config, model=resolve_model(config.model))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
-    model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config.model, model_config)
         model_config = replace(model_config, max_model_len=config.max_model_len)

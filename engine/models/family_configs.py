@@ -134,7 +134,6 @@ def read_gemma3(file: ConfigFile) -> DecoderConfig:
         types,
         activation="gelu_pytorch_tanh",
         scale=reader.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        softcap=reader.optional_number("attn_logit_softcapping"),
     )
     local = reader.number("rope_local_base_freq", 1e4)
     ropes = read_ropes(reader, types, config.head_dim, theta=1e6, sliding_theta=local)
@@ -162,7 +161,7 @@ def read_qwen3_moe(file: ConfigFile) -> DecoderConfig:
         read_decoder(file, types),
         sparse_layers=frozenset(n for n in layers if n not in dense and (n + 1) % step == 0),
         expert_size=reader.integer("moe_intermediate_size", 768),
-        num_experts=reader.integer("num_experts", 128),
+        num_experts=reader.integer("num_experts", reader.integer("num_local_experts", 128)),
         num_chosen_experts=reader.integer("num_experts_per_tok", 8),
         normalises_weights=reader.boolean("norm_topk_prob", False),
     )

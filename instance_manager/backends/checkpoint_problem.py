@@ -13,11 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_FAMILIES = (  # of decoders, with classes of the engine's own
-    *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
-    *("Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3"),
-)
-GENERATING = frozenset(f"{family}ForCausalLM" for family in _FAMILIES)
+GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
 ENCODERS = frozenset(
     f"{family}{head}"
     for family in ("Bert", "Roberta", "XLMRoberta")
@@ -25,13 +21,14 @@ ENCODERS = frozenset(
 )
 DECODERS = frozenset(
     f"{family}{head}"
-    for family in _FAMILIES
+    for family in ("Llama", "Qwen3")
     for head in ("Model", "ForCausalLM", "ForSequenceClassification")
 )
 
+_MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
+
 _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -140,7 +137,7 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
         )
-    return None if name in ENCODERS else _feature(name, raw)
+    return None if name in ENCODERS else _feature(raw)
 
 
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
@@ -154,8 +151,8 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
         return name in ENCODERS | DECODERS - GENERATING
 
 
-def _feature(name: str, raw: Mapping[str, Any]) -> str | None:
-    """Features that a decoder's configuration may require and the engine's own class lacks."""
+def _feature(raw: Mapping[str, Any]) -> str | None:
+    """Features that a decoder's configuration may require and the engine lacks."""
     activation = raw.get("hidden_act") or "silu"
     rope: Mapping[str, Any] = next(
         (raw[k] for k in ("rope_parameters", "rope_scaling") if isinstance(raw.get(k), dict)), {}
@@ -163,19 +160,27 @@ def _feature(name: str, raw: Mapping[str, Any]) -> str | None:
     kind = next((str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), "default")
     other = min(set(map(str, raw.get("layer_types") or ())) - _LAYER_TYPES, default="")
     problems = {
-        f"Activation {activation!r} isn't supported; 'silu' is": (
-            activation != "silu" and not name.startswith("Gemma3")
-        ),
+        f"Activation {activation!r} isn't supported; 'silu' is": activation != "silu",
+        "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
         "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
-            (raw.get("partial_rotary_factor") or 1.0) != 1.0 and not name.startswith("Phi3")
+            (raw.get("partial_rotary_factor") or 1.0) != 1.0
         ),
         f"Layers of type {other!r} aren't supported; full_attention and sliding_attention are": bool(other),
+        "Sliding-window attention isn't supported; set use_sliding_window to false": _slides(raw),
         f"RoPE scaling {kind!r} isn't supported; {', '.join(_ROPE_KINDS)} are": (
             kind not in (*_ROPE_KINDS, "su", "mrope")
         ),
     }
     first = next((problem for problem, there in problems.items() if there), None)
     return None if first is None else f"{first}: {_VLLM}."
+
+
+def _slides(raw: Mapping[str, Any]) -> bool:
+    """Whether a layer has a window: as the file lists them, or from max_window_layers on."""
+    if listed := raw.get("layer_types"):
+        return "sliding_attention" in listed
+    first, count = raw.get("max_window_layers", 28), raw.get("num_hidden_layers", 0)
+    return bool(raw.get("use_sliding_window") and raw.get("sliding_window") and first < count)
 
 
 def _weights(path: Path, names: frozenset[str]) -> str | None:

@@ -228,8 +228,11 @@ REFUSED: Mapping[str, str] = {name: words for name, (_, words) in _REFUSED.items
 
 
 def build(name: str) -> PreTrainedModel:
+    return made(name, _REFUSED[name][0] if name in _REFUSED else RECIPES[name])
+
+
+def made(name: str, recipe: Recipe) -> PreTrainedModel:
     """In float32. Norms and biases are random, so that a forgotten one shows."""
-    recipe = _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
     torch.manual_seed(sum(map(ord, name)))
     shape = {key: value for key, value in _SHAPE.items() if key not in recipe.omits}
     config = CONFIG_MAPPING[recipe.model_type](**{**shape, **recipe.options})
