@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.errors import ConfigError
 from engine.models.decoder_config import DecoderConfig
@@ -38,7 +38,7 @@ def share_of(config: C, size: int) -> C:
         replace(spec, num_heads=spec.num_heads // size, num_kv_heads=max(1, spec.num_kv_heads // size))
         for spec in config.attention_specs
     )
-    widths = {name: width // size for name, width in _widths(config).items()}
+    widths: dict[str, Any] = {name: width // size for name, width in _widths(config).items()}
     return replace(config, attention_specs=tuple(specs), **widths)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 
+dist: Any = torch.distributed  # parts of it have no types
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 STEP_TIMEOUT_S = 60.0  # without a sign of another rank in a collective operation
 

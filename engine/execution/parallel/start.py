@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
@@ -29,6 +30,8 @@ def start_ranks(
     """
     size = config.tensor_parallel_size
     check_divisible(model_config, size)
+    if not torch.distributed.is_available():  # type: ignore[no-untyped-call]
+        raise ConfigError(f"--tensor-parallel-size {size}: this build of PyTorch lacks torch.distributed.")
     if device.type == "cuda" and (num_gpus := torch.cuda.device_count()) < size:
         raise ConfigError(f"--tensor-parallel-size {size} needs {size} GPUs, but PyTorch sees {num_gpus}.")
     num_threads = max(1, torch.get_num_threads() // size)

@@ -237,7 +237,8 @@ def test_a_layer_that_would_have_to_be_divided_and_can_not_is_refused(
 
     def with_norm(config: DecoderConfig) -> CausalLM:
         model = make_model(config)
-        model.model.layers[0].self_attn.q_norm = RMSNorm(config.num_attention_heads * config.head_dim, 1e-6)
+        attention = model.get_submodule("model.layers.0.self_attn")
+        attention.add_module("q_norm", RMSNorm(config.num_attention_heads * config.head_dim, 1e-6))
         return model
 
     config = read_model_config(checkpoint("qwen3-tied"))

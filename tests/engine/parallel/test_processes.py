@@ -118,7 +118,7 @@ def test_what_can_not_be_divided_is_refused_before_anything_is_loaded(
 
 def test_a_checkpoint_that_does_not_fit_ends_all_ranks(tiny_model: Path, tmp_path: Path) -> None:
     """Rank 0 fails first, as it reads the same file."""
-    overrides = {"num_hidden_layers": 2}
+    overrides = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
     with pytest.raises(CheckpointError, match="which the model doesn't use"):
         build_core(settings(tiny_model, tensor_parallel_size=2, hf_overrides=overrides))
 

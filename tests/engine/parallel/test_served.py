@@ -16,6 +16,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.execution.build import build_core
+from engine.text.tokenizer import load_tokenizer
 from tests.engine.server.serving import WAIT_S, Running, running, wait_until
 from tests.engine.server.test_sleeping_memory import complete, held, sleeper
 
@@ -52,7 +53,8 @@ def divided(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path) -> Iterator[Running]:
     config = EngineConfig(model=tiny_model, dtype="float32", device="cpu", max_model_len=200, num_threads=1)
-    with running(tiny_model, lambda: build_core(config, eos_token_id=0)) as server:
+    ends = load_tokenizer(tiny_model).end_token_ids
+    with running(tiny_model, lambda: build_core(config, eos_token_ids=ends)) as server:
         yield server
 
 
