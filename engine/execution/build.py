@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
-from engine.execution.graphs import recorder_for
+from engine.execution.graphs import Record, recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.execution.parallel.division import build_share
 from engine.execution.parallel.leading_runner import LeadingRunner
@@ -32,8 +31,10 @@ from engine.models.attention.spec import bytes_per_token
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
 from engine.models.layers.division import DeviceGroup
+from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
-from engine.models.weights import Checkpoint, has_own_head, load_weights
+from engine.models.weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,12 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     `eos_token_ids`: the main end-of-sequence token first; default: those that the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
-    config = replace(config, model=resolve_model(config.model))
+    config = replace(config, model=as_directory(resolve_model(config.model), load_format=config.load_format))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
     model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
-        model_config = _with_own_head(config.model, model_config)
-        model_config = replace(model_config, max_model_len=config.max_model_len)
+        model_config = _with_own_head(config, model_config)
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -73,7 +74,8 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
             ranks.connect()
         make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
         size = _size_cache(config, model, make_runner, ranks)
-        runner = make_runner(model, build_cache(config, model, size.num_blocks), load=load)
+        cache = build_cache(config, model, size.num_blocks)
+        runner = make_runner(model, cache, load=load, record=recorder_for(cache))
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
@@ -99,10 +101,12 @@ def _make_runner(
     eos_token_ids: Sequence[int],
     ranks: Ranks | None,
     load: Callable[[], CausalLM] | None = None,
+    record: Callable[[], Record] | None = None,
 ) -> ModelRunner:
+    """Several ranks record no graphs."""
     if ranks is not None:
         return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load)
-    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
+    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=record)
 
 
 @contextmanager
@@ -115,11 +119,11 @@ def _closed_on_error(ranks: Ranks | None) -> Iterator[None]:
         raise
 
 
-def _with_own_head(directory: Path, model_config: DecoderConfig) -> DecoderConfig:
+def _with_own_head(config: EngineConfig, model_config: DecoderConfig) -> DecoderConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
-    with Checkpoint(directory) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if not has_own_head(checkpoint):
             return model_config
     log.info(
@@ -146,7 +150,7 @@ def load_model(
         )
     model_class = architecture.load_class()
     model: CausalLM
-    with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
+    with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if is_of_transformers(architecture):
             log.info("Transformers' own code computes %s.", model_config.architecture)
             model = model_class(model_config, checkpoint, dtype=dtype, device=device)

@@ -15,7 +15,19 @@ from engine.errors import UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.config import ConfigFile
 from engine.models.decoder_config import DecoderConfig
-from engine.models.encoder_config import BERT, ROBERTA, EncoderFamily, read_encoder_config
+from engine.models.encoder_config import EncoderFamily, read_encoder_config
+from engine.models.encoder_families import (
+    BERT,
+    DISTILBERT,
+    ELECTRA,
+    GTE,
+    JINA_BERT,
+    JINA_V3,
+    MODERNBERT,
+    MPNET,
+    NOMIC,
+    ROBERTA,
+)
 from engine.models.family_configs import (
     read_gemma3,
     read_granite,
@@ -49,14 +61,15 @@ def decoders(
         )
 
 
-def encoders(name: str, family: EncoderFamily) -> Iterator[Architecture]:
-    for head in (SavedHead.NONE, SavedHead.MASKED_LM, SavedHead.CLASSIFIER):
+def encoders(
+    name: str, family: EncoderFamily, model_class: str = "engine.models.bert:Encoder"
+) -> Iterator[Architecture]:
+    for head in (SavedHead.NONE, SavedHead.MASKED_LM, SavedHead.PRETRAINING, SavedHead.CLASSIFIER):
         yield EncoderArchitecture(
             name=f"{name}{head}",
             head=head,
-            model_class="engine.models.bert:Encoder",
+            model_class=model_class,
             read_config=partial(read_encoder_config, family),
-            first_position=family.first_position,
         )
 
 
@@ -77,6 +90,16 @@ _FAMILIES = (
     encoders("Bert", BERT),
     encoders("Roberta", ROBERTA),
     encoders("XLMRoberta", ROBERTA),
+    encoders("Camembert", ROBERTA),
+    encoders("DistilBert", DISTILBERT),
+    encoders("Electra", ELECTRA),
+    encoders("MPNet", MPNET),
+    encoders("NomicBert", NOMIC),
+    encoders("New", GTE),  # GTE's own code
+    encoders("Gte", GTE),
+    encoders("JinaBert", JINA_BERT),
+    encoders("JinaEmbeddingsV3", JINA_V3),
+    encoders("ModernBert", MODERNBERT, "engine.models.modernbert:ModernBert"),
 )
 ARCHITECTURES = {architecture.name: architecture for family in _FAMILIES for architecture in family}
 

@@ -13,11 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instance_manager.backends.quantisation_problem import quantisation_problem
+
 GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
 ENCODERS = frozenset(
     f"{family}{head}"
-    for family in ("Bert", "Roberta", "XLMRoberta")
-    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
+    for family in (
+        *("Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert", "Electra", "MPNet", "NomicBert"),
+        *("New", "Gte", "JinaBert", "JinaEmbeddingsV3", "ModernBert"),
+    )
+    for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 )
 DECODERS = frozenset(
     f"{family}{head}"
@@ -26,12 +31,12 @@ DECODERS = frozenset(
 )
 
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
-
+_HEADLESS = ("ForSequenceClassification", "ForMaskedLM", "Model")
+_MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")
 _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
-_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _NOT_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
@@ -48,11 +53,13 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
-        return _GGUF
+        return None  # the engine reads its header, and reports what it can't run
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
+    if params.get("load_format") == "gguf" and any(name.endswith(".gguf") for name in names):
+        return None  # as for a file
     if may_download:
         if "config.json" not in names:
             return None
@@ -65,13 +72,16 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
     raw = _with_overrides(config, params.get("hf_overrides"))
-    problem = _quantised(names, raw) or _architecture(path, raw, params)
+    problem = quantisation_problem(path, names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
     return _weights(path, names) or _tokenizer(names, params)
 
 
-_GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server)."
+_GGUF = (
+    "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: command` with "
+    "llama-server)."
+)
 
 
 def _layout(path: Path, names: frozenset[str]) -> str | None:
@@ -98,41 +108,18 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     )
 
 
-def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
-    methods = [method for name, method in _QUANTISERS.items() if name in names]
-    for key in ("quantization_config", "compression_config", "quantization"):
-        if settings := raw.get(key):
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            if method is None and key == "quantization":
-                return (
-                    "it has weights quantised for MLX, which the embedded engine can't use: run them with "
-                    "mlx-lm (`engine: command`)."
-                )
-            methods = [str(method or "unknown")]
-            break
-    if not methods:
-        return None
-    return (
-        f"it has quantised weights (quant_method {methods[0]!r}), which the embedded engine can't compute "
-        f"with: {_VLLM}."
-    )
-
-
 def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
         return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
-    if _pools(path, name, params):
-        if name not in ENCODERS | DECODERS:
-            known = ", ".join(sorted(ENCODERS | DECODERS))
-            return (
-                f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
-                f"{_VLLM}."
-            )
-    elif params.get("model_impl") != "native" and name.endswith(_MAY_GENERATE):
-        return None
-    elif name not in GENERATING | ENCODERS | DECODERS:
+    pools, is_native = _pools(path, name, params), params.get("model_impl") == "native"
+    if name not in ENCODERS and not is_native and name.endswith((*_MAY_POOL, *_MAY_GENERATE)):
+        return None  # transformers may know it
+    if pools and name not in ENCODERS | DECODERS:
+        known = ", ".join(sorted(ENCODERS | DECODERS))
+        return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."
+    if name not in GENERATING | ENCODERS | DECODERS:
         return (
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
@@ -148,7 +135,7 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     try:
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
-        return name in ENCODERS | DECODERS - GENERATING
+        return name not in GENERATING and name.endswith(_HEADLESS) and not name.endswith("LMHeadModel")
 
 
 def _feature(raw: Mapping[str, Any]) -> str | None:
