@@ -186,8 +186,8 @@ def test_the_ranks_of_a_model_compute_its_logits(
         assert (logits - expected[position]).abs().max() < TOLERANCE
 
 
-def share_of_runner(path: Path, group: DeviceGroup) -> ModelRunner:
-    config = read_model_config(path)
+def share_of_runner(path: Path, group: DeviceGroup, *, max_model_len: int | None = None) -> ModelRunner:
+    config = replace(read_model_config(path), max_model_len=max_model_len)
     model = build_share(make_model, config, group)
     with Checkpoint(path) as source:
         load_weights(model, source)

@@ -35,7 +35,7 @@ def test_two_ranks_compute_what_plain_transformers_does(name: str, tmp_path: Pat
     ]
 
     def run(group: ThreadGroup) -> torch.Tensor | None:
-        runner = share_of_runner(directory, group)
+        runner = share_of_runner(directory, group, max_model_len=64)
         return [runner.logits(Batch(batch)) for batch in batches][-1]
 
     if name in NORMALISES_ALL_HEADS:
