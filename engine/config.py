@@ -69,6 +69,9 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = flag(None, help="number of KV-cache blocks, also on CPUs")
     kv_cache_memory_bytes: int | None = flag(None)
     gpu_memory_utilization: float = flag(0.9, kind="fraction")
+    tensor_parallel_size: int = flag(
+        1, help="number of devices, or processes on a CPU, that share each layer (-tp, --tp)"
+    )
     enable_prefix_caching: bool = flag(True)
     num_threads: int | None = flag(None, help="number of PyTorch's threads on a CPU")
     runner: str = flag("auto", choices=("auto", "generate", "pooling"))

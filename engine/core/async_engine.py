@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 
 _Command: TypeAlias = EngineRequest | str  # run this request, abort the one with this id
+_NOBODY = ""  # the id of no request: aborting it only ends the thread's wait for commands
 
 
 class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
@@ -151,6 +152,10 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
     def _step(self, core: EngineCore) -> Iterable[TokenDelta]:
         return core.step()
 
+    def _on_core(self, core: EngineCore) -> None:
+        core.watch_device(lambda: self._commands.put(_NOBODY))
+
     def _check_idle(self, core: EngineCore) -> None:
+        core.check_device()
         if log.isEnabledFor(logging.DEBUG):
             core.check_integrity()

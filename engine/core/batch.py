@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -109,4 +109,16 @@ class Runner(Protocol[TicketT]):
     @property
     def memory(self) -> MemoryUsage:
         """Memory in use now; may be read by any thread."""
+        ...
+
+
+class DeviceWatch(Protocol):
+    """Of a device that can be lost between steps."""
+
+    def watch(self, on_lost: Callable[[], None]) -> None:
+        """Call `on_lost`, from any thread, when the device is lost."""
+        ...
+
+    def check(self) -> None:
+        """Raises DeviceLost if it is."""
         ...

@@ -39,6 +39,7 @@ class SubmittedStep:
     scored: torch.Tensor | None = None  # hidden states of the scored rows [P, …]
     masks: Callable[[], Masks] | None = None  # None if no sequence has a constraint
     runs: bool = True  # False if all constraints are late
+    number: int = 0  # where several ranks run it
 
 
 class ModelRunner:
@@ -100,7 +101,7 @@ class ModelRunner:
         step = SubmittedStep(batch)
         with _translated_loss():
             step.masks = self._bitmask_filler.start(constraints)
-            self._run_model(step)
+            self.run_model(step)
         return step
 
     @torch.inference_mode()
@@ -124,7 +125,7 @@ class ModelRunner:
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model. Returns the logits of sequences that sample [S, vocab_size], None if none does."""
         step = SubmittedStep(batch)
-        self._run_model(step)
+        self.run_model(step)
         return step.logits
 
     def sleep(self, level: int) -> None:
@@ -157,7 +158,7 @@ class ModelRunner:
         if graphs is not None:
             graphs.record_all(max_rows)
 
-    def _run_model(self, step: SubmittedStep) -> None:
+    def run_model(self, step: SubmittedStep) -> None:
         """Fill in the sampled rows' logits, and the scored rows' hidden states."""
         model, cache, inputs = self._residency.model, self._residency.cache, step.batch.inputs
         if (graphs := self._graphs.find(model, cache)) is not None:
@@ -171,6 +172,12 @@ class ModelRunner:
         hidden = model(tensors, cache)
         sampled, step.scored = hidden[: tensors.num_sampled], hidden[tensors.num_sampled :]
         step.logits = model.logits(sampled) if len(sampled) else None
+
+    def scored_logits(self, step: SubmittedStep, start: int, stop: int) -> torch.Tensor:
+        """Of scored rows `start` … `stop` - 1: [rows, vocab_size]."""
+        if step.scored is None:
+            raise ValueError("The step has no scored rows.")
+        return self._residency.model.logits(step.scored[start:stop])
 
     def _choose(
         self,
@@ -209,7 +216,7 @@ class ModelRunner:
         In slices: for all rows of a step, the logits of a large vocabulary would take gigabytes.
         """
         scored: dict[int, list[PositionLogprobs]] = {}
-        if (hidden := step.scored) is None:
+        if step.scored is None:
             return scored
         size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
         first = 0
@@ -220,8 +227,8 @@ class ModelRunner:
             scored[index] = []
             for start in range(0, len(token_ids), size):
                 part = token_ids[start : start + size]
-                rows = hidden[first + start : first + start + len(part)]
-                logprobs = raw_logprobs(self._residency.model.logits(rows))
+                logits = self.scored_logits(step, first + start, first + start + len(part))
+                logprobs = raw_logprobs(logits)
                 scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
             first += len(token_ids)
         return scored

@@ -15,7 +15,7 @@ def _only(why: str, *allowed: str) -> FlagRule:
     return FlagRule(why, frozenset(allowed))
 
 
-_ONE_DEVICE = "the engine runs on one device"
+_ONE_DEVICE = "devices share a model by --tensor-parallel-size"
 _NOT_YET = "not supported yet"
 _NO_TLS = "the engine serves plain HTTP; put a TLS proxy in front of it"
 _NO_LORA = "LoRA adapters are not supported yet"
@@ -24,7 +24,6 @@ _NO_SPECULATION = "speculative decoding is not supported yet"
 
 RULES: dict[str, FlagRule] = {
     # devices
-    "tensor-parallel-size": _only(_ONE_DEVICE, "1"),
     "pipeline-parallel-size": _only(_ONE_DEVICE, "1"),
     "data-parallel-size": _only(_ONE_DEVICE, "1"),
     "decode-context-parallel-size": _only(_ONE_DEVICE, "1"),
