@@ -52,12 +52,13 @@ fuzz: $(DEV) ## Thousands of generated requests, valid and invalid, settings and
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine -k nothing_that_may_be_asked
 	FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/api/test_fuzzing.py tests/configs/test_fuzzing.py
 
-docs: $(DEV) ## Write the generated pages and tables again: API, limits, settings, flags, schema
+docs: $(DEV) ## Write the generated pages and tables again: API, limits, settings, flags, metrics, schema
 	$(BIN)/python -m docs.api_tables
 	$(BIN)/python -m docs.limits_table
 	$(BIN)/python -m docs.engine_flags
 	$(BIN)/python -m docs.settings_pages
 	$(BIN)/python -m docs.models_schema
+	$(BIN)/python -m docs.metrics_table
 
 structure: | $(BIN)/python ## Measure files, functions and the import graph of each package: ARGS="--check", --classes
 	$(BIN)/python -m docs.structure $(ARGS)

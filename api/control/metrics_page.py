@@ -60,14 +60,20 @@ class MetricsPage:
         )
         self._state.memory = memory
         self._failures.update(scrape.failure for scrape in scrapes if scrape.failure is not None)
-        families = [family for collector in self._collectors for family in collector.collect()]
-        families += [*self._about_cache(), *self._about_engines(scrapes)]
-        return await asyncio.to_thread(self._write, families, scrapes)
+        return await asyncio.to_thread(self._write, self._collect(scrapes), scrapes)
+
+    def empty_families(self) -> list[Metric]:
+        """All of Berth's own metrics, as if there were no engine."""
+        return [*self._collect(()), _lines_left_out(())]
 
     def targets(self) -> list[EngineTarget]:
         """The instances that accept requests."""
         found = (EngineTarget.of(instance) for instance in self._fleet.manager.list())
         return [target for target in found if target is not None]
+
+    def _collect(self, scrapes: Sequence[Scrape]) -> list[Metric]:
+        families = [family for collector in self._collectors for family in collector.collect()]
+        return [*families, *self._about_cache(), *self._about_engines(scrapes)]
 
     def _about_cache(self) -> Iterable[Metric]:
         cache = self._cache
@@ -109,17 +115,24 @@ class MetricsPage:
     def _write(self, families: Sequence[Metric], scrapes: Sequence[Scrape]) -> str:
         page = Exposition()
         page.add_own(_text_of([*families, *self._process.collect()]))
-        left_out = GaugeMetricFamily(
-            "berth_engine_scrape_lines_left_out",
-            "Lines of an engine's metrics that were invalid or used reserved names.",
-            labels=["instance", "model"],
-        )
-        for scrape in scrapes:
-            if scrape.failure is None:
-                number = page.add(scrape.text, scrape.target.labels)
-                left_out.add_metric(list(scrape.target.labels.values()), number)
-        page.add_own(_text_of([left_out]))
+        left_out = [
+            (scrape.target, page.add(scrape.text, scrape.target.labels))
+            for scrape in scrapes
+            if scrape.failure is None
+        ]
+        page.add_own(_text_of([_lines_left_out(left_out)]))
         return page.render()
+
+
+def _lines_left_out(left_out: Iterable[tuple[EngineTarget, int]]) -> Metric:
+    family = GaugeMetricFamily(
+        "berth_engine_scrape_lines_left_out",
+        "Lines of an engine's metrics that were invalid or used reserved names.",
+        labels=["instance", "model"],
+    )
+    for target, number in left_out:
+        family.add_metric(list(target.labels.values()), number)
+    return family
 
 
 class _Families(Collector):

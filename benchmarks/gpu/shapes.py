@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,14 @@ from engine.core.types import SamplingParams
 from engine.execution.graphs import recorder_for
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.layers.weights import WeightedLayer
 from engine.models.qwen3 import Qwen3ForCausalLM
 from engine.models.rope_config import RopeConfig
+from engine.models.tensor_source import ALL
+from engine.models.weights import expected_tensors, load_weights
 
 BLOCK_SIZE = 16
 
@@ -74,17 +77,23 @@ def make_model(shape: Shape) -> CausalLM:
     config = shape.config()
     model = Qwen3ForCausalLM(config, dtype=torch.bfloat16, device=DEVICE)
     torch.manual_seed(0)
-    shared = model.shared_weights()
-    parts: dict[str, list[torch.Tensor]] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, WeightedLayer):
-            continue
-        for tensor_name, shapes in layer.part_shapes().items():
-            made = parts.get(shared.get(name, name)) or [_random(size) for size in shapes]
-            if name in shared.values():
-                parts[name] = made
-            layer.load(tensor_name, made)
+    load_weights(model, _RandomSource(expected_tensors(model, _RandomSource({}))))
     return model
+
+
+class _RandomSource:
+    """Its tensors are made on the device."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self.names = frozenset(shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        made = _random(self._shapes[name])
+        return made if rows == columns == ALL else made[rows, columns]
 
 
 def _random(size: tuple[int, ...]) -> torch.Tensor:
@@ -97,7 +106,7 @@ def make_runner(
     model: CausalLM, *, num_blocks: int, load: Callable[[], CausalLM] | None = None
 ) -> ModelRunner:
     cache = PagedKVCache(
-        model.attention_shape,
+        model.attention_specs,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         dtype=model.dtype,
@@ -145,5 +154,5 @@ def bytes_of_step(model: CausalLM, num_streams: int, context: int) -> int:
     )
     sizes = [size for m in matrices for sizes in m.part_shapes().values() for size in sizes]
     weights = sum(torch.Size(size).numel() for size in sizes) + config.vocab_size * config.hidden_size
-    cached = num_streams * context * model.attention_shape.bytes_per_token(model.dtype)
+    cached = num_streams * context * bytes_per_token(model.attention_specs, model.dtype.itemsize)
     return weights * model.dtype.itemsize + cached

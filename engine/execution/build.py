@@ -24,6 +24,7 @@ from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_bu
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.registry import generating_architecture
@@ -109,7 +110,7 @@ def load_model(
 
 def _build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
     return PagedKVCache(
-        model.attention_shape,
+        model.attention_specs,
         num_blocks=num_blocks,
         block_size=config.block_size,
         dtype=model.dtype,
@@ -131,7 +132,7 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
     return size_cache(
         config,
         budget,
-        bytes_per_token=model.attention_shape.bytes_per_token(model.dtype),
+        bytes_per_token=bytes_per_token(model.attention_specs, model.dtype.itemsize),
         model_limit=model.config.max_position_embeddings,
     )
 

@@ -17,7 +17,7 @@ import torch
 from engine.core.batch import Batch
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
-from engine.models.inputs import BlockReader, flatten
+from engine.models.inputs import flatten
 from engine.models.triton_kernels.switches import uses_cuda_graphs
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class CudaRecord:
 
 def recorder_for(cache: PagedKVCache) -> Callable[[], Record] | None:
     """None where nothing is recorded: only attention by block table has shapes that don't change."""
-    if cache.reader is not BlockReader.ALL or not uses_cuda_graphs(cache.device.type):
+    if not cache.has_fixed_shapes or not uses_cuda_graphs(cache.device.type):
         return None
     return CudaRecord
 
@@ -95,7 +95,7 @@ class DecodeGraphs:
         size = _SIZES[bisect_left(_SIZES, num_rows)]
         if (replay := self._find_replay(size)) is None:
             return None
-        inputs = flatten(batch, self._cache.block_size, BlockReader.ALL, pad_to=size)
+        inputs = flatten(batch, self._cache.block_size, pad_to=size)
         self._numbers[: len(inputs.numbers)].copy_(inputs.numbers)
         return replay()[:num_rows]
 
@@ -110,16 +110,14 @@ class DecodeGraphs:
 
     def _step(self, size: int) -> Run:
         """A step of `size` rows on this object's memory, which has only rows that fill up meanwhile."""
-        filling = flatten(Batch(), self._cache.block_size, BlockReader.ALL, pad_to=size)
+        filling = flatten(Batch(), self._cache.block_size, pad_to=size)
         self._numbers[: len(filling.numbers)].copy_(filling.numbers)
-        inputs = filling.on(self._numbers, self._cache.block_size)
-        if inputs.paged is None:
-            raise ValueError(f"A batch of {size} rows has no paged sequences.")
         # What depends on the context is chosen for the longest, as it may come later. All tables can be read.
-        paged = replace(
-            inputs.paged, max_context=self._max_context, blocks=self._numbers[len(filling.numbers) :]
+        inputs = replace(
+            filling.on(self._numbers),
+            max_context=self._max_context,
+            blocks=self._numbers[len(filling.numbers) :],
         )
-        inputs = replace(inputs, paged=paged)
         model, cache = self._model, self._cache  # not this object: it would keep itself, and them, alive
         return lambda: model.logits(model(inputs, cache))
 

@@ -15,9 +15,9 @@ _ALIGNMENT = 256  # bytes, of each tensor in the copy
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    """Every tensor attribute with its module and name; our modules have no parameters or buffers."""
+    """Every tensor with its module and name: attributes, as our layers have them, parameters and buffers."""
     for module in modules:
-        for name, value in vars(module).items():
+        for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
             if isinstance(value, torch.Tensor):
                 yield module, name, value
 
@@ -34,14 +34,36 @@ def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A tensor's place in the copy, and its owners: tied weights have several."""
+class _Held:
+    """One tensor, or view of another's memory, and the modules that hold it: tied weights have several."""
 
-    owners: list[tuple[nn.Module, str]]
+    holders: list[tuple[nn.Module, str]]
     shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int  # elements from the start of its memory
     dtype: torch.dtype
+    is_parameter: bool
+    requires_grad: bool
+
+    def give(self, memory: torch.UntypedStorage | None) -> None:
+        """Give the modules this tensor in `memory`; None: an empty one."""
+        device = "cpu" if memory is None else memory.device
+        tensor = torch.empty(0, dtype=self.dtype, device=device)
+        if memory is not None:
+            tensor.set_(memory, self.offset, self.shape, self.stride)
+        if self.is_parameter:
+            tensor = nn.Parameter(tensor, requires_grad=self.requires_grad)
+        for module, name in self.holders:
+            setattr(module, name, tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A piece of the device's memory, its place in the copy, and the tensors in it, by identity."""
+
     start: int  # bytes
     stop: int
+    tensors: dict[int, _Held]
 
 
 class HostCopy:
@@ -54,29 +76,31 @@ class HostCopy:
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
         """Raises MemoryError or torch's RuntimeError if memory is short; the modules are then unchanged."""
         self._device = device
-        found: dict[tuple[int, int], tuple[torch.Tensor, _Place]] = {}
+        found: dict[tuple[int, int], tuple[torch.UntypedStorage, _Place]] = {}
         end = 0
         for module, name, tensor in tensors_of(modules):
             if tensor.device.type != device.type:
                 continue
-            if (key := _memory_of(tensor)) not in found:
+            memory = tensor.untyped_storage()
+            if (key := (memory.data_ptr(), memory.nbytes())) not in found:
                 start = -(-end // _ALIGNMENT) * _ALIGNMENT
-                end = start + tensor.nbytes
-                found[key] = (tensor, _Place([], tensor.shape, tensor.dtype, start, end))
-            found[key][1].owners.append((module, name))
+                end = start + memory.nbytes()
+                found[key] = (memory, _Place(start, end, {}))
+            held = found[key][1].tensors.setdefault(id(tensor), _held(tensor))
+            held.holders.append((module, name))
         self._bytes = torch.empty(end, dtype=torch.uint8)
         self._is_locked = device.type == "cuda" and _lock_pages(self._bytes)
         try:
-            for tensor, place in found.values():
-                self._view(place).copy_(tensor, non_blocking=True)
+            for memory, place in found.values():
+                self._view(place).copy_(_bytes_of(memory), non_blocking=True)
             self._synchronize()
         except BaseException:
             self.close()  # pages must not stay locked when their memory is freed
             raise
         self._places = [place for _, place in found.values()]
         for place in self._places:
-            for module, name in place.owners:
-                setattr(module, name, torch.empty(0, dtype=place.dtype))
+            for held in place.tensors.values():
+                held.give(None)
 
     @property
     def num_bytes(self) -> int:
@@ -85,13 +109,16 @@ class HostCopy:
     @torch.inference_mode()
     def restore(self) -> None:
         """Give the modules their weights again. Raises torch.OutOfMemoryError; can then be retried."""
-        tensors = [torch.empty(place.shape, dtype=place.dtype, device=self._device) for place in self._places]
-        for tensor, place in zip(tensors, self._places, strict=True):
-            tensor.copy_(self._view(place), non_blocking=True)
+        blocks = [
+            torch.empty(place.stop - place.start, dtype=torch.uint8, device=self._device)
+            for place in self._places
+        ]
+        for block, place in zip(blocks, self._places, strict=True):
+            block.copy_(self._view(place), non_blocking=True)
         self._synchronize()
-        for tensor, place in zip(tensors, self._places, strict=True):
-            for module, name in place.owners:
-                setattr(module, name, tensor)
+        for block, place in zip(blocks, self._places, strict=True):
+            for held in place.tensors.values():
+                held.give(block.untyped_storage())
 
     def close(self) -> None:
         """Free the main memory."""
@@ -101,11 +128,28 @@ class HostCopy:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def _view(self, place: _Place) -> torch.Tensor:
-        return self._bytes[place.start : place.stop].view(place.dtype).view(place.shape)
+        return self._bytes[place.start : place.stop]
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _held(tensor: torch.Tensor) -> _Held:
+    return _Held(
+        [],
+        tensor.shape,
+        tensor.stride(),
+        int(tensor.storage_offset()),
+        tensor.dtype,
+        is_parameter=isinstance(tensor, nn.Parameter),
+        requires_grad=tensor.requires_grad,
+    )
+
+
+def _bytes_of(memory: torch.UntypedStorage) -> torch.Tensor:
+    """uint8 [memory.nbytes()], a view."""
+    return torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)
 
 
 def _lock_pages(block: torch.Tensor) -> bool:

@@ -40,8 +40,11 @@ class ModelResidency(Generic[ModelT, CacheT]):
         device: torch.device,
         load: Callable[[], ModelT] | None,
         make_cache: Callable[[], CacheT],
+        on_move: Callable[[], None] = lambda: None,
     ) -> None:
-        """`load` and `make_cache` recreate what was dropped; without `load` the model can't be dropped.
+        """`on_move` is called before weights or cache leave their addresses, and when they have new ones.
+
+        `load` and `make_cache` recreate what was dropped; without `load` the model can't be dropped.
 
         A cache of None means that the model needs none.
         """
@@ -51,6 +54,7 @@ class ModelResidency(Generic[ModelT, CacheT]):
         self._device = device
         self._load = load
         self._make_cache = make_cache
+        self._on_move = on_move
         self._memory = self._measure()
 
     @property
@@ -77,9 +81,10 @@ class ModelResidency(Generic[ModelT, CacheT]):
 
         Raises OutOfMemory if main memory can't hold them; nothing has changed then.
         """
+        if level >= WEIGHTS_DROPPED and self._load is None:
+            raise EngineAsleep("The weights can't be dropped: there is no way to load them again.")
+        self._on_move()
         if level >= WEIGHTS_DROPPED:
-            if self._load is None:
-                raise EngineAsleep("The weights can't be dropped: there is no way to load them again.")
             self._close_host_copy()
             self._model = None
             _collect()  # modules refer to each other in cycles
@@ -103,6 +108,8 @@ class ModelResidency(Generic[ModelT, CacheT]):
             traceback.clear_frames(error.__traceback__)
             self._return_memory()
             raise
+        finally:
+            self._on_move()  # after an error, too: the weights may be there already
         self._memory = self._measure()
 
     def _wake_weights(self) -> None:

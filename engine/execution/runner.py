@@ -54,7 +54,7 @@ class ModelRunner:
             load=load,
             make_cache=partial(
                 PagedKVCache,
-                model.attention_shape,
+                model.attention_specs,
                 num_blocks=cache.num_blocks,
                 block_size=cache.block_size,
                 dtype=model.dtype,
@@ -143,7 +143,7 @@ class ModelRunner:
         graphs = self._find_graphs()
         if graphs is not None and (logits := graphs.logits(batch)) is not None:
             return logits, logits[:0]
-        inputs = build_inputs(batch, self.block_size, model.device, reader=cache.reader)
+        inputs = build_inputs(batch, self.block_size, model.device)
         hidden = model(inputs, cache)
         sampled, scored = hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
         return model.logits(sampled) if len(sampled) else None, scored

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import AttentionSpec
 from engine.models.config import ModelConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
 from engine.models.layers.rope import RotaryEmbedding, Rotation
-from engine.models.operators import Operators, find_operators
+from engine.models.operators import find_operators
 
 
 class Attention(nn.Module):
@@ -27,8 +27,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
         super().__init__()
         self._layer = layer
-        self._num_heads = config.num_attention_heads
-        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
         self._head_dim = config.head_dim
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
@@ -47,31 +45,11 @@ class Attention(nn.Module):
         x: torch.Tensor,
         inputs: StepInputs,
         cache: PagedKVCache,
-        rope: RotaryEmbedding,
         rotation: Rotation,
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
-        if cache.operators is not None:
-            self._rotate_and_store(cache.operators, heads, inputs, cache, rotation)
-            return self.o_proj(cache.attend(self._layer, heads[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
-        rotated = heads[:, : self._num_rotated]
-        if self.qk_norm is not None:
-            rotated = self.qk_norm(rotated)
-        rotated = rope.apply(rotated, rotation)
-        cache.store(self._layer, rotated[:, self._num_heads :], heads[:, self._num_rotated :], inputs)
-        return self.o_proj(cache.attend(self._layer, rotated[:, : self._num_heads], inputs))  # type: ignore[no-any-return]
-
-    def _rotate_and_store(
-        self,
-        operators: Operators,
-        heads: torch.Tensor,
-        inputs: StepInputs,
-        cache: PagedKVCache,
-        rotation: Rotation,
-    ) -> None:
-        """Everything between the projections and attention, in one pass; the queries stay in `heads`."""
-        operators.rotate_and_store(
+        queries = cache.operators.rotate_and_store(
             heads,
             None if self.qk_norm is None else self.qk_norm.weight,
             rotation.cos,
@@ -81,6 +59,7 @@ class Attention(nn.Module):
             cache.values[self._layer][0],
             eps=0.0 if self.qk_norm is None else self.qk_norm.eps,
         )
+        return self.o_proj(cache.attend(self._layer, queries, inputs))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -88,17 +67,14 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self._size = config.intermediate_size
-        self.gate_up_proj = Linear(config.hidden_size, (self._size, self._size))
-        self.down_proj = Linear(self._size, (config.hidden_size,))
+        size = config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, (size, size))
+        self.down_proj = Linear(size, (config.hidden_size,))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        gate_up = self.gate_up_proj(x)
-        if (operators := find_operators(x.device.type, x.dtype)) is not None:
-            return self.down_proj(operators.silu_and_multiply(gate_up))  # type: ignore[no-any-return]
-        gate, up = gate_up[:, : self._size], gate_up[:, self._size :]
-        return self.down_proj(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
+        operators = find_operators(x.device.type, x.dtype)
+        return self.down_proj(operators.activate_and_multiply(self.gate_up_proj(x), "silu"))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -117,14 +93,13 @@ class DecoderLayer(nn.Module):
         delta: torch.Tensor | None,
         inputs: StepInputs,
         cache: PagedKVCache,
-        rope: RotaryEmbedding,
         rotation: Rotation,
     ) -> torch.Tensor:
         """The MLP's output, which the next layer adds to x: [T, hidden].
 
         `delta` is the previous layer's such output; x is changed in place.
         """
-        attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rope, rotation)
+        attended = self.self_attn(self.input_layernorm(x, delta), inputs, cache, rotation)
         return self.mlp(self.post_attention_layernorm(x, attended))  # type: ignore[no-any-return]
 
 
@@ -133,12 +108,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
         super().__init__()
-        self.attention_shape = AttentionShape(
+        spec = AttentionSpec(
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            num_layers=config.num_hidden_layers,
+            scale=config.head_dim**-0.5,
         )
+        self.attention_specs = (spec,) * config.num_hidden_layers
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, has_head_norm=has_head_norm)
@@ -152,7 +128,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(inputs.token_ids)
         delta: torch.Tensor | None = None
         for layer in self.layers:
-            delta = layer(x, delta, inputs, cache, rope, rotation)
+            delta = layer(x, delta, inputs, cache, rotation)
         if inputs.sampled_rows is not None:
             x, delta = x[inputs.sampled_rows], None if delta is None else delta[inputs.sampled_rows]
         return self.norm(x, delta)  # type: ignore[no-any-return]
@@ -185,8 +161,8 @@ class CausalLM(nn.Module):
         return Decoder(config, has_head_norm=cls.HAS_HEAD_NORM)
 
     @property
-    def attention_shape(self) -> AttentionShape:
-        return self.model.attention_shape
+    def attention_specs(self) -> tuple[AttentionSpec, ...]:
+        return self.model.attention_specs
 
     def shared_weights(self) -> dict[str, str]:
         """Layers that are filled from another layer's tensors: name → the name it shares."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any, Protocol
 
 import torch
 
@@ -15,50 +15,55 @@ from engine.core.batch import Batch, ScheduledSequence
 _ALIGNMENT = 2  # int64 elements: a kernel is compiled once more for addresses that aren't multiples of 16
 
 
-class BlockReader(Enum):
-    """Which sequences attention reads by their block tables, with a kernel. They come first in a batch."""
+class Plans(Protocol):
+    """The part of an attention backend that reads a step's inputs."""
 
-    NONE = "none"
-    DECODES = "decodes"  # those that run one token
-    ALL = "all"
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceSpan:
-    """The position of one sequence of the step in the flat rows and in the KV cache."""
-
-    first_row: int
-    num_rows: int  # tokens that run now
-    context: int  # positions 0 .. context - 1 are in the cache once this step's keys are written
-    where: int | torch.Tensor  # the slot of position 0 if its blocks are adjacent, else its block table
+    def plan(self, inputs: StepInputs, window: int | None) -> Any:
+        """See engine.models.attention.backend.AttentionBackend."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class PagedSequences:
-    """The step's first sequences, for a kernel that reads blocks in place; int64 on the model's device."""
+class FlatArrays:
+    """A step's T tokens of S sequences, all end to end; int64, aligned views of one tensor."""
 
-    blocks: torch.Tensor  # the sequences' block tables end to end
-    starts: torch.Tensor  # [S], where each one's block table begins
+    token_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    slots: torch.Tensor  # [T]: block * block_size + offset, where the token's key and value go
+    sampled_rows: torch.Tensor  # [N + P], empty if all rows are needed; see StepInputs
+    starts: torch.Tensor  # [S], where each sequence's block table begins in `blocks`
     contexts: torch.Tensor  # [S], positions to attend to, those of this step included
-    first_rows: torch.Tensor  # [S + 1], the flat row of each one's first token, then the row after the last
-    num_sequences: int  # S
-    num_decodes: int  # the first of them run one token, and are rows 0, 1, …
-    max_context: int
+    first_rows: torch.Tensor  # [S + 1], the row of each sequence's first token, then the row after the last
+    blocks: torch.Tensor  # the sequences' block tables end to end
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One step's flat tokens, T of them, all sequences end to end, on the model's device."""
+    """One step's flat tokens on the model's device; the arrays are those of FlatArrays."""
 
-    token_ids: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T]
-    slots: torch.Tensor  # int64 [T]: block * block_size + offset, where the token's key and value go
-    spans: tuple[SequenceSpan, ...]  # the sequences that aren't paged
-    paged: PagedSequences | None
-    # int64 [S + P], rows whose hidden states are needed: of sequences that sample, then of prompt tokens that
-    # are scored. None = all T, in order.
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    # Rows whose hidden states are needed: of N sequences that sample, then of P prompt tokens that are
+    # scored. None = all T, in order.
     sampled_rows: torch.Tensor | None
-    num_sampled: int  # S
+    starts: torch.Tensor
+    contexts: torch.Tensor
+    first_rows: torch.Tensor
+    blocks: torch.Tensor
+    num_sampled: int  # N
+    num_sequences: int  # S
+    num_decodes: int  # the first of them run one token, and are rows 0, 1, …
+    max_context: int
+    host: FlatArrays  # the same numbers in main memory
+    _plans: dict[tuple[Plans, int | None], Any] = field(default_factory=dict, init=False, compare=False)
+
+    def plan(self, backend: Plans, window: int | None) -> Any:
+        """What a backend made of this step, for layers with that window."""
+        key = (backend, window)
+        if key not in self._plans:
+            self._plans[key] = backend.plan(self, window)
+        return self._plans[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +72,42 @@ class HostInputs:
 
     numbers: torch.Tensor  # int64
     _sections: Sequence[slice]
-    _spanned: tuple[tuple[ScheduledSequence, int], ...]  # sequences that aren't paged, with their first rows
     _num_decodes: int
     _max_context: int
     _selects_rows: bool
     _num_sampled: int
 
-    def on(self, numbers: torch.Tensor, block_size: int) -> StepInputs:
+    def on(self, numbers: torch.Tensor) -> StepInputs:
         """The inputs as views of `numbers`, a copy of this object's on the model's device."""
-        views = [numbers[section] for section in self._sections]
-        token_ids, positions, slots, wanted, starts, contexts, first_rows, blocks = views
-        paged = PagedSequences(
-            blocks, starts, contexts, first_rows, len(starts), self._num_decodes, self._max_context
-        )
+        arrays = self._views(numbers)
         return StepInputs(
-            token_ids=token_ids,
-            positions=positions,
-            slots=slots,
-            spans=tuple(_span(s, first_row, block_size, numbers.device) for s, first_row in self._spanned),
-            paged=paged if len(starts) else None,
-            sampled_rows=wanted if self._selects_rows else None,
+            token_ids=arrays.token_ids,
+            positions=arrays.positions,
+            slots=arrays.slots,
+            sampled_rows=arrays.sampled_rows if self._selects_rows else None,
+            starts=arrays.starts,
+            contexts=arrays.contexts,
+            first_rows=arrays.first_rows,
+            blocks=arrays.blocks,
             num_sampled=self._num_sampled,
+            num_sequences=len(arrays.starts),
+            num_decodes=self._num_decodes,
+            max_context=self._max_context,
+            host=self._views(self.numbers),
         )
 
+    def _views(self, numbers: torch.Tensor) -> FlatArrays:
+        return FlatArrays(*(numbers[section] for section in self._sections))
 
-def build_inputs(
-    batch: Batch, block_size: int, device: torch.device, *, reader: BlockReader = BlockReader.NONE
-) -> StepInputs:
+
+def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
-    inputs = flatten(batch, block_size, reader)
-    return inputs.on(inputs.numbers.to(device), block_size)
+    inputs = flatten(batch, block_size)
+    return inputs.on(inputs.numbers.to(device))
 
 
-def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int = 0) -> HostInputs:
-    """`pad_to`, for a batch of paged decodes: fill it up to so many rows, which read and store nothing."""
+def flatten(batch: Batch, block_size: int, *, pad_to: int = 0) -> HostInputs:
+    """`pad_to`, for a batch of decodes: fill it up to so many rows, which read and store nothing."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -119,10 +126,7 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
         if sequence.scored_token_ids:
             first_scored = first_row + sequence.scored_from
             scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
-    num_decodes = _count_decodes(batch.sequences)
-    num_paged = {BlockReader.NONE: 0, BlockReader.DECODES: num_decodes}.get(reader, len(batch.sequences))
-    paged = batch.sequences[:num_paged]
-    starts, contexts, blocks = _block_tables(paged)
+    starts, contexts, blocks = _block_tables(batch.sequences)
     max_context = max(contexts, default=0)
     selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
     num_padding = max(0, pad_to - len(token_ids))
@@ -131,15 +135,13 @@ def flatten(batch: Batch, block_size: int, reader: BlockReader, *, pad_to: int =
             column.extend([filling] * num_padding)
         first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
     wanted_rows = sampled_rows + scored_rows if selects_rows else []
-    spanned = zip(batch.sequences[num_paged:], first_rows[num_paged:], strict=False)
     numbers, sections = _end_to_end(
         token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
     )
     return HostInputs(
         numbers=numbers,
         _sections=sections,
-        _spanned=tuple(spanned),
-        _num_decodes=num_decodes + num_padding,
+        _num_decodes=_count_decodes(batch.sequences) + num_padding,
         _max_context=max_context,
         _selects_rows=selects_rows,
         _num_sampled=len(sampled_rows),
@@ -152,7 +154,7 @@ def _count_decodes(sequences: Sequence[ScheduledSequence]) -> int:
 
 
 def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[int], list[int]]:
-    """Where each table starts, each sequence's context, and the tables end to end."""
+    """Where each sequence's table starts, its context, and the tables end to end."""
     starts: list[int] = []
     contexts: list[int] = []
     blocks: list[int] = []
@@ -178,21 +180,3 @@ def _end_to_end(*columns: list[int]) -> tuple[torch.Tensor, list[slice]]:
 def _slots(block_ids: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:
     """The slots of positions `start` .. `stop` - 1."""
     return [block_ids[p // block_size] * block_size + p % block_size for p in range(start, stop)]
-
-
-def _span(sequence: ScheduledSequence, first_row: int, block_size: int, device: torch.device) -> SequenceSpan:
-    num_rows = len(sequence.token_ids)
-    context = sequence.start + num_rows
-    blocks = sequence.block_ids[: -(-context // block_size)]
-    if are_consecutive(blocks):
-        return SequenceSpan(first_row, num_rows, context, blocks[0] * block_size)
-    block_table = torch.tensor(blocks, dtype=torch.int64, device=device)
-    return SequenceSpan(first_row, num_rows, context, block_table)
-
-
-def are_consecutive(blocks: Sequence[int]) -> bool:
-    """Whether the blocks are adjacent in the cache, in order: then attention needs no gathering."""
-    first = blocks[0]
-    return blocks[-1] - first == len(blocks) - 1 and all(
-        block == first + index for index, block in enumerate(blocks)
-    )

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from engine.models.attention.paged import AttentionShape, PagedKVCache
+from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.spec import AttentionSpec
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.inputs import StepInputs
@@ -45,8 +46,8 @@ class PooledDecoder(nn.Module):
         self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
 
     @property
-    def attention_shape(self) -> AttentionShape:
-        return self.model.attention_shape
+    def attention_specs(self) -> tuple[AttentionSpec, ...]:
+        return self.model.attention_specs
 
     def shared_weights(self) -> dict[str, str]:
         return {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -15,7 +14,8 @@ from torch import nn
 from engine.checkpoint.layout import enumerate_names, weight_files
 from engine.checkpoint.mapped_files import forget_pages
 from engine.errors import CheckpointError
-from engine.models.layers.weights import WeightedLayer
+from engine.models.layers.weights import Shape, StoredLayer, WeightedLayer
+from engine.models.tensor_source import ALL, TensorSource
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _ROWS = 4096  # compared at a time: different heads differ in the first, and the rest isn't read
@@ -41,7 +41,11 @@ class Loadable(Protocol):
 
 
 class Checkpoint:
-    """The tensors of a directory, by name. A context manager; tensors remain valid after it."""
+    """The tensors of a directory, by name. A TensorSource and a context manager.
+
+    Tensors remain valid after it, but what was read of the files no longer counts as this process's memory:
+    most layers have copies, and those that don't read it again.
+    """
 
     def __init__(self, directory: Path, *, rename: Callable[[str], str] = str) -> None:
         """`rename` maps a stored name to the model's name, if savers differ in names.
@@ -55,30 +59,28 @@ class Checkpoint:
         for path in self._files:
             handle = self._open(path)
             self._stored.update({rename(name): (handle, name) for name in handle.keys()})  # noqa: SIM118
+        self.names = frozenset(self._stored)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._exit_stack.close()
+        forget_pages(self._files)
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self._stored)
-
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> Shape:
         handle, stored_name = self._stored[name]
         return tuple(handle.get_slice(stored_name).get_shape())
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as saved, mapped from the file."""
+    def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        """As saved, mapped from the file: what is read is what is used."""
         handle, stored_name = self._stored[name]
-        tensor: torch.Tensor = handle.get_tensor(stored_name)
+        tensor: torch.Tensor
+        if rows == ALL and columns == ALL:
+            tensor = handle.get_tensor(stored_name)
+        else:
+            tensor = handle.get_slice(stored_name)[rows if columns == ALL else (rows, columns)]
         return tensor
-
-    def forget_pages(self) -> None:
-        """Release the pages that were read; tensors that are still mapped read them again when used."""
-        forget_pages(self._files)
 
     def _open(self, path: Path) -> Any:
         try:
@@ -87,36 +89,20 @@ class Checkpoint:
             raise CheckpointError(f"{path} can't be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """One tensor of one layer, and the checkpoint's tensors that it consists of."""
-
-    layer: WeightedLayer
-    tensor_name: str
-    sources: Mapping[str, tuple[int, ...]]  # name in the checkpoint → expected shape
-
-
-def load_weights(model: Loadable, checkpoint: Checkpoint) -> None:
+def load_weights(model: Loadable, source: TensorSource) -> None:
     """Load every layer. Raises CheckpointError, naming missing, unexpected or misshapen tensors."""
-    targets = list(_targets(model))
-    expected = {name: shape for target in targets for name, shape in target.sources.items()}
-    _check(expected, checkpoint, ignored=_ignored(model, checkpoint))
-    shared = {f"{name}." for name in model.shared_weights().values()}
-    moved: dict[str, torch.Tensor] = {}  # tensors that several layers share are moved to the device once
-    for target in targets:
-        parts = []
-        for name in target.sources:
-            part = moved.get(name)
-            if part is None:
-                part = checkpoint.tensor(name).to(device=model.device, dtype=model.dtype)
-            if any(name.startswith(prefix) for prefix in shared):
-                moved[name] = part
-            parts.append(part)
-        target.layer.load(target.tensor_name, parts)
-    checkpoint.forget_pages()  # most layers have copies: both would count as this process's memory
+    layers = list(_stored_layers(model, source))
+    _check(_expected(layers), source, ignored=_ignored(model, source))
+    for layer, stored in layers:
+        layer.load_from(stored)
 
 
-def has_own_head(checkpoint: Checkpoint) -> bool:
+def expected_tensors(model: Loadable, source: TensorSource) -> dict[str, Shape]:
+    """The names and shapes of all tensors that the model's layers want of this source."""
+    return _expected(_stored_layers(model, source))
+
+
+def has_own_head(checkpoint: TensorSource) -> bool:
     """Whether there is an lm_head.weight that isn't a copy of the embedding."""
     if not {_HEAD, _EMBEDDING} <= checkpoint.names:
         return False
@@ -127,12 +113,31 @@ def has_own_head(checkpoint: Checkpoint) -> bool:
     return not all(torch.equal(head[at : at + _ROWS], embedding[at : at + _ROWS]) for at in starts)
 
 
-def _targets(model: Loadable) -> Iterator[_Target]:
+def _stored_layers(model: Loadable, source: TensorSource) -> Iterator[tuple[WeightedLayer, StoredLayer]]:
+    owners = frozenset(model.shared_weights().values())
+    shared: dict[str, torch.Tensor] = {}  # tensors that several layers share are moved to the device once
     for path, layer in model.named_modules():
         if isinstance(layer, WeightedLayer):
-            for tensor_name, shapes in layer.part_shapes().items():
-                names = [f"{part}.{tensor_name}" for part in _parts(model, path)]
-                yield _Target(layer, tensor_name, dict(zip(names, shapes, strict=True)))
+            parts = _parts(model, path)
+            yield (
+                layer,
+                StoredLayer(
+                    source,
+                    parts,
+                    device=model.device,
+                    dtype=model.dtype,
+                    shared=None if owners.isdisjoint(parts) else shared,
+                ),
+            )
+
+
+def _expected(layers: Iterable[tuple[WeightedLayer, StoredLayer]]) -> dict[str, Shape]:
+    return {
+        stored.full_name(name, part): shape
+        for layer, stored in layers
+        for name, shapes in layer.wanted(stored).items()
+        for part, shape in enumerate(shapes)
+    }
 
 
 def _parts(model: Loadable, path: str) -> list[str]:
@@ -142,7 +147,7 @@ def _parts(model: Loadable, path: str) -> list[str]:
     return [f"{parent}.{part}" if parent else part for part in model.FUSED.get(name, (name,))]
 
 
-def _ignored(model: Loadable, checkpoint: Checkpoint) -> frozenset[str]:
+def _ignored(model: Loadable, checkpoint: TensorSource) -> frozenset[str]:
     """Optional tensors that aren't needed: a copy of tied embeddings, tables of older savers."""
     copies = {f"{name}.weight" for name in model.shared_weights()}
     tables = {name for name in checkpoint.names if name.endswith(".rotary_emb.inv_freq")}
@@ -150,9 +155,7 @@ def _ignored(model: Loadable, checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(copies | tables | unused)
 
 
-def _check(
-    expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint, *, ignored: frozenset[str]
-) -> None:
+def _check(expected: Mapping[str, Shape], checkpoint: TensorSource, *, ignored: frozenset[str]) -> None:
     problems = []
     if missing := sorted(expected.keys() - checkpoint.names):
         problems.append(f"lacks {enumerate_names(missing)}")

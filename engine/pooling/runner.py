@@ -176,15 +176,15 @@ class PooledDecoderRunner:
     def cache_maker(self) -> Callable[[], PagedKVCache]:
         """Makes a KV cache of one layer, shared by all: each writes and reads it before the next does."""
         model = self._model
-        make_one = partial(
+        return partial(
             PagedKVCache,
-            replace(model.attention_shape, num_layers=1),
+            model.attention_specs,
             num_blocks=self._num_blocks,
             block_size=self._block_size,
             dtype=model.dtype,
             device=model.device,
+            shares_memory=True,
         )
-        return partial(_shared_by_layers, make_one, model.config.num_hidden_layers)
 
     def pool(
         self, batch: Sequence[PoolingRequest], pooling: PoolingType, cache: PagedKVCache | None
@@ -217,13 +217,6 @@ class PooledDecoderRunner:
             )
             first_block += num_blocks
         return Batch(sequences)
-
-
-def _shared_by_layers(make_one: Callable[[], PagedKVCache], num_layers: int) -> PagedKVCache:
-    cache = make_one()
-    cache.keys *= num_layers
-    cache.values *= num_layers
-    return cache
 
 
 def flat_inputs(batch: Sequence[PoolingRequest], device: torch.device) -> FlatInputs:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from docs.metrics_table import render
 from engine.core.types import EngineStats
 from engine.server.model.metrics import Metrics
 from tests.berth_process import running_berth
@@ -83,6 +84,7 @@ def test_panels_lie_side_by_side_and_have_what_grafana_needs() -> None:
 
 def test_the_page_on_metrics_lists_every_metric_as_it_is(exported: list[Metric]) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
+    assert render(page) == page  # else run `make docs`
     rows = re.findall(r"^\| `(berth_\w+)` \| (\w+) \| (.*?) \| (.+) \|$", page, re.MULTILINE)
     listed = {name: (kind, text) for name, kind, _, text in rows}
     ours = [family for family in exported if family.name.startswith("berth_")]

@@ -27,5 +27,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU computes with the GPU's kernels, by Triton's interpreter."""
     pytest.importorskip("triton")
-    for module in ("operators", "attention.block_kernels"):
+    for module in ("operators", "attention.backend"):
         monkeypatch.setattr(f"engine.models.{module}.uses_triton", lambda device_type: True)

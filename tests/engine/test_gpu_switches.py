@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from engine.execution.graphs import recorder_for
-from engine.models.attention.block_kernels import find_block_kernels
-from engine.models.attention.paged import AttentionShape, PagedKVCache
-from engine.models.operators import find_operators
+from engine.models.attention.backend import choose_backends
+from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.sdpa import SdpaBackend
+from engine.models.attention.spec import AttentionSpec
+from engine.models.operators import TorchOperators, find_operators
 from engine.models.triton_kernels.switches import GRAPHS, KERNELS, uses_cuda_graphs, uses_triton
+
+SPEC = AttentionSpec(num_heads=2, num_kv_heads=1, head_dim=64, scale=0.125)
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +34,8 @@ def _neither_is_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_both_are_off_by_default() -> None:
     device, dtype = torch.device("cuda"), torch.bfloat16
     assert not uses_triton("cuda") and not uses_cuda_graphs("cuda")
-    assert find_operators("cuda", dtype) is None
-    kernels = find_block_kernels(
-        num_heads=2, num_kv_heads=1, head_dim=64, block_size=16, dtype=dtype, device=device
-    )
-    assert kernels is None
+    assert isinstance(find_operators("cuda", dtype), TorchOperators)
+    assert choose_backends([SPEC], block_size=16, dtype=dtype, device=device) == [SdpaBackend(16)]
 
 
 @pytest.mark.parametrize("value", ["", "0", "true"])
@@ -70,8 +71,7 @@ def test_without_triton_pytorch_computes(
 def test_a_cpu_has_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS, "1")
     monkeypatch.setenv(GRAPHS, "1")
-    shape = AttentionShape(num_heads=2, num_kv_heads=1, head_dim=64, num_layers=1)
-    cache = PagedKVCache(shape, num_blocks=2, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    cache = PagedKVCache([SPEC], num_blocks=2, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
     assert not uses_triton("cpu")
     assert recorder_for(cache) is None
 

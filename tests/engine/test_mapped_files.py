@@ -54,7 +54,7 @@ def test_pages_of_a_checkpoint_are_released(tmp_path: Path) -> None:
         assert torch.equal(read, stored)
         assert resident_bytes(path) >= stored.nbytes
         load_weights(model, checkpoint)
-        assert resident_bytes(path) < stored.nbytes / 8
+    assert resident_bytes(path) < stored.nbytes / 8
     assert torch.equal(model.table(torch.arange(_ROWS)), stored)
     assert resident_bytes(path) >= stored.nbytes
     forget_pages([path.with_name("model")])

@@ -39,7 +39,7 @@ def runner_of(
     with Checkpoint(path) as checkpoint:
         load_weights(model, checkpoint)
     cache = PagedKVCache(
-        model.attention_shape, num_blocks=num_blocks, block_size=8, dtype=dtype, device=model.device
+        model.attention_specs, num_blocks=num_blocks, block_size=8, dtype=dtype, device=model.device
     )
     return ModelRunner(model, cache, eos_token_ids=config.eos_token_ids, record=record)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.models.attention.spec import AttentionSpec
 from engine.models.native import compiler
 from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
+from engine.models.operators import Activation, TorchOperators
 
 DTYPES = [torch.float32, torch.bfloat16]
+PLAIN = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=64, scale=0.125)
 
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="kernels are compiled by g++ on Linux"
@@ -58,6 +62,7 @@ def test_decode_attention(
         torch.cat(tables),
         torch.tensor([0, *(len(table) for table in tables[:-1])]).cumsum(0),
         torch.tensor(contexts),
+        AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5),
         block_size=block_size,
         out=out,
     )
@@ -76,29 +81,57 @@ def test_causal_softmax(dtype: torch.dtype, num_rows: int, num_columns: int) -> 
     scores = torch.randn(3, num_rows, num_columns).mul(20).to(dtype)
     hidden = torch.ones(num_rows, num_columns, dtype=torch.bool).triu(1 + num_columns - num_rows)
     expected = scores.double().mul(0.3).masked_fill(hidden, -torch.inf).softmax(-1)
-    kernels_for(dtype).causal_softmax(scores, scale=0.3)
+    kernels_for(dtype).causal_softmax(scores, PLAIN, scale=0.3)
     assert_close(scores, expected)
 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 4, 50])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_softmax_with_window_cap_and_sinks(
+    dtype: torch.dtype, window: int | None, softcap: float | None, has_sinks: bool
+) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(3, 7, 40).mul(20).to(dtype)
+    sinks = torch.tensor([-2.0, 0.0, 9.0]) if has_sinks else None
+    spec = replace(PLAIN, window=window, softcap=softcap, has_sinks=has_sinks)
+    expected = scores.double() * 0.3
+    if softcap is not None:
+        expected = softcap * torch.tanh(expected / softcap)
+    row, column = torch.arange(33, 40)[:, None], torch.arange(40)
+    hidden = (column > row) | (column <= row - (window or 100))
+    expected = expected.masked_fill(hidden, -torch.inf)
+    if sinks is not None:
+        expected = torch.cat((expected, sinks.double().view(3, 1, 1).expand(3, 7, 1)), -1)
+    kernels_for(dtype).causal_softmax(scores, spec, scale=0.3, sinks=sinks)
+    assert_close(scores, expected.softmax(-1)[..., :40])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_norm", [True, False])
+@pytest.mark.parametrize("size", [32, 20])
 @pytest.mark.parametrize("num_rows", [1, 5])
-def test_rotate_and_store(dtype: torch.dtype, has_norm: bool, num_rows: int) -> None:
+def test_rotate_and_store(dtype: torch.dtype, has_norm: bool, size: int, num_rows: int) -> None:
+    """All of a head, or only its first dimensions."""
     torch.manual_seed(0)
     num_heads, kv_heads, head_dim, eps = 4, 2, 32, 1e-6
     heads = torch.randn(num_rows, num_heads + 2 * kv_heads, head_dim).to(dtype)
     weights = torch.randn(num_heads + kv_heads, head_dim).to(dtype) if has_norm else None
-    cos, sin = torch.randn(2, num_rows, 1, head_dim).to(dtype)
+    cos, sin = torch.randn(2, num_rows, 1, size).to(dtype)
     keys, values = torch.full((2, kv_heads, 64, head_dim), torch.nan).to(dtype)
     slots = torch.tensor([63, 0, 17, 5, 40])[:num_rows]
     x = heads.double()
     turned = x[:, : num_heads + kv_heads]
     if weights is not None:
         turned = F.rms_norm(turned, (head_dim,), None, eps) * weights.double()
-    turned = turned * cos.double() + turned.roll(head_dim // 2, -1) * sin.double()
-    kernels_for(dtype).rotate_and_store(heads, weights, cos, sin, slots, keys, values, eps=eps)
-    assert_close(heads[:, :num_heads], turned[:, :num_heads])
+    first = turned[..., :size]
+    first = first * cos.double() + first.roll(size // 2, -1) * sin.double()
+    turned = torch.cat((first, turned[..., size:]), -1)
+    queries = kernels_for(dtype).rotate_and_store(heads, weights, cos, sin, slots, keys, values, eps=eps)
+    assert_close(queries, turned[:, :num_heads])
     assert_close(keys[:, slots], turned[:, num_heads:].transpose(0, 1))
     assert_close(values[:, slots], x[:, -kv_heads:].transpose(0, 1))
     untouched = [slot for slot in range(64) if slot not in slots]
@@ -125,12 +158,13 @@ def test_add_and_normalise(dtype: torch.dtype, num_rows: int) -> None:
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [1, 9])
-def test_silu_and_multiply(dtype: torch.dtype, num_rows: int) -> None:
+@pytest.mark.parametrize("activation", sorted(Kernels.activations))
+def test_activate_and_multiply(dtype: torch.dtype, num_rows: int, activation: Activation) -> None:
     torch.manual_seed(0)
     gate_up = torch.randn(num_rows, 200).mul(4).to(dtype)
-    gate_up[0, :4] = torch.tensor([-1000.0, -90.0, 90.0, 1000.0])
-    gate, up = gate_up.double().chunk(2, -1)
-    assert_close(kernels_for(dtype).silu_and_multiply(gate_up), F.silu(gate) * up)
+    gate_up[0, :6] = torch.tensor([-1000.0, -90.0, 90.0, 1000.0, 1e-3, -0.2])
+    expected = TorchOperators().activate_and_multiply(gate_up.double(), activation)
+    assert_close(kernels_for(dtype).activate_and_multiply(gate_up, activation), expected)
 
 
 @needs_compiler
@@ -186,12 +220,20 @@ def test_nans_stay_nans(dtype: torch.dtype) -> None:
     x[0, 3] = torch.nan
     kernels = kernels_for(dtype)
     normalised = kernels.add_and_normalise(x.clone(), None, torch.ones(64).to(dtype), eps=1e-6)
-    gated = kernels.silu_and_multiply(x.clone())
+    gated = kernels.activate_and_multiply(x.clone(), "silu")
     keys = values = torch.ones(1, 2, 64).to(dtype)
     out = torch.empty_like(x)
     one = torch.tensor([1, 1])
     kernels.decode_attention(
-        x[:, None], keys, values, torch.zeros(2, dtype=torch.int64), one - 1, one, block_size=2, out=out
+        x[:, None],
+        keys,
+        values,
+        torch.zeros(2, dtype=torch.int64),
+        one - 1,
+        one,
+        PLAIN,
+        block_size=2,
+        out=out,
     )
     assert normalised[0].isnan().all() and not normalised[1].isnan().any()
     assert gated[0, 3].isnan() and not gated[1].isnan().any()
@@ -201,7 +243,7 @@ def test_nans_stay_nans(dtype: torch.dtype) -> None:
 def test_there_are_no_kernels_for_other_tensors() -> None:
     assert find_kernels("cuda", torch.bfloat16) is None
     assert find_kernels("cpu", torch.float16) is None
-    assert not fits_head_dim(512) and not fits_head_dim(33) and fits_head_dim(128)
+    assert not fits_head_dim(514) and fits_head_dim(512) and not fits_head_dim(33) and fits_head_dim(128)
 
 
 @pytest.mark.parametrize(

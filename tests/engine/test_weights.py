@@ -16,8 +16,10 @@ from engine.errors import CheckpointError
 from engine.models.config import read_model_config
 from engine.models.layers import packed_linear
 from engine.models.layers.linear import Linear
+from engine.models.layers.linear_method import PackedLinear, PlainLinear
 from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
+from tests.engine.memory_source import load_layer
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -111,7 +113,7 @@ def test_tied_embeddings_share_memory_where_nothing_is_packed(source: Path) -> N
     model = generating_architecture(config.architecture).load_class()(config, dtype=torch.float32, device=CPU)
     with Checkpoint(source) as checkpoint:
         load_weights(model, checkpoint)
-    assert model.lm_head._weight.data_ptr() == model.model.embed_tokens._weight.data_ptr()
+    assert model.lm_head.method.weight.data_ptr() == model.model.embed_tokens._weight.data_ptr()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -124,10 +126,11 @@ def test_linear_packed_or_not(bias: bool, is_available: bool, monkeypatch: pytes
         monkeypatch.setattr(packed_linear, "is_available", lambda dtype: False)
     parts = [torch.randn(size, 64).bfloat16() for size in (96, 32)]
     biases = [torch.randn(size).bfloat16() for size in (96, 32)]
-    layer = Linear(64, (96, 32), bias=bias)
-    layer.load("weight", parts)
+    tensors = {f"{path}.weight": part for path, part in zip("qk", parts, strict=True)}
     if bias:
-        layer.load("bias", biases)
+        tensors |= {f"{path}.bias": part for path, part in zip("qk", biases, strict=True)}
+    layer = Linear(64, (96, 32), bias=bias)
+    load_layer(layer, tensors, "q", "k", dtype=torch.bfloat16)
     for rows in (1, 2, 8, 33):
         x = torch.randn(rows, 64).bfloat16()
         expected = F.linear(x.float(), torch.cat(parts).float(), torch.cat(biases).float() if bias else None)
@@ -138,8 +141,9 @@ def test_float32_is_packed_only_where_that_is_asked_for() -> None:
     weight, x = torch.randn(32, 64), torch.randn(40, 64)
     for asked in (False, True):
         layer = Linear(64, (32,), packs_float32=asked)
-        layer.load("weight", [weight])
-        assert layer._is_packed is (asked and packed_linear.is_available(torch.float32))
+        load_layer(layer, {"weight": weight})
+        is_packed = asked and packed_linear.is_available(torch.float32)
+        assert type(layer.method) is (PackedLinear if is_packed else PlainLinear)
         torch.testing.assert_close(layer(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
 
 

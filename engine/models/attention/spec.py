@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -19,3 +20,8 @@ class AttentionSpec:
     def values_per_token(self) -> int:
         """Numbers that the KV cache holds per token."""
         return 2 * self.num_kv_heads * self.head_dim
+
+
+def bytes_per_token(specs: Iterable[AttentionSpec], element_size: int) -> int:
+    """Bytes of keys and values in all layers."""
+    return sum(spec.values_per_token for spec in specs) * element_size

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from engine.models.layers.weights import WeightedLayer
+from engine.models.layers.weights import StoredLayer, WeightedLayer
 
 
 class Head(WeightedLayer):
@@ -29,6 +29,10 @@ class Head(WeightedLayer):
         if self._has_bias:
             shapes["bias"] = [self._shape[:1]]
         return shapes
+
+    def load_from(self, stored: StoredLayer) -> None:
+        for name in self.wanted(stored):
+            self.load(name, [stored.load(name, dtype=torch.float32)])
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
         (part,) = parts

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
-from engine.models.layers import packed_linear
-from engine.models.layers.weights import WeightedLayer
+from engine.models.layers.linear_method import LinearMethod, MatrixTensor, PlainLinear, choose_method
+from engine.models.layers.weights import Shape, StoredLayer, WeightedLayer
 
 
 class Linear(WeightedLayer):
     """y = x Wᵀ + b, with W [sum(out_features), in_features].
 
-    `out_features` has one entry per projection of the checkpoint that is fused here.
+    `out_features` has one entry per projection that is fused here. The checkpoint stores each one apart, or
+    all in one tensor, one below the other.
     """
 
     def __init__(
@@ -33,33 +33,40 @@ class Linear(WeightedLayer):
         self.out_features = tuple(out_features)
         self._has_bias = bias
         self._packs_float32 = packs_float32
-        self._weight = torch.empty(0)
-        self._is_packed = False
-        self._bias: torch.Tensor | None = None
+        self._use(PlainLinear())
 
-    def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
-        shapes: dict[str, Sequence[tuple[int, ...]]] = {
-            "weight": [(size, self.in_features) for size in self.out_features]
-        }
-        if self._has_bias:
-            shapes["bias"] = [(size,) for size in self.out_features]
-        return shapes
+    def part_shapes(self) -> Mapping[str, Sequence[Shape]]:
+        """Of projections that are stored apart."""
+        return self._shapes(PlainLinear(), self.out_features)
 
-    def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        merged = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-        if name == "bias":
-            self._bias = merged
-        elif self._packs(merged):
-            self._weight, self._is_packed = packed_linear.pack(merged), True
-        else:
-            self._weight, self._is_packed = merged, False
+    def wanted(self, stored: StoredLayer) -> Mapping[str, Sequence[Shape]]:
+        method = choose_method(stored, packs_float32=self._packs_float32)
+        return self._shapes(method, self._stored_features(stored))
 
-    def _packs(self, weight: torch.Tensor) -> bool:
-        is_wanted = self._packs_float32 or weight.dtype is not torch.float32
-        return weight.device.type == "cpu" and is_wanted and packed_linear.is_available(weight.dtype)
+    def load_from(self, stored: StoredLayer) -> None:
+        method = choose_method(stored, packs_float32=self._packs_float32)
+        wanted = method.tensors(self.in_features, sum(self.out_features), bias=self._has_bias)
+        method.load({name: _joined(stored, name, tensor) for name, tensor in wanted.items()})
+        self._use(method)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] → [T, sum(out_features)]."""
-        if self._is_packed:
-            return packed_linear.multiply(x, self._weight, self._bias)
-        return F.linear(x, self._weight, self._bias)
+        return self._multiply(x)
+
+    def _use(self, method: LinearMethod) -> None:
+        self.method = method
+        self._multiply = method.forward  # without a module's hooks, which cost a microsecond each time
+
+    def _stored_features(self, stored: StoredLayer) -> tuple[int, ...]:
+        """The output features of each of the checkpoint's projections: one may have all."""
+        return self.out_features if len(stored.paths) > 1 else (sum(self.out_features),)
+
+    def _shapes(self, method: LinearMethod, features: Sequence[int]) -> Mapping[str, Sequence[Shape]]:
+        projections = [method.tensors(self.in_features, size, bias=self._has_bias) for size in features]
+        return {name: [tensors[name].shape for tensors in projections] for name in projections[0]}
+
+
+def _joined(stored: StoredLayer, name: str, tensor: MatrixTensor) -> torch.Tensor:
+    """One tensor of all projections."""
+    parts = [stored.load(name, part, dtype=tensor.dtype) for part in range(len(stored.paths))]
+    return parts[0] if len(parts) == 1 or tensor.outputs is None else torch.cat(parts, tensor.outputs)

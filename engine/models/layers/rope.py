@@ -27,7 +27,6 @@ class RotaryEmbedding:
     def __init__(
         self, head_dim: int, config: RopeConfig, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._half = head_dim // 2
         self._dtype = dtype
         self._inverse_frequencies = inverse_frequencies(head_dim, config).to(device)
 
@@ -39,11 +38,6 @@ class RotaryEmbedding:
             torch.cat((cos, cos), dim=-1).to(self._dtype)[:, None],
             torch.cat((-sin, sin), dim=-1).to(self._dtype)[:, None],
         )
-
-    def apply(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-        """[T, heads, head_dim] → the same, rotated."""
-        swapped = torch.roll(x, self._half, dims=-1)
-        return torch.addcmul(x * rotation.cos, swapped, rotation.signed_sin)
 
 
 def inverse_frequencies(head_dim: int, config: RopeConfig) -> torch.Tensor:

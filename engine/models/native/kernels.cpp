@@ -54,9 +54,30 @@ inline float exponential(float x) {
   return y * power;
 }
 
-constexpr int kMaxHeadDim = 256;
+// tanh(x) to float32's precision, by Cephes' tanhf; it can be vectorised like `exponential`.
+inline float hyperbolic_tangent(float x) {
+  const float z = x * x;
+  float y = -5.70498872745e-3f;
+  y = y * z + 2.06390887954e-2f;
+  y = y * z - 5.37397155531e-2f;
+  y = y * z + 1.33314422036e-1f;
+  y = y * z - 3.33332819422e-1f;
+  const float near = y * z * x + x;
+  const float far = 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f);
+  return x > -0.625f && x < 0.625f ? near : far;
+}
+
+constexpr int kMaxHeadDim = 512;
 constexpr int kHeadsAtOnce = 8;  // query heads that share the reading of a key
 constexpr int kRowsAtOnce = 32;  // keys between two updates of the running maximum
+
+// What is done to the scores, beside the scaling.
+struct Scoring {
+  float scale;
+  int64_t window;      // positions that a query sees, its own included; 0 = all
+  float softcap;       // scores become softcap * tanh(score / softcap); 0 = they stay
+  const float* sinks;  // per head, a further score that takes part in the softmax; may be null
+};
 
 template <typename T>
 struct Cache {
@@ -66,22 +87,24 @@ struct Cache {
   int64_t block_size;
 };
 
-// One query per head against `context` keys with an online softmax: nothing of the context's length is stored.
-// D is the head's dimension if known at compile time, else 0.
+// One query per head against the last of `context` keys that the window shows, with an online softmax: nothing of the
+// context's length is stored. `scoring.sinks` are those of the heads. D is the head's dimension if known at compile
+// time, else 0.
 template <typename T, int D>
-void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context, int head_dim, float scale,
-            T* outputs) {
+void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context, int head_dim,
+            const Scoring& scoring, T* outputs) {
   constexpr int kDim = D ? D : kMaxHeadDim;
   const int dim = D ? D : head_dim;
   alignas(64) float query[kHeadsAtOnce][kDim], sum[kHeadsAtOnce][kDim], weight[kHeadsAtOnce][kRowsAtOnce];
   float highest[kHeadsAtOnce], total[kHeadsAtOnce];
   for (int h = 0; h < heads; ++h) {
-    for (int d = 0; d < dim; ++d) query[h][d] = widen(queries[h * dim + d]) * scale;
+    for (int d = 0; d < dim; ++d) query[h][d] = widen(queries[h * dim + d]) * scoring.scale;
     for (int d = 0; d < dim; ++d) sum[h][d] = 0.0f;
-    highest[h] = -1e30f;
-    total[h] = 0.0f;
+    highest[h] = scoring.sinks ? scoring.sinks[h] : -1e30f;
+    total[h] = scoring.sinks ? 1.0f : 0.0f;
   }
-  for (int64_t first = 0, rows; first < context; first += rows) {
+  const int64_t begin = scoring.window ? std::max<int64_t>(0, context - scoring.window) : 0;
+  for (int64_t first = begin, rows; first < context; first += rows) {
     const int64_t within = first % cache.block_size;
     rows = std::min<int64_t>({kRowsAtOnce, cache.block_size - within, context - first});
     const int64_t slot = cache.block_table[first / cache.block_size] * cache.block_size + within;
@@ -93,6 +116,10 @@ void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context,
         for (int d = 0; d < dim; ++d) dot += query[h][d] * widen(keys[j * dim + d]);
         weight[h][j] = dot;
       }
+    if (scoring.softcap > 0)
+      for (int h = 0; h < heads; ++h)
+        for (int j = 0; j < rows; ++j)
+          weight[h][j] = scoring.softcap * hyperbolic_tangent(weight[h][j] / scoring.softcap);
     for (int h = 0; h < heads; ++h) {
       float top = highest[h];
       for (int j = 0; j < rows; ++j) top = weight[h][j] > top ? weight[h][j] : top;
@@ -117,9 +144,12 @@ void attend(const T* queries, int heads, const Cache<T>& cache, int64_t context,
 template <typename T>
 void decode_attention(const T* queries, int64_t query_stride, const T* keys, const T* values,
                       const int64_t* blocks, const int64_t* starts, const int64_t* contexts, int64_t num_rows,
-                      int kv_heads, int group, int head_dim, int64_t slots, int64_t block_size, float scale,
-                      int num_threads, T* out) {
-  const auto of_one_head = head_dim == 128 ? attend<T, 128> : head_dim == 64 ? attend<T, 64> : attend<T, 0>;
+                      int kv_heads, int group, int head_dim, int64_t slots, int64_t block_size,
+                      const Scoring& scoring, int num_threads, T* out) {
+  const auto of_one_head = head_dim == 128   ? attend<T, 128>
+                           : head_dim == 64  ? attend<T, 64>
+                           : head_dim == 256 ? attend<T, 256>
+                                             : attend<T, 0>;
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
   for (int64_t item = 0; item < num_rows * kv_heads; ++item) {
     const int64_t row = item / kv_heads, head = item % kv_heads;
@@ -127,32 +157,49 @@ void decode_attention(const T* queries, int64_t query_stride, const T* keys, con
                          blocks + starts[row], block_size};
     for (int first = 0; first < group; first += kHeadsAtOnce) {
       const int64_t offset = (head * group + first) * head_dim;
+      Scoring of_heads = scoring;
+      if (scoring.sinks) of_heads.sinks += head * group + first;
       of_one_head(queries + row * query_stride + offset, std::min(kHeadsAtOnce, group - first), cache,
-                  contexts[row], head_dim, scale, out + row * kv_heads * group * head_dim + offset);
+                  contexts[row], head_dim, of_heads, out + row * kv_heads * group * head_dim + offset);
     }
   }
 }
 
-// scores [num_matrices, num_rows, num_columns] → softmax(scale * scores) in place. Row r sees all columns but the
-// last num_rows - 1 - r, which become 0.
+// scores [num_heads, num_rows, num_columns] → their softmax in place. The last row sees the last column, each before
+// it one less, and of these as many as the window has; columns that a row doesn't see become 0.
 template <typename T>
-void causal_softmax(T* scores, int64_t num_matrices, int64_t num_rows, int64_t num_columns, float scale,
+void causal_softmax(T* scores, int64_t num_heads, int64_t num_rows, int64_t num_columns, const Scoring& scoring,
                     int num_threads) {
 #pragma omp parallel num_threads(num_threads)
   {
     std::vector<float> weights(num_columns);
 #pragma omp for schedule(static)
-    for (int64_t item = 0; item < num_matrices * num_rows; ++item) {
-      T* row = scores + item * num_columns;
-      const int64_t visible = num_columns - num_rows + 1 + item % num_rows;
-      float highest = widen(row[0]), total = 0.0f;
+    for (int64_t item = 0; item < num_heads * num_rows; ++item) {
+      const int64_t stop = num_columns - num_rows + 1 + item % num_rows;
+      const int64_t begin = scoring.window ? std::max<int64_t>(0, stop - scoring.window) : 0;
+      T* row = scores + item * num_columns + begin;
+      const int64_t visible = stop - begin;
+      float scale = scoring.scale, highest = widen(row[0]), total = 0.0f;
       for (int64_t i = 0; i < visible; ++i) weights[i] = widen(row[i]);
+      if (scoring.softcap > 0) {
+        const float share_of_cap = scale / scoring.softcap;
+        scale = 1.0f;
+        for (int64_t i = 0; i < visible; ++i)
+          weights[i] = scoring.softcap * hyperbolic_tangent(weights[i] * share_of_cap);
+        highest = weights[0];
+      }
       for (int64_t i = 0; i < visible; ++i) highest = weights[i] > highest ? weights[i] : highest;
+      if (scoring.sinks) {
+        const float sink = scoring.sinks[item / num_rows];
+        highest = std::max(highest, sink / scale);
+        total = exponential(sink - highest * scale);
+      }
       for (int64_t i = 0; i < visible; ++i) weights[i] = exponential((weights[i] - highest) * scale);
       for (int64_t i = 0; i < visible; ++i) total += weights[i];
       const float share = 1.0f / total;
+      std::memset(static_cast<void*>(row - begin), 0, sizeof(T) * begin);
       for (int64_t i = 0; i < visible; ++i) narrow(weights[i] * share, row[i]);
-      std::memset(static_cast<void*>(row + visible), 0, sizeof(T) * (num_columns - visible));
+      std::memset(static_cast<void*>(row + visible), 0, sizeof(T) * (num_columns - stop));
     }
   }
 }
@@ -164,19 +211,21 @@ float inverse_length(const T* x, int64_t size, float eps) {
   return 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
 }
 
-// One head of a query or key: normalised if there is a weight, then rotated.
+// One head of a query or key: normalised if there is a weight, then its first `size` dimensions rotated.
 template <typename T>
-void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int head_dim, float eps, T* out) {
+void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int head_dim, int size, float eps,
+          T* out) {
   alignas(64) float turned[kMaxHeadDim];
   const float scale = weight ? inverse_length(x, head_dim, eps) : 1.0f;
   for (int d = 0; d < head_dim; ++d) turned[d] = widen(x[d]) * scale;
   if (weight)
     for (int d = 0; d < head_dim; ++d) turned[d] *= widen(weight[d]);
-  const int half = head_dim / 2;
+  const int half = size / 2;
   for (int d = 0; d < half; ++d)
     narrow(turned[d] * widen(cos[d]) + turned[d + half] * widen(signed_sin[d]), out[d]);
-  for (int d = half; d < head_dim; ++d)
+  for (int d = half; d < size; ++d)
     narrow(turned[d] * widen(cos[d]) + turned[d - half] * widen(signed_sin[d]), out[d]);
+  for (int d = size; d < head_dim; ++d) narrow(turned[d], out[d]);
 }
 
 // heads [num_rows, num_heads + 2 * kv_heads, head_dim]: queries are rotated in place, keys are rotated and stored
@@ -184,7 +233,7 @@ void turn(const T* x, const T* weight, const T* cos, const T* signed_sin, int he
 template <typename T>
 void rotate_and_store(T* heads, const T* weights, const T* cos, const T* signed_sin, const int64_t* slot_of_row,
                       T* keys, T* values, int64_t num_rows, int num_heads, int kv_heads, int head_dim,
-                      int64_t slots, float eps, int num_threads) {
+                      int size, int64_t slots, float eps, int num_threads) {
   const int per_row = num_heads + 2 * kv_heads;
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 1)
   for (int64_t item = 0; item < num_rows * per_row; ++item) {
@@ -193,8 +242,8 @@ void rotate_and_store(T* heads, const T* weights, const T* cos, const T* signed_
     T* x = heads + item * head_dim;
     if (head < num_heads + kv_heads) {
       T* out = head < num_heads ? x : keys + ((head - num_heads) * slots + slot_of_row[row]) * head_dim;
-      turn(x, weights ? weights + head * head_dim : nullptr, cos + row * head_dim, signed_sin + row * head_dim,
-           head_dim, eps, out);
+      turn(x, weights ? weights + head * head_dim : nullptr, cos + row * size, signed_sin + row * size, head_dim,
+           size, eps, out);
     } else {
       T* out = values + ((head - num_heads - kv_heads) * slots + slot_of_row[row]) * head_dim;
       std::memcpy(out, x, sizeof(T) * head_dim);
@@ -216,18 +265,32 @@ void add_and_normalise(T* residual, const T* delta, const T* weight, int64_t num
   }
 }
 
-// gate_up [num_rows, 2 * size] → silu(first half) * second half, [num_rows, size].
-template <typename T>
-void silu_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int num_threads, T* out) {
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+inline float gelu_tanh(float x) {  // x / 2 * (1 + tanh(y)) without the difference of two near numbers
+  return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x)));
+}
+
+inline float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.7071067812f)); }
+
+template <typename T, float (*activate)(float)>
+void multiply_activated(const T* gate_up, int64_t num_rows, int64_t size, int num_threads, T* out) {
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > 2)
   for (int64_t row = 0; row < num_rows; ++row) {
     const T* gate = gate_up + row * 2 * size;
     const T* up = gate + size;
-    for (int64_t i = 0; i < size; ++i) {
-      const float x = widen(gate[i]);
-      narrow(x / (1.0f + exponential(-x)) * widen(up[i]), out[row * size + i]);
-    }
+    for (int64_t i = 0; i < size; ++i) narrow(activate(widen(gate[i])) * widen(up[i]), out[row * size + i]);
   }
+}
+
+// gate_up [num_rows, 2 * size] → activation(first half) * second half, [num_rows, size].
+template <typename T>
+void activate_and_multiply(const T* gate_up, int64_t num_rows, int64_t size, int activation, int num_threads,
+                           T* out) {
+  const auto multiply = activation == 0   ? multiply_activated<T, silu>
+                        : activation == 1 ? multiply_activated<T, gelu_tanh>
+                                          : multiply_activated<T, gelu>;
+  multiply(gate_up, num_rows, size, num_threads, out);
 }
 
 // Minus infinity where a bit is not set: bits [num_rows, num_words] for the rows in `rows` of logits
@@ -336,28 +399,32 @@ void draw_tokens(const T* logits, const int64_t* rows, const float* temperatures
   extern "C" void decode_attention_##SUFFIX(                                                                  \
       const T* queries, int64_t query_stride, const T* keys, const T* values, const int64_t* blocks,          \
       const int64_t* starts, const int64_t* contexts, int64_t num_rows, int kv_heads, int group,              \
-      int head_dim, int64_t slots, int64_t block_size, float scale, int num_threads, T* out) {                \
+      int head_dim, int64_t slots, int64_t block_size, float scale, int64_t window, float softcap,            \
+      const float* sinks, int num_threads, T* out) {                                                          \
     decode_attention(queries, query_stride, keys, values, blocks, starts, contexts, num_rows, kv_heads,       \
-                     group, head_dim, slots, block_size, scale, num_threads, out);                            \
+                     group, head_dim, slots, block_size, Scoring{scale, window, softcap, sinks}, num_threads, \
+                     out);                                                                                    \
   }                                                                                                           \
-  extern "C" void causal_softmax_##SUFFIX(T* scores, int64_t num_matrices, int64_t num_rows,                  \
-                                          int64_t num_columns, float scale, int num_threads) {                \
-    causal_softmax(scores, num_matrices, num_rows, num_columns, scale, num_threads);                          \
+  extern "C" void causal_softmax_##SUFFIX(T* scores, int64_t num_heads, int64_t num_rows,                     \
+                                          int64_t num_columns, float scale, int64_t window, float softcap,    \
+                                          const float* sinks, int num_threads) {                              \
+    causal_softmax(scores, num_heads, num_rows, num_columns, Scoring{scale, window, softcap, sinks},          \
+                   num_threads);                                                                              \
   }                                                                                                           \
   extern "C" void rotate_and_store_##SUFFIX(T* heads, const T* weights, const T* cos, const T* signed_sin,    \
                                             const int64_t* slot_of_row, T* keys, T* values, int64_t num_rows, \
-                                            int num_heads, int kv_heads, int head_dim, int64_t slots,         \
-                                            float eps, int num_threads) {                                     \
+                                            int num_heads, int kv_heads, int head_dim, int size,              \
+                                            int64_t slots, float eps, int num_threads) {                      \
     rotate_and_store(heads, weights, cos, signed_sin, slot_of_row, keys, values, num_rows, num_heads,         \
-                     kv_heads, head_dim, slots, eps, num_threads);                                            \
+                     kv_heads, head_dim, size, slots, eps, num_threads);                                      \
   }                                                                                                           \
   extern "C" void add_and_normalise_##SUFFIX(T* residual, const T* delta, const T* weight, int64_t num_rows,  \
                                              int64_t size, float eps, int num_threads, T* out) {              \
     add_and_normalise(residual, delta, weight, num_rows, size, eps, num_threads, out);                        \
   }                                                                                                           \
-  extern "C" void silu_and_multiply_##SUFFIX(const T* gate_up, int64_t num_rows, int64_t size,                \
-                                             int num_threads, T* out) {                                       \
-    silu_and_multiply(gate_up, num_rows, size, num_threads, out);                                             \
+  extern "C" void activate_and_multiply_##SUFFIX(const T* gate_up, int64_t num_rows, int64_t size,            \
+                                                 int activation, int num_threads, T* out) {                   \
+    activate_and_multiply(gate_up, num_rows, size, activation, num_threads, out);                             \
   }                                                                                                           \
   extern "C" void forbid_tokens_##SUFFIX(T* logits, const int64_t* rows, const uint32_t* bits,                \
                                          int64_t num_rows, int64_t num_words, int64_t vocab_size,            \

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any, ClassVar
 
 import torch
 
+from engine.models.attention.spec import AttentionSpec
 from engine.models.native.compiler import load_library
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
-_MAX_HEAD_DIM = 256
+_MAX_HEAD_DIM = 512
+_ACTIVATIONS: dict[str, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}  # as kernels.cpp numbers them
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
-    "decode_attention": (_P, _L, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _L, _F, _I, _P),
-    "causal_softmax": (_P, _L, _L, _L, _F, _I),
-    "rotate_and_store": (_P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _F, _I),
+    "decode_attention": (_P, _L, _P, _P, _P, _P, _P, _L, _I, _I, _I, _L, _L, _F, _L, _F, _P, _I, _P),
+    "causal_softmax": (_P, _L, _L, _L, _F, _L, _F, _P, _I),
+    "rotate_and_store": (_P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _L, _F, _I),
     "add_and_normalise": (_P, _P, _P, _L, _L, _F, _I, _P),
-    "silu_and_multiply": (_P, _L, _L, _I, _P),
+    "activate_and_multiply": (_P, _L, _L, _I, _I, _P),
     "forbid_tokens": (_P, _P, _P, _L, _L, _L, _I),
     "draw_tokens": (_P, _P, _P, _P, _P, _L, _L, _I, _P),
 }
@@ -38,7 +41,12 @@ def fits_head_dim(head_dim: int) -> bool:
 
 
 class Kernels:
-    """All tensors must be contiguous, on the CPU, and of this element type (or int64)."""
+    """All tensors must be contiguous, on the CPU, and of this element type (or int64).
+
+    Implements engine.models.operators.FusedOperators, too.
+    """
+
+    activations: ClassVar[frozenset[Any]] = frozenset(_ACTIVATIONS)
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         functions = {}
@@ -50,7 +58,7 @@ class Kernels:
         self._causal_softmax = functions["causal_softmax"]
         self._rotate_and_store = functions["rotate_and_store"]
         self._add_and_normalise = functions["add_and_normalise"]
-        self._silu_and_multiply = functions["silu_and_multiply"]
+        self._activate_and_multiply = functions["activate_and_multiply"]
         self._forbid_tokens = functions["forbid_tokens"]
         self._draw_tokens = functions["draw_tokens"]
 
@@ -62,15 +70,17 @@ class Kernels:
         blocks: torch.Tensor,
         starts: torch.Tensor,
         contexts: torch.Tensor,
+        spec: AttentionSpec,
         *,
+        sinks: torch.Tensor | None = None,
         block_size: int,
         out: torch.Tensor,
     ) -> None:
         """Attend one query per row to the first `contexts[row]` positions of its blocks.
 
         queries [R, heads, head_dim], contiguous but for the stride of its rows; keys and values [kv_heads,
-        slots, head_dim]; a row's blocks begin at `blocks[starts[row]]`, all int64; out [R, heads * head_dim]
-        is written.
+        slots, head_dim]; a row's blocks begin at `blocks[starts[row]]`, all int64; sinks float32 [heads];
+        out [R, heads * head_dim] is written.
         """
         num_rows, num_heads, head_dim = queries.shape
         kv_heads, slots, _ = keys.shape
@@ -88,20 +98,37 @@ class Kernels:
             head_dim,
             slots,
             block_size,
-            head_dim**-0.5,
+            spec.scale,
+            spec.window or 0,
+            spec.softcap or 0.0,
+            None if sinks is None else sinks.data_ptr(),
             torch.get_num_threads(),
             out.data_ptr(),
         )
 
-    def causal_softmax(self, scores: torch.Tensor, *, scale: float) -> None:
-        """softmax(scale * scores), in place, of scores [M, rows, columns]: the last row sees every column.
+    def causal_softmax(
+        self, scores: torch.Tensor, spec: AttentionSpec, *, scale: float, sinks: torch.Tensor | None = None
+    ) -> None:
+        """softmax of `scale` * scores [heads, rows, columns] with the spec's cap and window, in place.
 
-        Each row before it sees one column less; columns it doesn't see become 0.
+        The last row sees the last column, each before it one less; columns that a row doesn't see become 0.
+        sinks float32 [heads] take part in the sum.
         """
-        num_matrices, num_rows, num_columns = scores.shape
+        num_heads, num_rows, num_columns = scores.shape
         self._causal_softmax(
-            scores.data_ptr(), num_matrices, num_rows, num_columns, scale, torch.get_num_threads()
+            scores.data_ptr(),
+            num_heads,
+            num_rows,
+            num_columns,
+            scale,
+            spec.window or 0,
+            spec.softcap or 0.0,
+            None if sinks is None else sinks.data_ptr(),
+            torch.get_num_threads(),
         )
+
+    def can_rotate(self, head_dim: int, size: int) -> bool:
+        return fits_head_dim(head_dim) and size % 2 == 0
 
     def rotate_and_store(
         self,
@@ -114,13 +141,8 @@ class Kernels:
         values: torch.Tensor,
         *,
         eps: float,
-    ) -> None:
-        """Normalise (if there are weights) and rotate queries and keys, and store keys and values.
-
-        Queries are changed in place. heads [T, heads + 2 * kv_heads, head_dim]; weights [heads + kv_heads,
-        head_dim]; cos and signed_sin [T, 1, head_dim]; slots int64 [T]; keys and values [kv_heads, slots,
-        head_dim] are written.
-        """
+    ) -> torch.Tensor:
+        """See engine.models.operators.Operators. The queries stay in `heads`."""
         num_rows, num_all, head_dim = heads.shape
         kv_heads = keys.shape[0]
         self._rotate_and_store(
@@ -135,10 +157,12 @@ class Kernels:
             num_all - 2 * kv_heads,
             kv_heads,
             head_dim,
+            cos.shape[-1],
             keys.shape[1],
             eps,
             torch.get_num_threads(),
         )
+        return heads[:, : num_all - 2 * kv_heads]
 
     def add_and_normalise(
         self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, *, eps: float
@@ -158,11 +182,18 @@ class Kernels:
         )
         return out
 
-    def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(first half) * second half of the last dimension: [T, 2 * size] → [T, size]."""
+    def activate_and_multiply(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """activation(first half) * second half of the last dimension: [T, 2 * size] → [T, size]."""
         num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(num_rows, size)
-        self._silu_and_multiply(gate_up.data_ptr(), num_rows, size, torch.get_num_threads(), out.data_ptr())
+        self._activate_and_multiply(
+            gate_up.data_ptr(),
+            num_rows,
+            size,
+            _ACTIVATIONS[activation],
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
         return out
 
     def forbid_tokens(self, logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:

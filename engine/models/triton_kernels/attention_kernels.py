@@ -39,6 +39,7 @@ def attend(
     out,
     partial,
     partial_weights,
+    sinks,
     blocks,
     starts,
     contexts,
@@ -59,6 +60,7 @@ def attend(
     IS_DECODE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -92,14 +94,17 @@ def attend(
 
     stop = before + tl.minimum(first_token + TOKENS, num_rows)
     begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(before + first_token - WINDOW + 1, 0) // TILE_KEYS * TILE_KEYS
+    if WINDOW > 0:  # blocks before it may be another sequence's by now
+        begin = tl.maximum(before + first_token - WINDOW + 1, 0)
     span = tl.cdiv(tl.cdiv(stop - begin, num_splits), TILE_KEYS) * TILE_KEYS
     begin += split * span
     stop = tl.minimum(stop, begin + span)
 
     peak = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
+    if HAS_SINKS and split == 0:
+        peak = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        total = tl.full([TILE_ROWS], 1.0, tl.float32)
     gathered = tl.zeros([TILE_ROWS, PADDED_DIM], tl.float32)
     for first_key in range(begin, stop, TILE_KEYS):
         at = first_key + tl.arange(0, TILE_KEYS)
@@ -141,6 +146,33 @@ def attend(
         output_row = output_row * num_splits + split
         tl.store(partial + output_row[:, None] * HEAD_DIM + dim[None, :], gathered, is_written)
         tl.store(partial_weights + output_row, peak + tl.log2(total), is_query)
+
+
+@triton.jit
+def store(
+    keys,
+    values,
+    cached_keys,
+    cached_values,
+    slots,
+    key_stride,
+    key_head_stride,
+    value_stride,
+    value_head_stride,
+    head_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+):
+    """One head of one token; a row that only fills up a batch has no slot."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    dim = tl.arange(0, PADDED_DIM)
+    slot = tl.load(slots + row)
+    is_stored = (dim < HEAD_DIM) & (slot >= 0)
+    at = head * head_stride + slot * HEAD_DIM + dim
+    key = tl.load(keys + row * key_stride + head * key_head_stride + dim, mask=is_stored, other=0.0)
+    value = tl.load(values + row * value_stride + head * value_head_stride + dim, mask=is_stored, other=0.0)
+    tl.store(cached_keys + at, key, is_stored)
+    tl.store(cached_values + at, value, is_stored)
 
 
 @triton.jit(do_not_specialize=["num_splits"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import triton
 import triton.language as tl
 
+from engine.models.operators import Activation
 from engine.models.triton_kernels.launch import padded
 
 _GATE_TILE = 1024
@@ -30,14 +33,19 @@ def _add_and_normalise(
 
 
 @triton.jit
-def _silu_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr):
+def _activate_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr, ACTIVATION: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     offset = tl.program_id(1) * TILE + tl.arange(0, TILE)
     is_inside = offset < SIZE
     gate = tl.load(gate_up + row * 2 * SIZE + offset, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * SIZE + SIZE + offset, mask=is_inside, other=0.0).to(tl.float32)
-    gated = gate / (1 + tl.exp(-gate)) * up
-    tl.store(out + row * SIZE + offset, gated.to(out.dtype.element_ty), is_inside)
+    if ACTIVATION == "silu":
+        gate = gate / (1 + tl.exp(-gate))
+    elif ACTIVATION == "gelu":
+        gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
+    else:  # x/2 * (1 + tanh(y)) = x * sigmoid(2y)
+        gate = gate / (1 + tl.exp(-1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)))
+    tl.store(out + row * SIZE + offset, (gate * up).to(out.dtype.element_ty), is_inside)
 
 
 @triton.jit
@@ -96,7 +104,12 @@ def _rotate_and_store(
 
 
 class TritonOperators:
-    """Implements engine.models.operators.Operators. All tensors are contiguous and of one element type."""
+    """Implements engine.models.operators.FusedOperators."""
+
+    activations: ClassVar[frozenset[Activation]] = frozenset(("silu", "gelu", "gelu_tanh"))
+
+    def can_rotate(self, head_dim: int, size: int) -> bool:
+        return size == head_dim
 
     def rotate_and_store(
         self,
@@ -109,7 +122,7 @@ class TritonOperators:
         values: torch.Tensor,
         *,
         eps: float,
-    ) -> None:
+    ) -> torch.Tensor:
         num_rows, num_all, head_dim = heads.shape
         kv_heads = keys.shape[0]
         half = head_dim // 2
@@ -130,6 +143,7 @@ class TritonOperators:
             HAS_NORM=weights is not None,
             num_warps=1,
         )
+        return heads[:, : num_all - 2 * kv_heads]
 
     def add_and_normalise(
         self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, *, eps: float
@@ -149,10 +163,15 @@ class TritonOperators:
         )
         return out
 
-    def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def activate_and_multiply(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(num_rows, size)
-        _silu_and_multiply[(num_rows, triton.cdiv(size, _GATE_TILE))](
-            gate_up, out, SIZE=size, TILE=min(_GATE_TILE, padded(size)), num_warps=4
+        _activate_and_multiply[(num_rows, triton.cdiv(size, _GATE_TILE))](
+            gate_up,
+            out,
+            SIZE=size,
+            TILE=min(_GATE_TILE, padded(size)),
+            ACTIVATION=activation,
+            num_warps=4,
         )
         return out
