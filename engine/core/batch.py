@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from engine.core.adapter import Adapter
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
@@ -28,6 +30,7 @@ class ScheduledSequence:
     params: SamplingParams
     logits_processors: LogitsProcessors | None = None
     constraint: TokenConstraint | None = None
+    adapter: Adapter | None = None
     # The prompt tokens whose logprobs this step computes: those that follow the positions that run.
     scored_token_ids: Sequence[int] = ()
     scored_from: int = 0  # index, in `token_ids`, of the row that scores the first of them
@@ -80,4 +83,8 @@ class Runner(Protocol):
     @property
     def memory(self) -> MemoryUsage:
         """Memory in use now; may be read by any thread."""
+        ...
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests; safe in any thread. Raises CheckpointError and ConfigError."""
         ...

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, Runner, StepResult
 from engine.core.block_manager import BlockManager
 from engine.core.cache_info import describe_cache
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """A scheduler and a runner, called by one thread.
 
-    Any thread may call `check` and read `stats`, `memory` and the limits.
+    Any thread may call `check` and `read_adapter`, and read `stats`, `memory` and the limits.
     """
 
     def __init__(
@@ -102,6 +104,10 @@ class EngineCore:
         if len(batch.sequences) == 1:
             return StepResult([None], failures={0: GenerationFailed(failure)})
         return _merge([self._execute(Batch((sequence,))) for sequence in batch.sequences])
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests; safe in any thread. Raises CheckpointError and ConfigError."""
+        return self._runner.read_adapter(name, directory)
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of requests that have ended."""

@@ -86,6 +86,7 @@ class SequenceState:
             params=request.params,
             logits_processors=self.logits_processors,
             constraint=request.constraint,
+            adapter=request.adapter,
             scored_token_ids=scored,
             scored_from=scored_from,
         )

@@ -27,6 +27,7 @@ from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.lora.adapters import Adapters
 from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
@@ -54,13 +55,21 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
-    load = partial(load_model, config, model_config, dtype=dtype, device=device)
+    adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
+    load = partial(load_model, config, model_config, dtype=dtype, device=device, adapters=adapters)
     with translated_out_of_memory(), torch.inference_mode():
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
         eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
-        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
+        runner = ModelRunner(
+            model,
+            cache,
+            eos_token_ids=eos_token_ids,
+            load=load,
+            record=recorder_for(cache),
+            adapters=adapters,
+        )
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
@@ -93,7 +102,12 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 
 
 def load_model(
-    config: EngineConfig, model_config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    model_config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    adapters: Adapters | None = None,
 ) -> CausalLM:
     """The model in `config.model`, which must be a directory, with its weights."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
@@ -105,6 +119,8 @@ def load_model(
     model: CausalLM = model_class(model_config, dtype=dtype, device=device)
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
         load_weights(model, checkpoint)
+    if adapters is not None:
+        adapters.attach(model)
     return model
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
-from engine.errors import DeviceLost
+from engine.errors import ConfigError, DeviceLost
 from engine.execution.graphs import DecodeGraphs, Record
 from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import build_inputs
+from engine.models.lora.adapters import Adapters
 from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
 from engine.sampling.masks import BitmaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
@@ -40,13 +43,16 @@ class ModelRunner:
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
         record: Callable[[], Record] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`load` recreates the model after a sleep at level 2. The runner must have the only references.
 
-        `record` makes what records decode steps as graphs; None: they aren't.
+        `record` makes what records decode steps as graphs; None: they aren't. `adapters` are attached to
+        the model.
         """
         self._graphs: DecodeGraphs | None = None
         self._record = record
+        self._adapters = adapters
         self._residency = ModelResidency(
             model,
             cache,
@@ -110,6 +116,12 @@ class ModelRunner:
     def memory(self) -> MemoryUsage:
         return self._residency.memory
 
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """See Runner in engine/core/batch.py."""
+        if self._adapters is None:
+            raise ConfigError("LoRA adapters need --enable-lora.")
+        return self._adapters.read(name, directory)
+
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and one decode, so that the first request doesn't pay for set-up.
 
@@ -140,7 +152,8 @@ class ModelRunner:
         The logits are valid until the next step.
         """
         model, cache = self._residency.model, self._residency.cache
-        graphs = self._find_graphs()
+        is_adapted = self._adapters is not None and self._adapters.begin(batch)
+        graphs = None if is_adapted else self._find_graphs()
         if graphs is not None and (logits := graphs.logits(batch)) is not None:
             return logits, logits[:0]
         inputs = build_inputs(batch, self.block_size, model.device)

@@ -78,7 +78,7 @@ def to_argv(flags: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             argv.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list | tuple):
-            argv += [flag, *map(str, value)]
+            argv += [flag, *(json.dumps(item) if isinstance(item, Mapping) else str(item) for item in value)]
         else:
             argv.append(f"{flag}={json.dumps(value) if isinstance(value, Mapping) else value}")
     return argv
@@ -117,6 +117,8 @@ def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
     given = _config(ServerConfig, values)
+    if given.lora_modules and not values.get("enable_lora"):
+        raise ConfigError("--lora-modules needs --enable-lora.")
     key = environ.get("VLLM_API_KEY")
     dev_mode = environ.get("VLLM_SERVER_DEV_MODE") == "1"  # vLLM's variable for routes such as /sleep
     return replace(
@@ -127,6 +129,7 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         chat_template=_chat_template(given.chat_template),
         tool_call_parser=given.tool_call_parser if values.get("enable_auto_tool_choice", True) else "none",
         reasoning_parser=given.reasoning_parser or None,
+        takes_adapters=values.get("enable_lora", False),
         enable_sleep_mode=values.get("enable_sleep_mode", dev_mode),
         log_requests=given.log_requests and not values.get("disable_log_requests", False),
     )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence, Set
+from pathlib import Path
 from zlib import crc32
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
@@ -76,6 +78,9 @@ class FakeRunner:
         self.num_steps = 0
         self.last_batch = Batch()
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        return Adapter(name, None)
 
     def execute(self, batch: Batch) -> StepResult:
         self.num_steps += 1

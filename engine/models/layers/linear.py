@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -52,6 +52,10 @@ class Linear(WeightedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] → [T, sum(out_features)]."""
         return self._multiply(x)
+
+    def use_around(self, wrap: Callable[[LinearMethod], LinearMethod]) -> None:
+        """Multiply by what `wrap` makes of the loaded method."""
+        self._use(wrap(self.method))
 
     def _use(self, method: LinearMethod) -> None:
         self.method = method
