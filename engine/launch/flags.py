@@ -44,6 +44,8 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     values["model"] = _model_of(values, environ)
     foreign = {name.removeprefix(FOREIGN): values[name] for name in values if name.startswith(FOREIGN)}
     warnings = _check_foreign(foreign)
+    if values.get("lora_modules") and not values.setdefault("enable_lora", True):
+        raise ConfigError("--lora-modules needs --enable-lora, and --no-enable-lora is given.")
     engine = _config(EngineConfig, {**values, "model": Path(values["model"])})
     try:
         server = _server_config(values, environ)
@@ -117,8 +119,6 @@ def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
     given = _config(ServerConfig, values)
-    if given.lora_modules and not values.get("enable_lora"):
-        raise ConfigError("--lora-modules needs --enable-lora.")
     key = environ.get("VLLM_API_KEY")
     dev_mode = environ.get("VLLM_SERVER_DEV_MODE") == "1"  # vLLM's variable for routes such as /sleep
     return replace(

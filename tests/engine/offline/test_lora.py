@@ -180,10 +180,10 @@ def test_a_missing_adapter_is_named(llm: LLM, base: Path, tmp_path: Path) -> Non
 
 def test_adapters_of_the_command_line(base: Path, paths: dict[str, Path]) -> None:
     modules = [f"one={paths['all']}", {"name": "two", "path": str(paths["values"])}]
-    with LLM(base, **FLAGS, enable_lora=True, lora_modules=modules) as llm:
+    with LLM(base, **FLAGS, lora_modules=modules) as llm:
         assert len(ask(llm, TEXTS[:2], [LoRARequest("one"), LoRARequest("two")])) == 2
     with pytest.raises(ConfigError, match="--lora-modules needs --enable-lora"):
-        LLM(base, lora_modules=modules)
+        LLM(base, enable_lora=False, lora_modules=modules)
     with pytest.raises(ConfigError, match="--lora-modules gone=/gone: There is no directory"):
         LLM(base, **FLAGS, enable_lora=True, lora_modules=["gone=/gone"])
     with pytest.raises(ConfigError, match="neither NAME=PATH nor"):
