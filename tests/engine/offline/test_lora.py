@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,10 @@ def test_adapters_of_the_command_line(base: Path, paths: dict[str, Path]) -> Non
         assert len(ask(llm, TEXTS[:2], [LoRARequest("one"), LoRARequest("two")])) == 2
     with pytest.raises(ConfigError, match="--lora-modules needs --enable-lora"):
         LLM(base, enable_lora=False, lora_modules=modules)
+    before = threading.active_count()
     with pytest.raises(ConfigError, match="--lora-modules gone=/gone: There is no directory"):
         LLM(base, **FLAGS, enable_lora=True, lora_modules=["gone=/gone"])
+    assert threading.active_count() == before
     with pytest.raises(ConfigError, match="neither NAME=PATH nor"):
         LLM(base, enable_lora=True, lora_modules=["gone"])
     with LLM(base, **FLAGS) as plain, pytest.raises(InvalidRequest, match="needs LLM"):
