@@ -16,6 +16,7 @@ DATA = [
     "configs/*.json",
     "configs/models.example.yaml",
     "engine/models/native/*.cpp",
+    "engine/models/native/*.h",
     "instance_manager/backends/*.json",
     *(str(path) for path in Path("models/berth-demo").rglob("*") if path.is_file()),
 ]

@@ -44,6 +44,11 @@ class EngineConfig:
     model: Path  # a directory in Hugging Face layout
     dtype: str = flag("auto", kind="dtype", choices=_DTYPES, help="type of weights and KV cache")
     device: str = flag("auto", choices=("auto", "cpu", "cuda"))
+    model_impl: str = flag(
+        "auto",
+        choices=("auto", "native", "transformers"),
+        help="what computes the model: this engine's own class, if it has one, or transformers'",
+    )
     max_model_len: int | None = flag(
         None,
         kind="length",

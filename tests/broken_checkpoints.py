@@ -84,20 +84,30 @@ def of(architecture: str) -> Broken:
     return Broken(changed(architectures=[architecture]), f"'{architecture}'", "engine: vllm")
 
 
+def refused_by_transformers(architecture: str, model_type: str, says: str, **changes: Any) -> Broken:
+    make = changed(architectures=[architecture], model_type=model_type, **changes)
+    return Broken(make, says, "engine: vllm", by_engine_alone=True)
+
+
 def quantised(method: str, **settings: Any) -> Broken:
     make = changed(quantization_config={"quant_method": method, **settings})
     return Broken(make, f"quant_method '{method}'", "engine: vllm")
 
 
 BROKEN: dict[str, Broken] = {
-    "qwen2": of("Qwen2ForCausalLM"),
-    "mistral": of("MistralForCausalLM"),
-    "gemma": of("Gemma3ForCausalLM"),
-    "phi": of("Phi3ForCausalLM"),
-    "gpt-oss": of("GptOssForCausalLM"),
-    "mixture-of-experts": of("Qwen3MoeForCausalLM"),
-    "sees-pictures": of("Qwen2_5_VLForConditionalGeneration"),
-    "hears": of("WhisperForConditionalGeneration"),
+    "diffuses-text": of("LLaDAModelLM"),
+    "carries-a-state": refused_by_transformers("MambaForCausalLM", "mamba", "carries a state"),
+    "state-layers": refused_by_transformers("Qwen3NextForCausalLM", "qwen3_next", "carries a state"),
+    "attention-of-its-own": refused_by_transformers("BloomForCausalLM", "bloom", "attention interface"),
+    "unknown": refused_by_transformers("NewForCausalLM", "new", "isn't known to transformers 5."),
+    "code-of-its-own": refused_by_transformers(
+        "NewForCausalLM", "new", "(auto_map)", auto_map={"AutoModel": "modeling_new.NewForCausalLM"}
+    ),
+    "two-families": refused_by_transformers("MistralForCausalLM", "qwen3", "'MistralForCausalLM'"),
+    "sees-pictures": refused_by_transformers(
+        "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "text from text alone"
+    ),
+    "hears": refused_by_transformers("WhisperForConditionalGeneration", "whisper", "text from text alone"),
     "no-architectures": Broken(changed(architectures=None), "architectures is None", "engine: vllm"),
     "two-architectures": Broken(changed(architectures=["A", "B"]), "architectures is ['A', 'B']"),
     "fp8": quantised("fp8", activation_scheme="dynamic"),
@@ -153,17 +163,6 @@ BROKEN: dict[str, Broken] = {
     "lfs-pointer": Broken(beside(model__safetensors=_POINTER), "Git LFS pointer", "git lfs pull"),
     "cut-short": Broken(cut_short, "only the beginning of model.safetensors", by_engine_alone=True),
     "no-tokenizer": Broken(without("tokenizer.json"), "has no tokenizer"),
-    "yarn": Broken(
-        changed(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "'yarn'", "vllm"
-    ),
-    "yarn-as-it-was-written": Broken(
-        changed(rope_parameters=None, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'", "vllm"
-    ),
-    "activation": Broken(changed(hidden_act="relu2"), "'relu2'", "vllm"),
-    "sliding-window": Broken(changed(use_sliding_window=True, sliding_window=4096), "Sliding-window"),
-    "sliding-layers": Broken(changed(layer_types=["sliding_attention"]), "Sliding-window", "vllm"),
-    "mlp-bias": Broken(changed(mlp_bias=True), "mlp_bias", "vllm"),
-    "partly-rotated": Broken(changed(partial_rotary_factor=0.5), "partial_rotary_factor", "vllm"),
 }
 
 

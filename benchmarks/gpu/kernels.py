@@ -19,10 +19,10 @@ from benchmarks.gpu.machine import (
     operations_per_second,
 )
 from benchmarks.gpu.table import print_table
-from engine.core.batch import Batch, ScheduledSequence
-from engine.core.types import SamplingParams
-from engine.models.inputs import BlockReader, PagedSequences, build_inputs
-from engine.models.triton_kernels.attention import PagedAttention
+from engine.core.batch import SequenceInput
+from engine.models.attention.spec import AttentionSpec
+from engine.models.inputs import build_inputs
+from engine.models.triton_kernels.attention import TritonBackend
 from engine.models.triton_kernels.layers import TritonOperators
 
 _TOLERANCES = {torch.bfloat16: 4e-3, torch.float32: 2e-6, torch.float16: 6e-4}  # of norms
@@ -97,33 +97,32 @@ class Case:
             self.dtype
         )
         sequences = [_sequence(a, b, table) for (a, b), table in zip(self.chunks, tables, strict=True)]
-        paged = build_inputs(Batch(sequences), size, DEVICE, reader=BlockReader.ALL).paged
-        if paged is None:
-            raise AssertionError("No sequence is paged.")
-        self.paged: PagedSequences = paged
+        self.inputs = build_inputs(sequences, size, DEVICE)
+        self.backend = TritonBackend(size, num_processors())
 
-    def kernel(self, *, window: int = 0, softcap: float = 0.0) -> PagedAttention:
-        return PagedAttention(
-            self.heads.queries,
-            self.heads.keys,
-            self.heads.dim,
-            self.heads.block_size,
-            num_processors(),
+    def spec(self, *, window: int | None = None, softcap: float | None = None) -> AttentionSpec:
+        return AttentionSpec(
+            num_heads=self.heads.queries,
+            num_kv_heads=self.heads.keys,
+            head_dim=self.heads.dim,
+            scale=self.heads.dim**-0.5,
             window=window,
             softcap=softcap,
         )
 
-    def run(self, kernel: PagedAttention) -> torch.Tensor:
-        kernel.attend(self.queries, self.keys, self.values, self.paged, self.out)
+    def run(self, spec: AttentionSpec, backend: TritonBackend | None = None) -> torch.Tensor:
+        (backend or self.backend).attend(
+            spec, self.queries, self.keys, self.values, self.inputs, None, None, self.out
+        )
         return self.out
 
-    def error(self, kernel: PagedAttention) -> float:
+    def error(self, spec: AttentionSpec) -> float:
         """Relative, of the norm; not a number counts as infinite."""
         self.out.fill_(torch.nan)
-        actual = self.run(kernel).double()
+        actual = self.run(spec).double()
         expected = torch.cat(
             [
-                _attended(q, self.keys[:, slots], self.values[:, slots], kernel)
+                _attended(q, self.keys[:, slots], self.values[:, slots], spec)
                 for q, slots in zip(torch.split(self.queries, self.num_rows), self.slots, strict=True)
             ]
         )
@@ -131,32 +130,24 @@ class Case:
         return error if error == error else float("inf")
 
 
-def _sequence(start: int, stop: int, table: list[int]) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=[0] * (stop - start),
-        start=start,
-        block_ids=table,
-        samples=True,
-        output_position=0,
-        params=SamplingParams(max_tokens=1),
-    )
+def _sequence(start: int, stop: int, table: list[int]) -> SequenceInput:
+    return SequenceInput([0] * (stop - start), start, table, samples=True)
 
 
 def _attended(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernel: PagedAttention
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spec: AttentionSpec
 ) -> torch.Tensor:
     num_rows, context = len(queries), keys.shape[1]
-    group = kernel.num_heads // kernel.num_kv_heads
+    group = spec.num_heads // spec.num_kv_heads
     k, v = (cached.double().repeat_interleave(group, 0) for cached in (keys, values))
-    scores = torch.einsum("nhd,hcd->hnc", queries.double(), k) * kernel.head_dim**-0.5
-    if kernel.softcap:
-        scores = kernel.softcap * torch.tanh(scores / kernel.softcap)
+    scores = torch.einsum("nhd,hcd->hnc", queries.double(), k) * spec.scale
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
     row = torch.arange(context - num_rows, context, device=DEVICE)[:, None]
     column = torch.arange(context, device=DEVICE)
     hidden = column > row
-    if kernel.window:
-        hidden |= column <= row - kernel.window
+    if spec.window:
+        hidden |= column <= row - spec.window
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     return torch.einsum("hnc,hcd->nhd", weights, v).reshape(num_rows, -1)
 
@@ -181,7 +172,7 @@ def _check_attention(failures: list[str]) -> Iterator[tuple[object, ...]]:
                 what = f"{name}, {dtype}, {heads}, window {window}, softcap {softcap}"
                 try:
                     case = Case(chunks, heads, dtype)
-                    errors[what] = case.error(case.kernel(window=window, softcap=softcap))
+                    errors[what] = case.error(case.spec(window=window, softcap=softcap))
                 except Exception as error:  # one that can't be compiled: the others are checked all the same
                     errors[what] = float("inf")
                     failures.append(f"{what}: {type(error).__name__}: {str(error).strip()[:200]}")
@@ -189,15 +180,18 @@ def _check_attention(failures: list[str]) -> Iterator[tuple[object, ...]]:
             yield f"{name}, {str(dtype).removeprefix('torch.')}", len(errors), f"{max(errors.values()):.1e}"
 
 
-def _variants(dtype: torch.dtype) -> list[tuple[Heads, int, float]]:
+def _variants(dtype: torch.dtype) -> list[tuple[Heads, int | None, float | None]]:
     """Heads, window, softcap: most in bfloat16, the usual element type."""
     if REHEARSES:
-        return [(Heads(4, 2, 32, 16), 0, 0.0)]
-    plain = [(_COMMON, 0, 0.0), (Heads(6, 2, 32, 16), 0, 0.0)]
+        return [(Heads(4, 2, 32, 16), None, None)]
+    plain: list[tuple[Heads, int | None, float | None]] = [
+        (_COMMON, None, None),
+        (Heads(6, 2, 32, 16), None, None),
+    ]
     if dtype is torch.float16:
         return plain
-    masked = [(_COMMON, 100, 0.0), (_COMMON, 0, 5.0)]
-    return plain + masked + ([(heads, 0, 0.0) for heads in _UNUSUAL] if dtype is torch.bfloat16 else [])
+    unusual = _UNUSUAL if dtype is torch.bfloat16 else ()
+    return [*plain, (_COMMON, 100, None), (_COMMON, None, 5.0), *((heads, None, None) for heads in unusual)]
 
 
 def _check_layers(failures: list[str]) -> Iterator[tuple[object, ...]]:
@@ -212,7 +206,7 @@ def _check_layers(failures: list[str]) -> Iterator[tuple[object, ...]]:
             errors["add and normalise"] = max(errors["add and normalise"], _error(out, expected))
             wide = torch.randn(rows, 2 * size, device=DEVICE, dtype=dtype).mul_(3)
             gate, up = wide.double().chunk(2, -1)
-            gated = operators.silu_and_multiply(wide)
+            gated = operators.activate_and_multiply(wide, "silu")
             errors["silu and multiply"] = max(errors["silu and multiply"], _error(gated, F.silu(gate) * up))
         for heads, kv_heads, dim in ((16, 8, 128), (3, 1, 80), (32, 8, 64)):
             error = _rotation_error(operators, heads, kv_heads, dim, dtype)
@@ -253,16 +247,16 @@ def _time_attention() -> Iterator[tuple[object, ...]]:
     bandwidth, arithmetic = bytes_per_second(), operations_per_second()
     for num_streams, context in _TIMED_DECODES:
         case = Case([(context - 1, context)] * num_streams, heads, torch.bfloat16, poisons=False)
-        kernel = case.kernel()
-        time_ms = milliseconds(lambda: case.run(kernel), repeat=30)  # noqa: B023
+        spec = case.spec()
+        time_ms = milliseconds(lambda: case.run(spec), repeat=30)  # noqa: B023
         rate = num_streams * context * 2 * heads.keys * heads.dim * 2 / time_ms * 1e3
-        splits = kernel.num_splits(num_streams, context)
+        splits = case.backend.num_splits(spec, num_streams, context)
         name = f"decode, {num_streams} × {context}, {splits} splits"
         yield name, f"{time_ms:.3f}", f"{rate / 1e12:.2f} TB/s", f"{rate / bandwidth:.0%}"
     for rows, before in _TIMED_PREFILLS:
         case = Case([(before, before + rows)], heads, torch.bfloat16, poisons=False)
-        kernel = case.kernel()
-        time_ms = milliseconds(lambda: case.run(kernel), repeat=20)  # noqa: B023
+        spec = case.spec()
+        time_ms = milliseconds(lambda: case.run(spec), repeat=20)  # noqa: B023
         rate = 4 * heads.queries * heads.dim * rows * (before + rows / 2) / time_ms * 1e3
         yield (
             f"prefill, {rows} after {before}",

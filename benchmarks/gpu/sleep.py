@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -39,7 +40,7 @@ def _runner(shape: Shape) -> ModelRunner:
     return make_runner(make_model(shape), num_blocks=_NUM_BLOCKS, load=partial(make_model, shape))
 
 
-def _tokens(runner: ModelRunner) -> list[int | None]:
+def _tokens(runner: ModelRunner) -> list[Sequence[int]]:
     """Of a prompt, and of a decode that follows it."""
     return [*runner.execute(prefill(64)).tokens, *runner.execute(decodes(1, 65)).tokens]
 

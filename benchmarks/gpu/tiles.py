@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from benchmarks.gpu.kernels import Case, Heads
 from benchmarks.gpu.machine import DEVICE, REHEARSES, milliseconds, num_processors
 from benchmarks.gpu.table import print_table
-from engine.models.triton_kernels.attention import PagedAttention, Tile
+from engine.models.attention.spec import AttentionSpec
+from engine.models.triton_kernels.attention import Tile, TritonBackend
 
 _HEADS = Heads(4, 2, 32, 16) if REHEARSES else Heads(32, 8, 128, 16)
 _DECODES = ((2, 64),) if REHEARSES else ((1, 1024), (1, 32768), (32, 1024), (32, 8192), (256, 1024))
@@ -23,15 +24,15 @@ _PREFILL_TILES = ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 
 
 
 @dataclass(frozen=True)
-class _Variant(PagedAttention):
+class _Variant(TritonBackend):
     tile: Tile | None = None
     splits: int = 0
 
-    def tile_of(self, dtype: torch.dtype, *, is_decode: bool) -> Tile:
-        return self.tile or super().tile_of(dtype, is_decode=is_decode)
+    def tile_of(self, spec: AttentionSpec, dtype: torch.dtype, *, is_decode: bool) -> Tile:
+        return self.tile or super().tile_of(spec, dtype, is_decode=is_decode)
 
-    def num_splits(self, num_decodes: int, max_context: int) -> int:
-        return self.splits or super().num_splits(num_decodes, max_context)
+    def num_splits(self, spec: AttentionSpec, num_decodes: int, max_context: int) -> int:
+        return self.splits or super().num_splits(spec, num_decodes, max_context)
 
 
 def main() -> None:
@@ -42,17 +43,17 @@ def _measure() -> Iterator[tuple[str, str]]:
     for streams, context in _DECODES:
         name, case = f"decode, {streams} x {context}", _case([(context - 1, context)] * streams)
         yield f"{name}, PyTorch", _time(_pytorch(streams, 1, context))
-        yield f"{name}, ours", _time(lambda: case.run(_variant()))  # noqa: B023
+        yield f"{name}, ours", _time(lambda: case.run(case.spec(), _variant()))  # noqa: B023
         for tile in _DECODE_TILES:
-            yield f"{name}, tile {tile}", _time(lambda: case.run(_variant(tile=Tile(*tile))))  # noqa: B023
+            yield f"{name}, tile {tile}", _time(lambda: case.run(case.spec(), _variant(tile=Tile(*tile))))  # noqa: B023
         for splits in _SPLITS if streams <= 32 else ():
-            yield f"{name}, {splits} splits", _time(lambda: case.run(_variant(splits=splits)))  # noqa: B023
+            yield f"{name}, {splits} splits", _time(lambda: case.run(case.spec(), _variant(splits=splits)))  # noqa: B023
     for rows in _PREFILLS:
         name, case = f"prefill, {rows}", _case([(0, rows)])
         yield f"{name}, PyTorch", _time(_pytorch(1, rows, rows))
-        yield f"{name}, ours", _time(lambda: case.run(_variant()))  # noqa: B023
+        yield f"{name}, ours", _time(lambda: case.run(case.spec(), _variant()))  # noqa: B023
         for tile in _PREFILL_TILES:
-            yield f"{name}, tile {tile}", _time(lambda: case.run(_variant(tile=Tile(*tile))))  # noqa: B023
+            yield f"{name}, tile {tile}", _time(lambda: case.run(case.spec(), _variant(tile=Tile(*tile))))  # noqa: B023
 
 
 def _case(chunks: list[tuple[int, int]]) -> Case:
@@ -60,10 +61,7 @@ def _case(chunks: list[tuple[int, int]]) -> Case:
 
 
 def _variant(*, tile: Tile | None = None, splits: int = 0) -> _Variant:
-    heads = _HEADS
-    return _Variant(
-        heads.queries, heads.keys, heads.dim, heads.block_size, num_processors(), tile=tile, splits=splits
-    )
+    return _Variant(_HEADS.block_size, num_processors(), tile=tile, splits=splits)
 
 
 def _pytorch(streams: int, rows: int, context: int) -> Callable[[], object]:

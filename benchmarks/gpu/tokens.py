@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu.machine import DEVICE, REHEARSES
 from benchmarks.gpu.table import print_table
 from engine.config import EngineConfig
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, SamplingParams
 from engine.execution.build import build_core
@@ -96,13 +96,9 @@ def _whole(prompt: list[int]) -> Batch:
     return Batch(
         (
             ScheduledSequence(
-                request_id="prompt",
-                token_ids=prompt,
-                start=0,
-                block_ids=list(range(1 + len(prompt) // 16)),
-                samples=True,
-                output_position=0,
-                params=SamplingParams(max_tokens=1, temperature=0.0),
+                SequenceInput(prompt, 0, range(1 + len(prompt) // 16), samples=True),
+                "prompt",
+                SamplingParams(max_tokens=1, temperature=0.0),
             ),
         )
     )

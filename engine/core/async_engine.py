@@ -120,7 +120,7 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
 
     async def reset_prefix_cache(self) -> None:
         """Forget the cached keys and values of prompts; running requests continue. Raises EngineDead."""
-        await self._call(lambda core: core.reset_prefix_cache())
+        await self._call("reset_prefix_cache")
 
     def _on_outputs(self, outputs: list[TokenDelta]) -> None:
         for delta in outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from engine.core.adapter import Adapter
 from engine.core.logits_processors import LogitsProcessors
@@ -14,26 +14,36 @@ from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
 from engine.errors import EngineError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduledSequence:
-    """The part of one sequence that runs in this step. Filled by the scheduler, read by the runner.
+class SequenceInput(NamedTuple):
+    """What the model needs of one sequence in one step.
 
-    `block_ids` is the scheduler's own list, not a copy: it grows at the next step.
+    Plain data that nobody changes: it can be pickled for another process, and read while later steps are
+    prepared.
     """
 
-    request_id: str
     token_ids: Sequence[int]  # the tokens to run now: a chunk of the prompt, or the last sampled token
     start: int  # position of token_ids[0], = tokens whose keys and values are in the cache already
     block_ids: Sequence[int]  # the block table: covers at least positions 0 .. start + len(token_ids) - 1
     samples: bool  # whether to sample the last position's logits (False for an unfinished prefill)
-    output_position: int  # index, among the output tokens, of the token that would be sampled
+    scored_from: int = 0  # index, in `token_ids`, of the first row whose logits score the token after it
+    num_scored: int = 0  # such rows
+
+
+class ScheduledSequence(NamedTuple):
+    """The part of one sequence that runs in this step: the model's input, and what sampling needs beside it.
+
+    Filled by the scheduler, read by the runner.
+    """
+
+    input: SequenceInput
+    request_id: str
     params: SamplingParams
+    output_position: int = 0  # index, among the output tokens, of the token that would be sampled
     logits_processors: LogitsProcessors | None = None
     constraint: TokenConstraint | None = None
-    adapter: Adapter | None = None
-    # The prompt tokens whose logprobs this step computes: those that follow the positions that run.
+    # The prompt tokens whose logprobs this step computes: those that follow the scored rows.
     scored_token_ids: Sequence[int] = ()
-    scored_from: int = 0  # index, in `token_ids`, of the row that scores the first of them
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +53,52 @@ class Batch:
     sequences: Sequence[ScheduledSequence] = field(default_factory=tuple)
 
     @property
+    def inputs(self) -> list[SequenceInput]:
+        """The model's part."""
+        return [sequence.input for sequence in self.sequences]
+
+    @property
     def num_tokens(self) -> int:
-        return sum(len(sequence.token_ids) for sequence in self.sequences)
+        return sum(len(sequence.input.token_ids) for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One step's results: a token per sequence and, by index in the batch, what only some sequences have."""
+    """One step's results: tokens per sequence and, by index in the batch, what only some sequences have."""
 
-    tokens: Sequence[int | None]  # None where none is due, or where the sequence failed
-    logprobs: Mapping[int, PositionLogprobs] = field(default_factory=dict)
+    tokens: Sequence[Sequence[int]]  # empty where none is due, or where the sequence failed
+    logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)  # parallel to its tokens
     prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]] = field(default_factory=dict)
     failures: Mapping[int, EngineError] = field(default_factory=dict)  # why a sequence ends; others continue
     late: Set[int] = frozenset()  # sequences whose constraint wasn't ready: their last token runs again
 
 
-class Runner(Protocol):
-    """Runs batches on a device. The core's only way to the model; tests put a fake here."""
+TicketT = TypeVar("TicketT")
+
+
+class Runner(Protocol[TicketT]):
+    """Runs batches on a device. The core's only way to the model; tests put a fake here.
+
+    Steps run in the order in which they are submitted. One may be submitted before the last is collected, if
+    it needs none of its tokens.
+    """
 
     num_blocks: int  # KV-cache blocks
     block_size: int  # tokens in a block
     vocab_size: int  # logits per position
+    # The most tokens that a step returns for a sequence, as far as its blocks reach. It has then written the
+    # keys and values of all but the last, and left constraints and logits processors as they were.
+    max_tokens_per_step: int
 
-    def execute(self, batch: Batch) -> StepResult:
-        """Run one step. Running part of a batch again after an error is safe.
+    def submit(self, batch: Batch) -> TicketT:
+        """Start a step. Running part of a batch again after an error is safe.
 
         Raises DeviceLost if no later step can work.
         """
+        ...
+
+    def collect(self, ticket: TicketT) -> StepResult:
+        """Wait for a step's results; once for each ticket. Raises like `submit`."""
         ...
 
     def sleep(self, level: int) -> None:

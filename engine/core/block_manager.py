@@ -137,11 +137,11 @@ class BlockManager:
             )
         return blocks
 
-    def grow(self, block_ids: list[int]) -> None:
-        """Append one new block to a sequence's; the caller has checked `can_allocate(1)`."""
+    def grow(self, block_ids: Sequence[int]) -> int:
+        """Allocate a block to follow a sequence's; the caller has checked `can_allocate(1)`."""
         neighbour = block_ids[-1] + 1
         is_reusable = neighbour < self.num_blocks and self._is_reusable(neighbour)
-        block_ids += [self._allocate_block(neighbour)] if is_reusable else self._allocate_oldest(1)
+        return self._allocate_block(neighbour) if is_reusable else self._allocate_oldest(1)[0]
 
     def free(self, block_ids: Sequence[int]) -> None:
         """Release a sequence's blocks. Its tail is evicted first, as a prefix is more useful."""

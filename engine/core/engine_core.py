@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.config import EngineConfig
 from engine.core.adapter import Adapter
@@ -27,7 +28,7 @@ class EngineCore:
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, *, cache_config: Mapping[str, str] | None = None
+        self, scheduler: Scheduler, runner: Runner[Any], *, cache_config: Mapping[str, str] | None = None
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -35,7 +36,7 @@ class EngineCore:
 
     @classmethod
     def from_config(
-        cls, config: EngineConfig, runner: Runner, *, max_model_len: int, eos_token_ids: Sequence[int]
+        cls, config: EngineConfig, runner: Runner[Any], *, max_model_len: int, eos_token_ids: Sequence[int]
     ) -> EngineCore:
         """A core around a loaded model. `eos_token_ids`: the tokenizer's own first, then further ones.
 
@@ -51,6 +52,7 @@ class EngineCore:
             max_model_len=max_model_len,
             vocab_size=runner.vocab_size,
             max_prefill_beside_decodes=config.max_prefill_beside_decodes,
+            max_tokens_per_step=runner.max_tokens_per_step,
             eos_token_ids=eos_token_ids,
         )
         described = describe_cache(config, block_manager, max_model_len=scheduler.max_model_len)
@@ -91,7 +93,7 @@ class EngineCore:
         Running a sequence again only writes the same keys and values to the same places.
         """
         try:
-            result = self._runner.execute(batch)
+            result = self._runner.collect(self._runner.submit(batch))
             _check(batch, result)
         except DeviceLost:
             raise
@@ -102,7 +104,7 @@ class EngineCore:
             return result
         # By now the error is gone, and with its traceback the failed step's tensors: their memory is free.
         if len(batch.sequences) == 1:
-            return StepResult([None], failures={0: GenerationFailed(failure)})
+            return StepResult([()], failures={0: GenerationFailed(failure)})
         return _merge([self._execute(Batch((sequence,))) for sequence in batch.sequences])
 
     def read_adapter(self, name: str, directory: Path) -> Adapter:
@@ -138,10 +140,10 @@ class EngineCore:
 
 
 def _check(batch: Batch, result: StepResult) -> None:
-    """Raise ValueError unless all sequences that sample, and no others, have a token, failed or are late."""
+    """Raise ValueError unless all sequences that sample, and no others, have tokens, failed or are late."""
     without = result.failures.keys() | result.late
-    due = [s.samples and index not in without for index, s in enumerate(batch.sequences)]
-    if due != [token is not None for token in result.tokens]:
+    due = [s.input.samples and index not in without for index, s in enumerate(batch.sequences)]
+    if due != [len(tokens) > 0 for tokens in result.tokens]:
         raise ValueError(
             f"The runner returned {list(result.tokens)} for sequences whose tokens are due: {due}."
         )

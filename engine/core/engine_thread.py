@@ -1,7 +1,8 @@
 """Between the server's event loop and an engine's thread.
 
 One thread builds the core and runs its steps; one loop serves HTTP. They meet in two places only: a queue of
-commands, emptied once per step, and one `call_soon_threadsafe` per step that delivers all its outputs.
+commands, emptied once per step, and one `call_soon_threadsafe` per step that delivers all its outputs. Both
+carry plain data, but for a request's constraint; the loop also reads the core's limits and counters.
 
 Knows nothing of torch (`build_core` brings it in) nor of text.
 """
@@ -15,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from engine.core.sleep import MemoryUsage
 from engine.core.sleep_controller import SleepController, Sleeps
-from engine.core.thread_calls import ThreadCall, ThreadCalls
+from engine.core.thread_calls import CallOutcome, ThreadCall, ThreadCalls
 from engine.core.types import EngineStats
 from engine.errors import EngineDead
 
@@ -40,15 +41,11 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
         """`build_core` runs in the engine's thread: it may be slow, and import torch."""
         self._build_core = build_core
         # A command of the subclass, a call, or (None) stop.
-        self._commands: SimpleQueue[CommandT | ThreadCall[CoreT] | None] = SimpleQueue()
+        self._commands: SimpleQueue[CommandT | ThreadCall | None] = SimpleQueue()
         self._idle = asyncio.Event()  # set while there are no requests
         self._idle.set()
-        self._calls: ThreadCalls[CoreT] = ThreadCalls(self._commands.put)
-        self.sleep_controller = SleepController(
-            lambda function: self._call(lambda core: function(self._sleeper(core))),
-            idle=self._idle,
-            abort_all=self._abort_all,
-        )
+        self._calls = ThreadCalls(self._commands.put)
+        self.sleep_controller = SleepController(self._call, idle=self._idle, abort_all=self._abort_all)
         self._core: CoreT | None = None
         self._thread: Thread | None = None
         self._is_stopping = False
@@ -125,10 +122,10 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
 
     # For the subclass, on the loop
 
-    async def _call(self, function: Callable[[CoreT], None]) -> None:
-        """Have the thread call `function` between steps; raises what that raises, and EngineDead."""
+    async def _call(self, method: str, *arguments: Any) -> None:
+        """Have the thread call a method of the sleeper, between steps. Raises what that does, EngineDead."""
         self._get_core()
-        await self._calls.run(function)
+        await self._calls.run(method, *arguments)
 
     def _get_core(self) -> CoreT:
         if self._core is None or not self.is_alive:
@@ -197,14 +194,24 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
         try:
             core = self._build_core()
             loop.call_soon_threadsafe(self._on_built, core)
-            self._run_steps(core, lambda outputs: loop.call_soon_threadsafe(self._on_outputs, outputs))
+            self._run_steps(
+                core,
+                deliver=lambda outputs: loop.call_soon_threadsafe(self._on_outputs, outputs),
+                settle=lambda outcome: loop.call_soon_threadsafe(self._calls.settle, outcome),
+            )
         except BaseException as error:
             log.exception("The engine's thread ends.")
             end = error
         with suppress(RuntimeError):  # the loop is closed: nothing waits for the end
             loop.call_soon_threadsafe(self._on_ended, end)
 
-    def _run_steps(self, core: CoreT, deliver: Callable[[list[OutputT]], object]) -> None:
+    def _run_steps(
+        self,
+        core: CoreT,
+        *,
+        deliver: Callable[[list[OutputT]], object],
+        settle: Callable[[CallOutcome], object],
+    ) -> None:
         """Until a stop command: obey all commands, run one step, deliver. Blocks while idle."""
         while True:
             outputs: list[OutputT] = []
@@ -213,7 +220,7 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
                     deliver(outputs)
                     return
                 if isinstance(command, ThreadCall):
-                    command.run(core)
+                    settle(command.run(self._sleeper(core)))
                 else:
                     outputs += self._obey(core, command)
             if self._has_work(core):
@@ -221,7 +228,7 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
             if outputs:
                 deliver(outputs)
 
-    def _pending_commands(self, core: CoreT) -> Iterator[CommandT | ThreadCall[CoreT] | None]:
+    def _pending_commands(self, core: CoreT) -> Iterator[CommandT | ThreadCall | None]:
         """All queued commands; if the core is idle, waits for the first."""
         if not self._has_work(core):
             self._check_idle(core)

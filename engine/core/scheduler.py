@@ -23,6 +23,7 @@ case until running sequences have ended.
 from __future__ import annotations
 
 import time
+from array import array
 from bisect import insort
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -35,7 +36,7 @@ from engine.core.logits_processors import LogitsProcessorFactory
 from engine.core.prefix_cache import PrefixCache
 from engine.core.prompt_budget import PromptBudget
 from engine.core.request_check import RequestCheck
-from engine.core.sequence import Finish, SequenceState, StopRule
+from engine.core.sequence import NO_BLOCKS, Finish, SequenceState, StopRule
 from engine.core.types import EngineRequest, EngineStats, FinishReason, PositionLogprobs, TokenDelta
 from engine.errors import ConfigError, InvalidRequest
 
@@ -54,10 +55,12 @@ class Scheduler:
         max_model_len: int,
         vocab_size: int,
         max_prefill_beside_decodes: int | None = None,
+        max_tokens_per_step: int = 1,
         eos_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_prefill_beside_decodes`: prompt tokens in a step that has decodes; None = what is left over.
+        `max_tokens_per_step`: see Runner in engine/core/batch.py.
 
         Raises ConfigError for limits that allow nothing to run.
         """
@@ -70,6 +73,7 @@ class Scheduler:
         self._clock = clock
         self.max_num_batched_tokens = max_num_batched_tokens
         self._max_prefill_beside_decodes = max(1, max_prefill_beside_decodes or max_num_batched_tokens)
+        self._max_tokens_per_step = max_tokens_per_step
         # Every running sequence can decode in every step.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         # A sequence alone always fits into the cache.
@@ -133,9 +137,9 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step's work; never empty while there are sequences."""
-        # Blocks for the next token of each running sequence, by preempting others if need be
+        # Blocks for the next tokens of each running sequence, by preempting others if need be
         for sequence in tuple(self._running):
-            self._ensure_block(sequence)
+            self._ensure_blocks(sequence)
         # Decodes, then prefills
         chunks = self._plan_chunks()
         chunks.sort(key=lambda chunk: chunk[1] > 1)
@@ -156,11 +160,10 @@ class Scheduler:
                 deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
                 continue
             # A late sequence was not sampled: its last token runs again in the next step.
-            self._prefix_cache.advance(sequence, len(scheduled.token_ids) - (index in result.late))
+            self._prefix_cache.advance(sequence, len(scheduled.input.token_ids) - (index in result.late))
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
-            token = result.tokens[index]
-            if token is not None:
-                deltas.append(self._append(sequence, token, result.logprobs.get(index), now))
+            if tokens := result.tokens[index]:
+                deltas.append(self._append(sequence, tokens, result.logprobs.get(index, ()), now))
             elif sequence.is_prompt_only and not sequence.num_remaining:
                 self._prompt_tokens += len(sequence.request.prompt_token_ids)
                 deltas.append(self._end(sequence, Finish(FinishReason.LENGTH)))
@@ -193,14 +196,17 @@ class Scheduler:
 
     # Deciding
 
-    def _ensure_block(self, sequence: SequenceState) -> None:
-        """Give a running sequence a block for its next token if needed, by preempting the one due last."""
-        if sequence.num_computed < len(sequence.block_ids) * self._block_manager.block_size:
-            return  # always so for prefills, which got all their blocks when they were admitted
-        while sequence.block_ids and not self._block_manager.can_allocate(1):
-            self._preempt(self._running[-1])
-        if sequence.block_ids:
-            self._block_manager.grow(sequence.block_ids)
+    def _ensure_blocks(self, sequence: SequenceState) -> None:
+        """Give a decoding sequence blocks for its next tokens, by preempting the one due last if needed."""
+        if sequence.num_remaining > 1:
+            return  # prefills got all their blocks when they were admitted, and preempted sequences have none
+        stop = min(sequence.num_computed + self._max_tokens_per_step, self.max_model_len)
+        while sequence.block_ids and len(sequence.block_ids) * self._block_manager.block_size < stop:
+            if self._block_manager.can_allocate(1):
+                block = self._block_manager.grow(sequence.block_ids)
+                sequence.block_ids = sequence.block_ids + array("q", (block,))
+            else:
+                self._preempt(self._running[-1])
 
     def _plan_chunks(self) -> list[tuple[SequenceState, int]]:
         """Which sequences run, and how many tokens: decodes, then unfinished prompts, then new ones.
@@ -246,7 +252,8 @@ class Scheduler:
             if not self._block_manager.can_allocate(num_new + len(self._running), shared=shared):
                 break
             reserved = self._reserved_blocks(sequence) - len(shared)
-            sequence.block_ids = self._block_manager.allocate(num_new, shared=shared, reserved=reserved)
+            blocks = self._block_manager.allocate(num_new, shared=shared, reserved=reserved)
+            sequence.block_ids = array("q", blocks)
             self._start(sequence, len(shared) * self._block_manager.block_size)
             admitted.append(sequence)
             budget.give(sequence)
@@ -286,33 +293,42 @@ class Scheduler:
         insort(self._waiting, sequence, key=_by_priority)
         self._fair_share.mark_waiting(sequence.group)
         self._block_manager.free(sequence.block_ids)
-        sequence.block_ids = []
+        sequence.block_ids = NO_BLOCKS
         sequence.num_computed = 0
         self._num_preemptions += 1
 
     def _append(
-        self, sequence: SequenceState, token: int, logprobs: PositionLogprobs | None, now: float
+        self,
+        sequence: SequenceState,
+        tokens: Sequence[int],
+        logprobs: Sequence[PositionLogprobs],
+        now: float,
     ) -> TokenDelta:
-        self._generation_tokens += 1
+        """Add a step's tokens to the output; those after one that ends it are dropped."""
         if sequence.first_token_time is None:
             sequence.first_token_time = now
             self._prompt_tokens += len(sequence.request.prompt_token_ids)
-        finish = self._stop_rule.append(sequence, token)
+        num_added, finish = self._stop_rule.extend(sequence, tokens)
+        self._generation_tokens += num_added
+        if num_added > 1:  # the runner has computed all but the last
+            self._prefix_cache.advance(sequence, num_added - 1)
+        if num_added < len(tokens):
+            tokens, logprobs = tokens[:num_added], logprobs[:num_added]
         if finish is None:
-            return sequence.delta(token, logprobs)
-        return self._end(sequence, finish, token, logprobs)
+            return sequence.delta(tokens, logprobs)
+        return self._end(sequence, finish, tokens, logprobs)
 
     def _end(
         self,
         sequence: SequenceState,
         finish: Finish,
-        token: int | None = None,
-        logprobs: PositionLogprobs | None = None,
+        tokens: Sequence[int] = (),
+        logprobs: Sequence[PositionLogprobs] = (),
     ) -> TokenDelta:
         """The only way out, whatever the reason: forget the sequence and free its blocks."""
         del self._sequences[sequence.request.request_id]
         (self._running if sequence.block_ids else self._waiting).remove(sequence)
         self._fair_share.remove(sequence, is_running=bool(sequence.block_ids))
         self._block_manager.free(sequence.block_ids)
-        sequence.block_ids = []
-        return sequence.last_delta(finish, token, logprobs, self._clock())
+        sequence.block_ids = NO_BLOCKS
+        return sequence.last_delta(finish, tokens, logprobs, self._clock())

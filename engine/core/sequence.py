@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.core.batch import ScheduledSequence
+from engine.core.batch import ScheduledSequence, SequenceInput
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, TokenDelta
 from engine.errors import EngineError, GenerationFailed
 
 log = logging.getLogger(__name__)
+
+NO_BLOCKS = array("q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class SequenceState:
     token_ids: list[int]  # the prompt, then the output
     logits_processors: LogitsProcessors | None = None
     num_computed: int = 0  # tokens whose keys and values are in the cache
-    block_ids: list[int] = field(default_factory=list)  # empty while waiting
+    # Empty while waiting. Replaced, never changed: steps may still read it.
+    block_ids: array[int] = field(default_factory=lambda: NO_BLOCKS)
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as needed so far
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as computed
@@ -77,18 +81,21 @@ class SequenceState:
         request = self.request
         scored, scored_from = self._scored(start, stop) if self.num_unscored else ((), 0)
         return ScheduledSequence(
-            request_id=request.request_id,
-            token_ids=self.token_ids[start:stop],
-            start=start,
-            block_ids=self.block_ids,
-            samples=stop == len(self.token_ids) and not self.is_prompt_only,
-            output_position=self.num_output_tokens,
-            params=request.params,
-            logits_processors=self.logits_processors,
-            constraint=request.constraint,
-            adapter=request.adapter,
-            scored_token_ids=scored,
-            scored_from=scored_from,
+            SequenceInput(
+                self.token_ids[start:stop],
+                start,
+                self.block_ids,
+                samples=stop == len(self.token_ids) and not self.is_prompt_only,
+                scored_from=scored_from,
+                num_scored=len(scored),
+            ),
+            request.request_id,
+            request.params,
+            self.num_output_tokens,
+            self.logits_processors,
+            request.constraint,
+            scored,
+            request.adapter,
         )
 
     def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:
@@ -99,32 +106,32 @@ class SequenceState:
         first = max(start + 1, len(self.prompt_logprobs) + 1)
         return self.request.prompt_token_ids[first : stop + 1], first - 1 - start
 
-    def delta(self, token: int, logprobs: PositionLogprobs | None) -> TokenDelta:
-        """The newest token for the client, while the sequence continues."""
-        is_first = self.num_output_tokens == 1
+    def delta(self, tokens: Sequence[int], logprobs: Sequence[PositionLogprobs]) -> TokenDelta:
+        """The newest tokens for the client, while the sequence continues."""
+        is_first = self.num_output_tokens == len(tokens)
         return TokenDelta(
             request_id=self.request.request_id,
-            token_ids=(token,),
+            token_ids=tuple(tokens),
             num_cached_tokens=self.num_cached_tokens or 0,
-            logprobs=() if logprobs is None else (logprobs,),
+            logprobs=tuple(logprobs),
             prompt_logprobs=self._all_prompt_logprobs() if is_first else None,
             timings=self._timings() if is_first else None,
         )
 
     def last_delta(
-        self, finish: Finish, token: int | None, logprobs: PositionLogprobs | None, now: float
+        self, finish: Finish, tokens: Sequence[int], logprobs: Sequence[PositionLogprobs], now: float
     ) -> TokenDelta:
-        """The end of the sequence, with its last token if there is one."""
-        is_first = self.num_output_tokens == (0 if token is None else 1)
+        """The end of the sequence, with its last tokens if there are any."""
+        is_first = self.num_output_tokens == len(tokens)
         is_whole = finish.error is None and not self.num_unscored
         return TokenDelta(
             request_id=self.request.request_id,
-            token_ids=() if token is None else (token,),
+            token_ids=tuple(tokens),
             finish_reason=finish.reason,
             stop_reason=finish.stop_reason,
             ends_with_stop_token=finish.by_stop_token,
             num_cached_tokens=self.num_cached_tokens or 0,
-            logprobs=() if logprobs is None else (logprobs,),
+            logprobs=tuple(logprobs),
             prompt_logprobs=self._all_prompt_logprobs() if is_first and is_whole else None,
             error=finish.error,
             timings=self._timings(now),
@@ -152,7 +159,15 @@ class StopRule:
     eos_token_ids: Sequence[int]
     max_model_len: int  # tokens of prompt and output together
 
-    def append(self, sequence: SequenceState, token: int) -> Finish | None:
+    def extend(self, sequence: SequenceState, tokens: Sequence[int]) -> tuple[int, Finish | None]:
+        """Add tokens to the output until one ends it. Returns how many were added, and the end."""
+        for num_added, token in enumerate(tokens, 1):
+            finish = self._append(sequence, token)
+            if finish is not None:
+                return num_added, finish
+        return len(tokens), None
+
+    def _append(self, sequence: SequenceState, token: int) -> Finish | None:
         """Add a token to the output and pass it to the logits processors and the constraint.
 
         None = the sequence continues.

@@ -31,12 +31,15 @@ class Sleeps(Protocol):
 class SleepController:
     def __init__(
         self,
-        call: Callable[[Callable[[Sleeps], None]], Awaitable[None]],
+        call: Callable[..., Awaitable[None]],
         *,
         idle: asyncio.Event,
         abort_all: Callable[[], None],
     ) -> None:
-        """`call` runs a function in the engine's thread; `idle` is set while no request runs."""
+        """`call` calls a method of Sleeps, with arguments, in the engine's thread.
+
+        `idle` is set while no request runs.
+        """
         self._call = call
         self._idle = idle
         self._abort_all = abort_all
@@ -83,7 +86,7 @@ class SleepController:
     async def _fall_asleep(self, level: int) -> None:
         before, self._state = self._state, self._state.after_sleep(level)
         try:
-            await self._call(lambda core: core.sleep(level))
+            await self._call("sleep", level)
         except Exception:  # but not if cancelled: the thread completes it anyway
             self._state = before
             raise
@@ -95,5 +98,5 @@ class SleepController:
         """
         async with self._lock:
             if asleep := parts & self._state.asleep:
-                await self._call(lambda core: core.wake_up(asleep))
+                await self._call("wake_up", asleep)
                 self._state = self._state.after_wake_up(asleep)

@@ -14,6 +14,7 @@ from engine.core.adapter import Adapter
 from engine.errors import EngineError
 
 ALL_LOGPROBS = -1  # those of the whole vocabulary, as in vLLM
+MAX_ROLLBACK = 64  # tokens; more than are guessed in one step
 
 
 class FinishReason(StrEnum):
@@ -92,6 +93,13 @@ class TokenConstraint(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Advance by the sampled token, which the mask allowed."""
+        ...
+
+    def rollback(self, num_tokens: int) -> None:
+        """Undo the last calls of `accept`: so many of them, at most MAX_ROLLBACK.
+
+        Raises ValueError if there are not so many.
+        """
         ...
 
     @property

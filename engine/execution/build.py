@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
@@ -23,12 +21,13 @@ from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
+from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.lora.adapters import Adapters
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import Checkpoint, has_own_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -38,16 +37,18 @@ log = logging.getLogger(__name__)
 CPU_PREFILL_BESIDE_DECODES = 256
 
 
-def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
+def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = None) -> EngineCore:
     """Load a model and build an engine core around it. Call it in the thread that will run the steps.
 
-    `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
+    `eos_token_ids`: the main end-of-sequence token first; default: those that the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
-    raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = generating_architecture(architecture_of(config.model, raw))
-    model_config = _with_own_head(config.model, architecture.read_config(config.model, config.hf_overrides))
+    architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
+    model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
+    if not is_of_transformers(architecture):
+        model_config = _with_own_head(config.model, model_config)
+        model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -56,12 +57,14 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
     adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
-    load = partial(load_model, config, model_config, dtype=dtype, device=device, adapters=adapters)
+    load = partial(
+        load_model, config, architecture, model_config, dtype=dtype, device=device, adapters=adapters
+    )
     with translated_out_of_memory(), torch.inference_mode():
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks)
-        eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
+        eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
         runner = ModelRunner(
             model,
             cache,
@@ -103,6 +106,7 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 
 def load_model(
     config: EngineConfig,
+    architecture: DecoderArchitecture,
     model_config: ModelConfig,
     *,
     dtype: torch.dtype,
@@ -115,10 +119,20 @@ def load_model(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
         )
-    model_class = generating_architecture(model_config.architecture).load_class()
-    model: CausalLM = model_class(model_config, dtype=dtype, device=device)
+    if adapters is not None and is_of_transformers(architecture):
+        raise ConfigError(
+            f"--enable-lora: transformers' own code computes {model_config.architecture}, and its layers can't "
+            "have LoRA adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
+        )
+    model_class = architecture.load_class()
+    model: CausalLM
     with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
-        load_weights(model, checkpoint)
+        if is_of_transformers(architecture):
+            log.info("Transformers' own code computes %s.", model_config.architecture)
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+        else:
+            model = model_class(model_config, dtype=dtype, device=device)
+            load_weights(model, checkpoint)
     if adapters is not None:
         adapters.attach(model)
     return model

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 
-from engine.core.batch import Batch
+from engine.core.batch import SequenceInput
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import flatten
@@ -65,6 +65,24 @@ def recorder_for(cache: PagedKVCache) -> Callable[[], Record] | None:
     return CudaRecord
 
 
+class GraphHolder:
+    """The graphs of a model and a cache, for as long as these keep their addresses."""
+
+    def __init__(self, record: Callable[[], Record] | None) -> None:
+        """`record` makes what records graphs; None: there are none."""
+        self._record = record
+        self._graphs: DecodeGraphs | None = None
+
+    def find(self, model: CausalLM, cache: PagedKVCache) -> DecodeGraphs | None:
+        if self._graphs is None and self._record is not None:
+            self._graphs = DecodeGraphs(model, cache, self._record())
+        return self._graphs
+
+    def drop(self) -> None:
+        """Steps are recorded again when they are needed."""
+        self._graphs = None
+
+
 class DecodeGraphs:
     """Logits of batches in which each sequence runs one token and samples.
 
@@ -87,9 +105,9 @@ class DecodeGraphs:
         for size in reversed(_SIZES[: bisect_left(_SIZES, max_rows) + 1]):
             self._find_replay(size)
 
-    def logits(self, batch: Batch) -> torch.Tensor | None:
+    def logits(self, batch: Sequence[SequenceInput]) -> torch.Tensor | None:
         """[S, vocab_size], valid until the next call; None if no graph runs such a batch."""
-        num_rows = len(batch.sequences)
+        num_rows = len(batch)
         if not _is_recorded(batch):
             return None
         size = _SIZES[bisect_left(_SIZES, num_rows)]
@@ -110,7 +128,7 @@ class DecodeGraphs:
 
     def _step(self, size: int) -> Run:
         """A step of `size` rows on this object's memory, which has only rows that fill up meanwhile."""
-        filling = flatten(Batch(), self._cache.block_size, pad_to=size)
+        filling = flatten((), self._cache.block_size, pad_to=size)
         self._numbers[: len(filling.numbers)].copy_(filling.numbers)
         # What depends on the context is chosen for the longest, as it may come later. All tables can be read.
         inputs = replace(
@@ -122,8 +140,7 @@ class DecodeGraphs:
         return lambda: model.logits(model(inputs, cache))
 
 
-def _is_recorded(batch: Batch) -> bool:
-    return 0 < len(batch.sequences) <= _SIZES[-1] and all(
-        len(sequence.token_ids) == 1 and sequence.samples and not sequence.scored_token_ids
-        for sequence in batch.sequences
+def _is_recorded(batch: Sequence[SequenceInput]) -> bool:
+    return 0 < len(batch) <= _SIZES[-1] and all(
+        len(sequence.token_ids) == 1 and sequence.samples and not sequence.num_scored for sequence in batch
     )

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from engine.core.adapter import Adapter
-from engine.core.batch import Batch, ScheduledSequence, StepResult
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import ConfigError, DeviceLost
-from engine.execution.graphs import DecodeGraphs, Record
+from engine.execution.graphs import GraphHolder, Record
 from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
@@ -32,8 +33,21 @@ _SCORED_LOGITS = 1 << 24
 _SCORED_ROWS = 512  # more at a time need more memory, but no less time
 
 
+@dataclass(slots=True, eq=False)
+class SubmittedStep:
+    """A step whose model runs, or has run; its tokens are sampled when it is collected."""
+
+    batch: Batch
+    logits: torch.Tensor | None = None  # of the sequences that sample [S, vocab_size]; None if S is 0
+    scored: torch.Tensor | None = None  # hidden states of the scored rows [P, …]
+    masks: Callable[[], Masks] | None = None  # None if no sequence has a constraint
+    runs: bool = True  # False if all constraints are late
+
+
 class ModelRunner:
     """Implements engine.core.batch.Runner with PyTorch."""
+
+    max_tokens_per_step = 1
 
     def __init__(
         self,
@@ -50,14 +64,15 @@ class ModelRunner:
         `record` makes what records decode steps as graphs; None: they aren't. `adapters` are attached to
         the model.
         """
-        self._graphs: DecodeGraphs | None = None
-        self._record = record
+        self._graphs = GraphHolder(record)
         self._adapters = adapters
+        self._replayed: SubmittedStep | None = None  # not collected yet; its logits are a graph's
         self._residency = ModelResidency(
             model,
             cache,
             device=model.device,
             load=load,
+            on_move=self._graphs.drop,
             make_cache=partial(
                 PagedKVCache,
                 model.attention_specs,
@@ -77,35 +92,49 @@ class ModelRunner:
         self.vocab_size = model.config.vocab_size
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> StepResult:
-        """Run one step. Raises DeviceLost if no later step can work."""
-        sampled = [index for index, sequence in enumerate(batch.sequences) if sequence.samples]
+    def submit(self, batch: Batch) -> SubmittedStep:
+        """Start a step. Raises DeviceLost if no later step can work."""
         constraints = {
-            row: constraint
-            for row, index in enumerate(sampled)
-            if (constraint := batch.sequences[index].constraint) is not None
+            row: sequence.constraint
+            for row, sequence in enumerate(s for s in batch.sequences if s.input.samples)
+            if sequence.constraint is not None
         }
         if len(constraints) == batch.num_tokens and not self._bitmask_filler.wait_for_any(
             constraints.values()
         ):
-            return StepResult([None] * len(sampled), late=set(sampled))  # the model has nothing to run
+            return SubmittedStep(batch, runs=False)
+        step = SubmittedStep(batch)
         with _translated_loss():
-            filling = self._bitmask_filler.start(constraints)
-            try:
-                logits, scored = self._forward(batch)
-            finally:
-                masks = None if filling is None else filling()
-            prompt_logprobs = self._score(batch, scored)
-            return self._choose(batch, sampled, logits, masks, prompt_logprobs)
+            step.masks = self._bitmask_filler.start(constraints)
+            self._run_model(step)
+        return step
+
+    @torch.inference_mode()
+    def collect(self, ticket: SubmittedStep) -> StepResult:
+        """The step's tokens. Raises DeviceLost if no later step can work."""
+        if ticket is self._replayed:
+            self._replayed = None
+        sampled = [index for index, sequence in enumerate(ticket.batch.sequences) if sequence.input.samples]
+        if not ticket.runs:
+            return StepResult([()] * len(sampled), late=set(sampled))
+        with _translated_loss():
+            masks = None if ticket.masks is None else ticket.masks()
+            prompt_logprobs = self._score(ticket)
+            return self._choose(ticket, sampled, masks, prompt_logprobs)
+
+    def execute(self, batch: Batch) -> StepResult:
+        """Run one step by itself."""
+        return self.collect(self.submit(batch))
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model. Returns the logits of sequences that sample [S, vocab_size], None if none does."""
-        return self._forward(batch)[0]
+        step = SubmittedStep(batch)
+        self._run_model(step)
+        return step.logits
 
     def sleep(self, level: int) -> None:
         """See Sleeps in engine/core/sleep_controller.py."""
-        self._graphs = None  # recorded again when they are needed: everything will have new addresses
         self._residency.sleep(level)
 
     def wake_up(self, parts: Set[Part]) -> None:
@@ -129,56 +158,45 @@ class ModelRunner:
         """
         params = SamplingParams(max_tokens=1, temperature=0.0)
         for token_ids, start in (([0] * num_tokens, 0), ([0], num_tokens - 1)):
-            sequence = ScheduledSequence(
-                request_id="warm-up",
-                token_ids=token_ids,
-                start=start,
-                block_ids=range(-(-num_tokens // self.block_size)),
-                samples=True,
-                output_position=0,
-                params=params,
-            )
-            self.execute(Batch((sequence,)))
+            blocks = range(-(-num_tokens // self.block_size))
+            sequence = SequenceInput(token_ids, start, blocks, samples=True)
+            self.execute(Batch((ScheduledSequence(sequence, "warm-up", params),)))
 
     @torch.inference_mode()
     def record_graphs(self, max_rows: int) -> None:
         """Record decode steps of up to so many sequences now, where that is done at all."""
-        if (graphs := self._find_graphs()) is not None:
+        graphs = self._graphs.find(self._residency.model, self._residency.cache)
+        if graphs is not None:
             graphs.record_all(max_rows)
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The sampled rows' logits [S, vocab_size], None if S is 0; the scored rows' hidden states [P, …].
-
-        The logits are valid until the next step.
-        """
-        model, cache = self._residency.model, self._residency.cache
-        is_adapted = self._adapters is not None and self._adapters.begin(batch)
-        graphs = None if is_adapted else self._find_graphs()
-        if graphs is not None and (logits := graphs.logits(batch)) is not None:
-            return logits, logits[:0]
-        inputs = build_inputs(batch, self.block_size, model.device)
-        hidden = model(inputs, cache)
-        sampled, scored = hidden[: inputs.num_sampled], hidden[inputs.num_sampled :]
-        return model.logits(sampled) if len(sampled) else None, scored
-
-    def _find_graphs(self) -> DecodeGraphs | None:
-        if self._graphs is None and self._record is not None:
-            self._graphs = DecodeGraphs(self._residency.model, self._residency.cache, self._record())
-        return self._graphs
+    def _run_model(self, step: SubmittedStep) -> None:
+        """Fill in the sampled rows' logits, and the scored rows' hidden states."""
+        model, cache, inputs = self._residency.model, self._residency.cache, step.batch.inputs
+        is_adapted = self._adapters is not None and self._adapters.begin(step.batch)
+        if not is_adapted and (graphs := self._graphs.find(model, cache)) is not None:
+            if self._replayed is not None and self._replayed.logits is not None:
+                self._replayed.logits = self._replayed.logits.clone()  # the next replay overwrites them
+            self._replayed = None
+            if (logits := graphs.logits(inputs)) is not None:
+                step.logits, self._replayed = logits, step
+                return
+        tensors = build_inputs(inputs, self.block_size, model.device)
+        hidden = model(tensors, cache)
+        sampled, step.scored = hidden[: tensors.num_sampled], hidden[tensors.num_sampled :]
+        step.logits = model.logits(sampled) if len(sampled) else None
 
     def _choose(
         self,
-        batch: Batch,
+        step: SubmittedStep,
         sampled: Sequence[int],
-        logits: torch.Tensor | None,
         masks: Masks | None,
         prompt_logprobs: Mapping[int, Sequence[PositionLogprobs]],
     ) -> StepResult:
         """From logits to the step's result; `sampled` are the sequences' indices in the batch."""
-        tokens: list[int | None] = [None] * len(batch.sequences)
-        if logits is None:
+        tokens: list[tuple[int, ...]] = [()] * len(step.batch.sequences)
+        if (logits := step.logits) is None:
             return StepResult(tokens, prompt_logprobs=prompt_logprobs)
-        sequences = [batch.sequences[index] for index in sampled]
+        sequences = [step.batch.sequences[index] for index in sampled]
         asking = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
         logprobs = raw_logprobs(logits[asking]) if asking else None  # before the sampler edits the logits
         rows = [SampledRow(s.params, s.output_position, s.logits_processors) for s in sequences]
@@ -186,7 +204,8 @@ class ModelRunner:
         failures = {**result.failures, **(masks.failures if masks else {})}
         late = masks.late if masks else frozenset()
         for row, token in enumerate(result.tokens):
-            tokens[sampled[row]] = None if row in failures or row in late else token
+            if token is not None and row not in failures and row not in late:
+                tokens[sampled[row]] = (token,)
         return StepResult(
             tokens,
             logprobs={}
@@ -197,15 +216,17 @@ class ModelRunner:
             late={sampled[row] for row in late},
         )
 
-    def _score(self, batch: Batch, hidden: torch.Tensor) -> dict[int, list[PositionLogprobs]]:
-        """Logprobs of the prompt tokens that follow the scored rows, `hidden` [P, hidden], by sequence.
+    def _score(self, step: SubmittedStep) -> dict[int, list[PositionLogprobs]]:
+        """Logprobs of the prompt tokens that follow the scored rows, by sequence.
 
         In slices: for all rows of a step, the logits of a large vocabulary would take gigabytes.
         """
         scored: dict[int, list[PositionLogprobs]] = {}
+        if (hidden := step.scored) is None:
+            return scored
         size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
         first = 0
-        for index, sequence in enumerate(batch.sequences):
+        for index, sequence in enumerate(step.batch.sequences):
             token_ids, num_top = sequence.scored_token_ids, sequence.params.prompt_logprobs
             if not token_ids or num_top is None:
                 continue
@@ -224,14 +245,14 @@ def _sampled_logprobs(
     asking: Sequence[int],
     sampled: Sequence[int],
     sequences: Sequence[ScheduledSequence],
-    tokens: Sequence[int | None],
-) -> Mapping[int, PositionLogprobs]:
+    tokens: Sequence[Sequence[int]],
+) -> Mapping[int, Sequence[PositionLogprobs]]:
     """The logprobs of the sampled tokens, by index in the batch.
 
     `logprobs` [R, vocab_size] are of the rows `asking`, which are indices into `sampled` and `sequences`.
     """
     chosen = [tokens[sampled[row]] for row in asking]
-    kept = [index for index, token in enumerate(chosen) if token is not None]
+    kept = [index for index, own in enumerate(chosen) if own]
     if not kept:
         return {}
     if len(kept) < len(asking):
@@ -239,11 +260,11 @@ def _sampled_logprobs(
     params = [sequences[asking[index]].params for index in kept]
     positions = position_logprobs(
         logprobs,
-        [token for token in chosen if token is not None],
+        [token for own in chosen for token in own],
         [0 if p.logprob_token_ids else p.logprobs or 0 for p in params],
     )
     positions = with_named(positions, logprobs, [p.logprob_token_ids for p in params])
-    return {sampled[asking[index]]: position for index, position in zip(kept, positions, strict=True)}
+    return {sampled[asking[index]]: (position,) for index, position in zip(kept, positions, strict=True)}
 
 
 @contextmanager

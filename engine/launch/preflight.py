@@ -11,10 +11,10 @@ from engine.checkpoint.layout import (
     check_whole,
     weight_files,
 )
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
 from engine.models.architecture import Architecture
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import choose_implementation
 from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
 
@@ -30,7 +30,7 @@ def check_config(config: EngineConfig) -> None:
     if choose_runner(config) is RunnerKind.POOLING:
         architecture: Architecture = read_pooling_plan(config).architecture
     else:
-        architecture = generating_architecture(architecture_of(directory, raw))
+        architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)
     architecture.read_config(directory, config.hf_overrides)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import SequenceInput
 
 _ALIGNMENT = 2  # int64 elements: a kernel is compiled once more for addresses that aren't multiples of 16
 
@@ -100,13 +100,13 @@ class HostInputs:
         return FlatArrays(*(numbers[section] for section in self._sections))
 
 
-def build_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
+def build_inputs(batch: Sequence[SequenceInput], block_size: int, device: torch.device) -> StepInputs:
     """Flatten a batch. Sequences, and the rows of each, keep their order."""
     inputs = flatten(batch, block_size)
     return inputs.on(inputs.numbers.to(device))
 
 
-def flatten(batch: Batch, block_size: int, *, pad_to: int = 0) -> HostInputs:
+def flatten(batch: Sequence[SequenceInput], block_size: int, *, pad_to: int = 0) -> HostInputs:
     """`pad_to`, for a batch of decodes: fill it up to so many rows, which read and store nothing."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -114,7 +114,7 @@ def flatten(batch: Batch, block_size: int, *, pad_to: int = 0) -> HostInputs:
     first_rows = [0]
     sampled_rows: list[int] = []
     scored_rows: list[int] = []
-    for sequence in batch.sequences:
+    for sequence in batch:
         first_row = len(token_ids)
         stop = sequence.start + len(sequence.token_ids)
         token_ids.extend(sequence.token_ids)
@@ -123,10 +123,10 @@ def flatten(batch: Batch, block_size: int, *, pad_to: int = 0) -> HostInputs:
         first_rows.append(len(token_ids))
         if sequence.samples:
             sampled_rows.append(len(token_ids) - 1)
-        if sequence.scored_token_ids:
+        if sequence.num_scored:
             first_scored = first_row + sequence.scored_from
-            scored_rows.extend(range(first_scored, first_scored + len(sequence.scored_token_ids)))
-    starts, contexts, blocks = _block_tables(batch.sequences)
+            scored_rows.extend(range(first_scored, first_scored + sequence.num_scored))
+    starts, contexts, blocks = _block_tables(batch)
     max_context = max(contexts, default=0)
     selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
     num_padding = max(0, pad_to - len(token_ids))
@@ -141,19 +141,19 @@ def flatten(batch: Batch, block_size: int, *, pad_to: int = 0) -> HostInputs:
     return HostInputs(
         numbers=numbers,
         _sections=sections,
-        _num_decodes=_count_decodes(batch.sequences) + num_padding,
+        _num_decodes=_count_decodes(batch) + num_padding,
         _max_context=max_context,
         _selects_rows=selects_rows,
         _num_sampled=len(sampled_rows),
     )
 
 
-def _count_decodes(sequences: Sequence[ScheduledSequence]) -> int:
+def _count_decodes(sequences: Sequence[SequenceInput]) -> int:
     """How many sequences in front run one token; a prompt's last token may come later."""
     return sum(1 for _ in takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
 
 
-def _block_tables(sequences: Sequence[ScheduledSequence]) -> tuple[list[int], list[int], list[int]]:
+def _block_tables(sequences: Sequence[SequenceInput]) -> tuple[list[int], list[int], list[int]]:
     """Where each sequence's table starts, its context, and the tables end to end."""
     starts: list[int] = []
     contexts: list[int] = []

@@ -1,25 +1,16 @@
-"""What a decoder computes between its matrix products: fused, by the kernels that a device has, or by PyTorch."""
+"""What a decoder computes between its matrix products: fused, by a device's kernels, or by PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Literal, Protocol
+from functools import cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from engine.models.activations import ACTIVATIONS, Activation
 from engine.models.native.kernels import find_kernels
 from engine.models.triton_kernels.switches import uses_triton
-
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 class Operators(Protocol):
@@ -102,7 +93,7 @@ class TorchOperators:
 
     def activate_and_multiply(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return _ACTIVATIONS[activation](gate).mul_(up)
+        return ACTIVATIONS[activation](gate).mul_(up)
 
 
 class OperatorTable:

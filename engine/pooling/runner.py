@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.core.batch import Batch, ScheduledSequence
+from engine.core.batch import SequenceInput
 from engine.core.sleep import MemoryUsage, Part
-from engine.core.types import SamplingParams
 from engine.execution.residency import ModelResidency
 from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
 from engine.models.attention.paged import PagedKVCache
@@ -198,25 +197,16 @@ class PooledDecoderRunner:
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         return self._model.classify(pooled)
 
-    def _as_prefills(self, batch: Sequence[PoolingRequest]) -> Batch:
+    def _as_prefills(self, batch: Sequence[PoolingRequest]) -> list[SequenceInput]:
         """Blocks are assigned anew for every batch."""
         sequences = []
         first_block = 0
         for request in batch:
             num_blocks = -(-len(request.token_ids) // self._block_size)
-            sequences.append(
-                ScheduledSequence(
-                    request_id=request.request_id,
-                    token_ids=request.token_ids,
-                    start=0,
-                    block_ids=range(first_block, first_block + num_blocks),
-                    samples=True,
-                    output_position=0,
-                    params=SamplingParams(max_tokens=1),
-                )
-            )
+            blocks = range(first_block, first_block + num_blocks)
+            sequences.append(SequenceInput(request.token_ids, 0, blocks, samples=True))
             first_block += num_blocks
-        return Batch(sequences)
+        return sequences
 
 
 def flat_inputs(batch: Sequence[PoolingRequest], device: torch.device) -> FlatInputs:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
@@ -100,6 +101,14 @@ class CompiledOutput:
     tenant: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One step forward, or several back; nothing = only the mask is wanted."""
+
+    token: int | None = None
+    num_back: int = 0
+
+
 class Follower:
     """One sequence's matcher. Its work is done on a lane, a token at a time; one thread asks."""
 
@@ -108,6 +117,7 @@ class Follower:
     ) -> None:
         import numpy as np
 
+        self._compiled = compiled
         self._matcher = compiled.matcher.deep_copy()
         self._lanes = lanes
         self._tenant = compiled.tenant
@@ -116,14 +126,21 @@ class Follower:
         self._words: Any = np.zeros(-(-num_tokens // 32), np.int32)  # of the compiler's vocabulary
         self.mask = self._words[:num_words]
         self._ready = threading.Event()
+        self._changes: list[_Change] = []  # not begun yet
+        self._changed = threading.Lock()  # around them and the event
+        self._working = threading.Lock()  # one lane at a time
+        self._tokens: list[int] = []  # that the matcher has been given; the last may be refused
         self._slow_s = 0.0
         self._failure: EngineError | None = None
         self.has_ended = False
-        self._submit(None)
+        self._submit(_Change())
 
     def advance(self, token: int) -> None:
-        self._ready.clear()
-        self._submit(token)
+        self._submit(_Change(token))
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last tokens. Does not wait; nor need the last token's mask be ready."""
+        self._submit(_Change(num_back=num_tokens))
 
     def wait(self, timeout_s: float) -> bool:
         return self._ready.wait(timeout_s) if timeout_s > 0 else self._ready.is_set()
@@ -133,36 +150,77 @@ class Follower:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
 
-    def _submit(self, token: int | None) -> None:
+    def _submit(self, change: _Change) -> None:
+        with self._changed:
+            self._changes.append(change)
+            self._ready.clear()
         lane = self._lanes.slow if self._slow_s else self._lanes.quick
         me = weakref.ref(self)
 
         def work() -> None:
             if (follower := me()) is not None:  # else its sequence has ended
-                follower._step(token)
+                follower._work()
 
         lane.submit(self._tenant, work)
 
-    def _step(self, token: int | None) -> None:
+    def _work(self) -> None:
+        """Make all changes so far, in order, and then the mask."""
+        with self._working:
+            while changes := self._take_changes():
+                self._step(changes)
+
+    def _take_changes(self) -> list[_Change]:
+        with self._changed:
+            changes, self._changes = self._changes, []
+            if not changes:
+                self._ready.set()
+            return changes
+
+    def _step(self, changes: list[_Change]) -> None:
         started = time.thread_time()
-        try:
-            self._follow(token)
-        except EngineError as error:
-            self._failure = error
-        except BaseException as error:  # foreign code, for one client; also its panics: reported to it
-            self._failure = GenerationFailed(f"The output's grammar failed: {type(error).__name__}: {error}")
+        for change in changes:
+            self._try(partial(self._apply, change))
+        if self._failure is None:
+            self._try(self._fill_mask)
         spent = time.thread_time() - started
         if spent > _SLOW_MASK_S:
             self._slow_s += spent
             if self._slow_s > self._limits.slow_masks_s:
                 most_s = self._limits.slow_masks_s
                 self._failure = self._too_slow(f"its slow steps have taken more than {most_s:g} s")
-        self._ready.set()
 
-    def _follow(self, token: int | None) -> None:
-        matcher = self._matcher
-        if token is not None and not matcher.consume_token(token):
+    def _try(self, work: Callable[[], None]) -> None:
+        """Work of the matcher; what it raises becomes the sequence's failure."""
+        try:
+            work()
+        except EngineError as error:
+            self._failure = error
+        except BaseException as error:  # foreign code, for one client; also its panics: reported to it
+            self._failure = GenerationFailed(f"The output's grammar failed: {type(error).__name__}: {error}")
+
+    def _apply(self, change: _Change) -> None:
+        if change.num_back:
+            self._go_back(change.num_back)
+        if change.token is not None:
+            self._tokens.append(change.token)
+            if self._failure is None and not self._matcher.consume_token(change.token):
+                self._raise()
+
+    def _go_back(self, num_tokens: int) -> None:
+        """Also from an error, except for one of all that the sequence has spent."""
+        del self._tokens[len(self._tokens) - num_tokens :]
+        self.has_ended = False
+        if self._failure is None and not self._matcher.is_error() and self._matcher.rollback(num_tokens):
+            return
+        # A matcher doesn't leave an error, not even by a reset.
+        self._matcher = self._compiled.matcher.deep_copy()
+        if not self._matcher.consume_tokens(self._tokens):
             self._raise()
+        if self._slow_s <= self._limits.slow_masks_s:
+            self._failure = None
+
+    def _fill_mask(self) -> None:
+        matcher = self._matcher
         if matcher.is_stopped():
             if matcher.is_error():
                 self._raise()

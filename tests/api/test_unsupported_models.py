@@ -14,7 +14,7 @@ import pytest
 from tests.berth_process import running_berth
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
-FOUND = ["qwen2", "fp8", "gguf", "adapter", "diffusion", "pickled", "lfs-pointer"]
+FOUND = ["diffuses-text", "fp8", "gguf", "adapter", "diffusion", "pickled", "lfs-pointer"]
 NAMED = ["missing-shard", "no-config", "no-tokenizer"]
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -80,7 +80,7 @@ def test_a_supported_model_has_no_problem(client: httpx.Client) -> None:
     client.delete("/instances/demo")
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gguf", "missing-shard"])
+@pytest.mark.parametrize("kind", ["diffuses-text", "gguf", "missing-shard"])
 def test_an_instance_of_it_is_not_created(client: httpx.Client, kind: str, tmp_path: Path) -> None:
     path = make_broken(kind, tmp_path)
     answer = client.post("/instances", json={"model_name": str(path)})
@@ -113,7 +113,7 @@ def test_a_problem_only_the_engine_detects_is_reported_in_one_line(client: httpx
 
 
 def test_once_its_files_are_repaired_it_runs(client: httpx.Client, models: Path) -> None:
-    changed(architectures=["Qwen3ForCausalLM"])(models / "qwen2")
-    assert client.get("/v1/models/qwen2").json()["problem"] is None
-    answer = client.post("/v1/completions", json={"model": "qwen2", "prompt": "a", "max_tokens": 1})
+    changed(architectures=["Qwen3ForCausalLM"])(models / "diffuses-text")
+    assert client.get("/v1/models/diffuses-text").json()["problem"] is None
+    answer = client.post("/v1/completions", json={"model": "diffuses-text", "prompt": "a", "max_tokens": 1})
     assert answer.status_code == 200, answer.text

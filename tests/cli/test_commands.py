@@ -322,7 +322,7 @@ sys.exit(f"help loads {heavy}" if heavy else status)
 
 
 def test_a_model_that_cannot_start_is_reported_with_the_next_step(tmp_path: Path) -> None:
-    models = make_broken("qwen2", tmp_path / "models").parent
+    models = make_broken("diffuses-text", tmp_path / "models").parent
     shutil.copytree(DEMO, models / "large")
     (tmp_path / "models.yaml").write_text(f"models: {{gone: {{path: {tmp_path}/none}}}}")
     settings = {"MODEL_DIRS": str(models), "MODELS_FILE": str(tmp_path / "models.yaml")}
@@ -330,7 +330,7 @@ def test_a_model_that_cannot_start_is_reported_with_the_next_step(tmp_path: Path
         tmp_path, **settings, HOST_MEMORY="0.0001", API_KEYS="r", ADMIN_API_KEYS="a"
     ) as server:
         steps = {
-            "qwen2": "`engine` in models.yaml",
+            "diffuses-text": "`engine` in models.yaml",
             "large": "`berth ps` shows",
             "gone": "`berth list` shows",
         }
@@ -341,9 +341,11 @@ def test_a_model_that_cannot_start_is_reported_with_the_next_step(tmp_path: Path
                 assert step in refused.stderr
                 assert "berth stop" not in refused.stderr and "berth logs" not in refused.stderr
         for key in ("a", "r"):
-            assert "unsupported" in berth(server.url, "show", "qwen2", "--api-key", key).stdout
+            assert "unsupported" in berth(server.url, "show", "diffuses-text", "--api-key", key).stdout
             [row] = [
-                r for r in berth(server.url, "list", "--api-key", key).stdout.splitlines() if "qwen2" in r
+                r
+                for r in berth(server.url, "list", "--api-key", key).stdout.splitlines()
+                if "diffuses-text" in r
             ]
             assert "unsupported" in row and "vLLM may run it" in row
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 from engine.core.adapter import Adapter
-from engine.core.batch import Batch, ScheduledSequence, StepResult
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
 
@@ -64,11 +64,19 @@ def make_request(
 
 
 class FakeRunner:
-    """`before` is called first in every step: it may block, be slow or raise."""
+    """`before` is called first in every step: it may block, be slow or raise.
+
+    With `max_tokens_per_step` it guesses as many tokens as there is space for, like a perfect speculation.
+    """
 
     def __init__(
-        self, num_blocks: int = 64, block_size: int = 4, before: Callable[[Batch], None] | None = None
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        before: Callable[[Batch], None] | None = None,
+        max_tokens_per_step: int = 1,
     ) -> None:
+        self.max_tokens_per_step = max_tokens_per_step
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = 1 << 17
@@ -82,6 +90,12 @@ class FakeRunner:
     def read_adapter(self, name: str, directory: Path) -> Adapter:
         return Adapter(name, None)
 
+    def submit(self, batch: Batch) -> StepResult:
+        return self.execute(batch)
+
+    def collect(self, ticket: StepResult) -> StepResult:
+        return ticket
+
     def execute(self, batch: Batch) -> StepResult:
         self.num_steps += 1
         self.last_batch = batch
@@ -90,8 +104,8 @@ class FakeRunner:
         # Earlier steps must have written whatever a step reads beyond its own tokens.
         tokens = [self._run(sequence) for sequence in batch.sequences]
         written: set[int] = set()
-        for sequence in batch.sequences:
-            for offset, token in enumerate(sequence.token_ids):
+        for sequence, sampled in zip(batch.inputs, tokens, strict=True):
+            for offset, token in enumerate((*sequence.token_ids, *sampled[:-1])):
                 slot = self._slot(sequence, sequence.start + offset)
                 if slot in written:
                     raise AssertionError(f"Slot {slot} is written twice in one step.")
@@ -100,9 +114,9 @@ class FakeRunner:
         return StepResult(
             tokens,
             logprobs={
-                index: logprobs_of(token)
-                for index, token in enumerate(tokens)
-                if token is not None and batch.sequences[index].params.logprobs is not None
+                index: [logprobs_of(token) for token in own]
+                for index, own in enumerate(tokens)
+                if own and batch.sequences[index].params.logprobs is not None
             },
             prompt_logprobs={
                 index: [logprobs_of(token) for token in self._scored(sequence)]
@@ -126,28 +140,43 @@ class FakeRunner:
 
     def _scored(self, sequence: ScheduledSequence) -> Sequence[int]:
         """The tokens after the scored rows, which must equal the tokens that run."""
-        scored, first = sequence.scored_token_ids, sequence.scored_from
-        if not 0 <= first <= first + len(scored) <= len(sequence.token_ids):
-            raise AssertionError(f"{sequence.request_id}: {len(scored)} scored from row {first} don't run.")
+        scored, first, token_ids = (
+            sequence.scored_token_ids,
+            sequence.input.scored_from,
+            sequence.input.token_ids,
+        )
         if (
-            list(sequence.token_ids[first + 1 : first + len(scored) + 1])
-            != list(scored)[: len(sequence.token_ids) - first - 1]
+            not 0 <= first <= first + len(scored) <= len(token_ids)
+            or len(scored) != sequence.input.num_scored
         ):
+            raise AssertionError(f"{sequence.request_id}: {len(scored)} scored from row {first} don't run.")
+        if list(token_ids[first + 1 : first + len(scored) + 1]) != list(scored)[: len(token_ids) - first - 1]:
             raise AssertionError(f"{sequence.request_id}: {scored} don't follow row {first}.")
         return scored
 
-    def _slot(self, sequence: ScheduledSequence, position: int) -> int:
+    def _slot(self, sequence: SequenceInput, position: int) -> int:
         return sequence.block_ids[position // self.block_size] * self.block_size + position % self.block_size
 
-    def _run(self, sequence: ScheduledSequence) -> int | None:
-        context = [self._slots[self._slot(sequence, position)] for position in range(sequence.start)]
+    def _run(self, sequence: ScheduledSequence) -> list[int]:
+        start, token_ids = sequence.input.start, sequence.input.token_ids
+        context = [self._slots[self._slot(sequence.input, position)] for position in range(start)]
         known = [token for token in context if token is not None]
         if len(known) != len(context):
             raise AssertionError(f"{sequence.request_id} reads slots that were never written.")
-        if not sequence.samples:
-            return None
-        token = next_token([*known, *sequence.token_ids], sequence.params.seed, sequence.output_position)
-        return token if sequence.constraint is None else _allowed(sequence.constraint, token)
+        if not sequence.input.samples:
+            return []
+        most = len(sequence.input.block_ids) * self.block_size - start - len(token_ids) + 1
+        sampled: list[int] = []
+        for position in range(sequence.output_position, sequence.output_position + self.max_tokens_per_step):
+            if len(sampled) == most:
+                break
+            if sequence.constraint is not None and sampled:
+                sequence.constraint.accept(sampled[-1])
+            token = next_token([*known, *token_ids, *sampled], sequence.params.seed, position)
+            sampled.append(token if sequence.constraint is None else _allowed(sequence.constraint, token))
+        if sequence.constraint is not None and len(sampled) > 1:
+            sequence.constraint.rollback(len(sampled) - 1)
+        return sampled
 
 
 def _allowed(constraint: TokenConstraint, token: int) -> int:

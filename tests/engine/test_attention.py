@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from engine.core.batch import Batch, ScheduledSequence
-from engine.core.types import SamplingParams
+from engine.core.batch import SequenceInput
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.sdpa import SdpaBackend, are_consecutive
 from engine.models.attention.slices import attend_in_slices
@@ -22,16 +21,8 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) -> ScheduledSequence:
-    return ScheduledSequence(
-        request_id="r",
-        token_ids=list(range(start, stop)),
-        start=start,
-        block_ids=blocks,
-        samples=samples,
-        output_position=0,
-        params=SamplingParams(max_tokens=1),
-    )
+def part(start: int, stop: int, blocks: Sequence[int], *, samples: bool = True) -> SequenceInput:
+    return SequenceInput(range(start, stop), start, blocks, samples)
 
 
 def plain(
@@ -112,7 +103,7 @@ class Layers:
         """`step`: sequences by index, with the first and the last position that run."""
         for layer, (spec, stored, sinks) in enumerate(zip(self.specs, self.stored, self.sinks, strict=True)):
             parts = [part(a, b, self._table(i, a, spec.window)) for i, a, b in step]
-            inputs = build_inputs(Batch(parts), BLOCK_SIZE, CPU)
+            inputs = build_inputs(parts, BLOCK_SIZE, CPU)
             wide = torch.randn(len(inputs.token_ids), spec.num_heads + 2, spec.head_dim).to(self.dtype)
             queries = wide[:, : spec.num_heads]  # of a wider tensor, as between the projections
             keys, values = (torch.cat([stored[i, kind, a:b] for i, a, b in step]) for kind in (0, 1))
@@ -175,7 +166,7 @@ def test_layers_that_share_memory_attend_to_their_own_keys() -> None:
     )
     assert cache.keys[0] is cache.keys[1] and cache.values[0] is cache.values[1]
     assert cache.keys[0] is not cache.values[0]
-    inputs = build_inputs(Batch([part(0, 9, [1, 3, 0])]), BLOCK_SIZE, CPU)
+    inputs = build_inputs([part(0, 9, [1, 3, 0])], BLOCK_SIZE, CPU)
     for layer in (0, 1):
         queries, keys, values = torch.randn(3, 9, spec.num_heads, spec.head_dim)
         cache.store(layer, keys, values, inputs)
@@ -189,7 +180,7 @@ def test_sinks_are_given_exactly_where_a_layer_has_them() -> None:
     cache = PagedKVCache(
         [without, with_sinks], num_blocks=4, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU
     )
-    inputs = build_inputs(Batch([part(0, 1, [1])]), BLOCK_SIZE, CPU)
+    inputs = build_inputs([part(0, 1, [1])], BLOCK_SIZE, CPU)
     for layer, sinks in ((0, torch.zeros(4)), (1, None)):
         spec = cache.specs[layer]
         with pytest.raises(ValueError, match=f"Layer {layer}: sinks"):
@@ -213,7 +204,7 @@ def test_bytes_per_token_are_the_sum_over_layers() -> None:
 
 
 def test_a_step_is_planned_once_for_each_window() -> None:
-    inputs = build_inputs(Batch([part(6, 7, [5, 2])]), BLOCK_SIZE, CPU)
+    inputs = build_inputs([part(6, 7, [5, 2])], BLOCK_SIZE, CPU)
     one, other = SdpaBackend(BLOCK_SIZE), SdpaBackend(BLOCK_SIZE)
     assert inputs.plan(one, None) is inputs.plan(other, None)
     assert inputs.plan(one, None) is not inputs.plan(one, 3)
@@ -246,7 +237,7 @@ def test_products_beyond_float16_are_scaled_first() -> None:
 
 def test_inputs_of_a_mixed_batch() -> None:
     inputs = build_inputs(
-        Batch([part(6, 7, [5, 2]), part(3, 6, [8, 9, 1], samples=False), part(0, 4, [3])]), BLOCK_SIZE, CPU
+        [part(6, 7, [5, 2]), part(3, 6, [8, 9, 1], samples=False), part(0, 4, [3])], BLOCK_SIZE, CPU
     )
     assert inputs.token_ids.tolist() == [6, 3, 4, 5, 0, 1, 2, 3]
     assert inputs.positions.tolist() == [6, 3, 4, 5, 0, 1, 2, 3]
@@ -273,7 +264,7 @@ def test_inputs_of_a_mixed_batch() -> None:
 
 
 def test_decodes_alone_need_no_selection_of_rows() -> None:
-    inputs = build_inputs(Batch([part(6, 7, [5, 2]), part(0, 1, [3])]), BLOCK_SIZE, CPU)
+    inputs = build_inputs([part(6, 7, [5, 2]), part(0, 1, [3])], BLOCK_SIZE, CPU)
     assert inputs.sampled_rows is None
     assert inputs.num_sampled == 2
 

@@ -42,9 +42,9 @@ def test_a_sequence_gets_neighbouring_blocks() -> None:
     manager = BlockManager(8, 4)
     first, second = manager.allocate(2), manager.allocate(2)
     assert (first, second) == ([0, 1], [2, 3])
-    manager.grow(second)
+    second.append(manager.grow(second))
     assert second == [2, 3, 4]
-    manager.grow(first)  # its neighbour is taken
+    first.append(manager.grow(first))  # its neighbour is taken
     assert first == [0, 1, 5]
     manager.free(second)
     third = manager.allocate(4, shared=[first[0]])
@@ -114,8 +114,8 @@ def test_content_is_evicted_last_and_from_its_tail() -> None:
     manager.check_integrity([empty, table])
     used_again = manager.allocate(0, shared=old[:1])
     manager.free(used_again)
-    manager.grow(table)
-    manager.grow(table)
+    table.append(manager.grow(table))
+    table.append(manager.grow(table))
     assert set(table) == {old[1], *new}  # using a prefix keeps it
     manager.check_integrity([empty, table])
 
@@ -126,7 +126,7 @@ def test_sequences_that_grow_concurrently_stay_contiguous() -> None:
         tables = [manager.allocate(4, reserved=10) for _ in range(3)]
         for _ in range(6):
             for table in tables:
-                manager.grow(table)
+                table.append(manager.grow(table))
         for number, table in enumerate(tables):
             assert table == list(range(table[0], table[0] + 10))
             hashes = hashes_of(manager, [manager.num_free_blocks, number, *range(18)])

@@ -66,6 +66,9 @@ class Script:
         self.accepted.append(token_id)
         self._looks = 0
 
+    def rollback(self, num_tokens: int) -> None:
+        del self.accepted[len(self.accepted) - num_tokens :]
+
     @property
     def is_finished(self) -> bool:
         return len(self.accepted) >= len(self._allowed)

@@ -150,8 +150,8 @@ def test_a_core_with_work_does_not_sleep() -> None:
     assert runner.sleeps == []
 
 
-@pytest.mark.parametrize("wrong", [[], [None], [1, 2]])
-def test_an_invalid_step_result_is_a_failure(wrong: list[int | None]) -> None:
+@pytest.mark.parametrize("wrong", [[], [()], [(1,), (2,)]])
+def test_an_invalid_step_result_is_a_failure(wrong: list[tuple[int, ...]]) -> None:
     class Wrong(FakeRunner):
         def execute(self, batch: Batch) -> StepResult:
             return StepResult(wrong)

@@ -57,7 +57,7 @@ def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
         resolve_model(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gguf", "missing-shard"])
+@pytest.mark.parametrize("kind", ["diffuses-text", "gguf", "missing-shard"])
 def test_the_process_ends_at_once_and_without_torch(kind: str, tmp_path: Path) -> None:
     directory = make_broken(kind, tmp_path)
     words = [sys.executable, "-X", "importtime", "-m", "engine", "--port", "0", str(directory)]

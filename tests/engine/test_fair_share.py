@@ -345,8 +345,8 @@ class Watch:
                     assert not ready, "others wait only for a slot"
         prompts = Counter[str]()
         for sequence in batch.sequences:
-            if len(sequence.token_ids) > 1:
-                prompts[self.group_of(sequence.request_id)] += len(sequence.token_ids)
+            if len(sequence.input.token_ids) > 1:
+                prompts[self.group_of(sequence.request_id)] += len(sequence.input.token_ids)
         hungry = [
             one
             for one in scheduler._running

@@ -12,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.models.activations import Activation
 from engine.models.attention.spec import AttentionSpec
 from engine.models.native import compiler
 from engine.models.native.kernels import Kernels, find_kernels, fits_head_dim
-from engine.models.operators import Activation, TorchOperators
+from engine.models.operators import TorchOperators
+from tests.engine.test_attention import plain
 
 DTYPES = [torch.float32, torch.bfloat16]
 PLAIN = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=64, scale=0.125)
@@ -46,31 +48,66 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def test_decode_attention(
     dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, block_size: int
 ) -> None:
+    check_decodes(
+        dtype,
+        [1, block_size, block_size + 1, 70],
+        AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5),
+        block_size=block_size,
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("contexts", [[3000], [1300, 1], [255], [512, 700]])
+@pytest.mark.parametrize("window", [None, 100, 600])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_a_long_context_is_divided_over_threads(
+    contexts: list[int], window: int | None, has_sinks: bool
+) -> None:
+    """If there are fewer rows and heads than threads. A sink counts once; a short context has empty parts."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        for dtype, heads, kv_heads, dim in ((torch.float32, 10, 1, 64), (torch.bfloat16, 4, 2, 40)):
+            spec = AttentionSpec(
+                num_heads=heads,
+                num_kv_heads=kv_heads,
+                head_dim=dim,
+                scale=0.125,
+                window=window,
+                has_sinks=has_sinks,
+            )
+            check_decodes(dtype, contexts, spec, block_size=16)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def check_decodes(dtype: torch.dtype, contexts: list[int], spec: AttentionSpec, *, block_size: int) -> None:
     torch.manual_seed(0)
-    contexts = [1, block_size, block_size + 1, 70]
-    num_blocks = 80
+    heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    num_blocks = max(contexts) // block_size + 10
     keys, values = torch.randn(2, kv_heads, num_blocks * block_size, head_dim).to(dtype)
     rows = torch.randn(len(contexts), heads + 3, head_dim).to(dtype)
-    queries = 3 * rows[:, :heads]  # of a wider tensor, and sharp enough for the running maximum to move
-    rows[:, :heads] = queries
+    rows[:, :heads] *= 3  # sharp enough for the running maximum to move
+    queries = rows[:, :heads]  # of a wider tensor
+    sinks = torch.randn(heads).mul(3) if spec.has_sinks else None
     tables = [torch.randperm(num_blocks)[: -(-context // block_size)] for context in contexts]
     out = torch.full((len(contexts), heads * head_dim), torch.nan).to(dtype)
     kernels_for(dtype).decode_attention(
-        rows[:, :heads],
+        queries,
         keys,
         values,
         torch.cat(tables),
         torch.tensor([0, *(len(table) for table in tables[:-1])]).cumsum(0),
         torch.tensor(contexts),
-        AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5),
+        spec,
+        sinks=sinks,
         block_size=block_size,
         out=out,
     )
     for row, (context, table) in enumerate(zip(contexts, tables, strict=True)):
         slots = (table[:, None] * block_size + torch.arange(block_size)).flatten()[:context]
-        k, v = (x[:, slots].double().repeat_interleave(heads // kv_heads, 0) for x in (keys, values))
-        weights = torch.einsum("hd,hcd->hc", queries[row].double(), k).mul(head_dim**-0.5).softmax(-1)
-        assert_close(out[row], torch.einsum("hc,hcd->hd", weights, v).flatten())
+        k, v = (x[:, slots].transpose(0, 1) for x in (keys, values))
+        assert_close(out[row], plain(spec, queries[row : row + 1], k, v, sinks)[0])
 
 
 @needs_compiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from collections.abc import Callable
@@ -25,15 +26,7 @@ from tests.engine.tiny_models import CONTEXT, Reference, prompt_of
 
 def unsampled(tokens: list[int], start: int, stop: int, blocks: range) -> ScheduledSequence:
     sequence = chunk(tokens, start, stop, blocks)
-    return ScheduledSequence(
-        request_id=sequence.request_id,
-        token_ids=sequence.token_ids,
-        start=start,
-        block_ids=blocks,
-        samples=False,
-        output_position=0,
-        params=sequence.params,
-    )
+    return sequence._replace(input=sequence.input._replace(samples=False))
 
 
 def test_a_token_for_each_sequence_that_samples_and_none_for_the_others(
@@ -52,16 +45,41 @@ def test_a_token_for_each_sequence_that_samples_and_none_for_the_others(
         )
     ).tokens
     reference = Reference(path)
-    assert tokens == [reference.generate(first, 1)[0], None, reference.generate(third, 1)[0]]
+    assert tokens == [(reference.generate(first, 1)[0],), (), (reference.generate(third, 1)[0],)]
 
 
 def test_a_step_in_which_nothing_samples(checkpoint: Callable[[str], Path]) -> None:
     path = checkpoint("qwen3-tied")
     runner = runner_of(path)
     tokens = prompt_of(30)
-    assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))).tokens == [None]
+    assert runner.execute(Batch((unsampled(tokens, 0, 20, range(4)),))).tokens == [()]
     last = runner.execute(Batch((chunk(tokens, 20, 30, range(4)),)))
-    assert last.tokens == Reference(path).generate(tokens, 1)
+    assert last.tokens == [tuple(Reference(path).generate(tokens, 1))]
+
+
+def test_a_step_may_be_submitted_before_the_last_is_collected(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("qwen3-tied")
+    runner, reference = runner_of(path), Reference(path)
+    prompts = [prompt_of(9), prompt_of(30)]
+    tickets = [
+        runner.submit(Batch((chunk(prompt, 0, len(prompt), blocks),)))
+        for prompt, blocks in zip(prompts, (range(4), range(10, 20)), strict=True)
+    ]
+    for prompt, ticket in zip(prompts, tickets, strict=True):
+        assert runner.collect(ticket).tokens == [tuple(reference.generate(prompt, 1))]
+
+
+def test_a_temporary_runner_leaves_nothing_behind(checkpoint: Callable[[str], Path]) -> None:
+    """One measures the memory of a step: its cache must be gone before the real one is made."""
+    runner = runner_of(checkpoint("qwen3-tied"))
+    runner.warm_up(8)
+    cached = weakref.ref(runner._residency.cache.keys[0])
+    gc.disable()
+    try:
+        del runner
+        assert cached() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -76,7 +94,7 @@ def test_sleep_frees_memory_and_waking_up_allocates_it(level: int, checkpoint: C
     assert not any(tensor() is not None for tensor in cached)
     assert any(tensor() is not None for tensor in weights) == (level == 1)
     with pytest.raises(EngineAsleep):
-        core._runner.execute(Batch((chunk([1], 0, 1, range(1)),)))
+        core._runner.submit(Batch((chunk([1], 0, 1, range(1)),)))
     core.wake_up(ALL_PARTS)
     assert core.stats().kv_cache_usage == 0
     assert run(core, [greedy("a", prompt_of(40))])["a"] == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, SamplingParams, TokenDelta
 from engine.errors import ConfigError, GenerationFailed, InvalidRequest
 from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, reference_output
+from tests.engine.test_constraints import Script
 
 
 class Harness:
@@ -26,10 +28,11 @@ class Harness:
         max_model_len: int = 64,
         prefix_caching: bool = True,
         max_prefill_beside_decodes: int | None = None,
+        max_tokens_per_step: int = 1,
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.now = 0.0
-        self.runner = FakeRunner(num_blocks, block_size)
+        self.runner = FakeRunner(num_blocks, block_size, max_tokens_per_step=max_tokens_per_step)
         self.scheduler = Scheduler(
             BlockManager(num_blocks, block_size, enable_prefix_caching=prefix_caching),
             max_num_seqs=max_num_seqs,
@@ -38,6 +41,7 @@ class Harness:
             eos_token_ids=eos_token_ids,
             vocab_size=self.runner.vocab_size,
             max_prefill_beside_decodes=max_prefill_beside_decodes,
+            max_tokens_per_step=max_tokens_per_step,
             clock=lambda: self.now,
         )
         self.outputs: dict[str, list[int]] = {}
@@ -78,7 +82,7 @@ class Harness:
 
 
 def shape(batch: Batch) -> list[tuple[str, int]]:
-    return [(sequence.request_id, len(sequence.token_ids)) for sequence in batch.sequences]
+    return [(sequence.request_id, len(sequence.input.token_ids)) for sequence in batch.sequences]
 
 
 # Refusals
@@ -227,8 +231,8 @@ def test_only_a_complete_prompt_samples() -> None:
     harness = Harness(budget=4)
     harness.add(make_request("a", range(6)))
     first, second = harness.step().sequences[0], harness.step().sequences[0]
-    assert (first.samples, second.samples) == (False, True)
-    assert (first.start, second.start, second.output_position) == (0, 4, 0)
+    assert (first.input.samples, second.input.samples) == (False, True)
+    assert (first.input.start, second.input.start, second.output_position) == (0, 4, 0)
     assert harness.step().sequences[0].output_position == 1
 
 
@@ -324,8 +328,8 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
         harness.step()
     harness.collect([delta for delta in [harness.scheduler.abort("a")] if delta])
     (again,) = harness.step().sequences
-    assert (again.request_id, again.samples) == ("b", True)
-    assert again.start >= 8 and again.output_position == len(harness.outputs["b"]) - 1
+    assert (again.request_id, again.input.samples) == ("b", True)
+    assert again.input.start >= 8 and again.output_position == len(harness.outputs["b"]) - 1
     harness.finish()
     assert harness.outputs["b"] == reference_output(b)
     assert harness.last["b"].num_cached_tokens == 0  # of the prompt, nothing came from the cache
@@ -362,7 +366,7 @@ def test_a_cached_prefix_is_not_recomputed() -> None:
     harness.finish()
     request = make_request("b", [*prompt[:9], 77, 78])
     harness.add(request)
-    assert harness.step().sequences[0].start == 8
+    assert harness.step().sequences[0].input.start == 8
     harness.finish()
     assert harness.outputs["b"] == reference_output(request)
     assert harness.last["b"].num_cached_tokens == 8
@@ -414,7 +418,7 @@ def test_a_block_is_shared_only_when_it_is_full() -> None:
     harness.add(make_request("a", range(10)), later)
     assert shape(harness.step()) == [("a", 6)]  # the second block is half full
     assert shape(harness.step()) == [("a", 4)]  # and b waits for it, though there is budget
-    assert harness.step().sequences[1].start == 8
+    assert harness.step().sequences[1].input.start == 8
     harness.finish()
     assert harness.outputs["b"] == reference_output(later)
 
@@ -432,7 +436,7 @@ def test_no_sequence_waits_for_a_prefix_that_was_evicted() -> None:
         harness.step()
     latest = make_request("latest", [*range(8), 50, 51])
     harness.add(latest)
-    assert [(sequence.request_id, sequence.start) for sequence in harness.step().sequences][1] == (
+    assert [(sequence.request_id, sequence.input.start) for sequence in harness.step().sequences][1] == (
         "latest",
         4,
     )
@@ -525,7 +529,7 @@ def test_a_failure_ends_only_its_own_request() -> None:
     harness.scheduler.abort("a")
     tokens = harness.runner.execute(batch).tokens
     failures = {0: GenerationFailed("of no matter"), 1: GenerationFailed("broken")}
-    failed = StepResult([tokens[0], None, tokens[2]], failures=failures)
+    failed = StepResult([tokens[0], (), tokens[2]], failures=failures)
     b, c = harness.scheduler.update(batch, failed)
     assert (b.request_id, b.finish_reason, str(b.error)) == ("b", FinishReason.ERROR, "broken")
     harness.scheduler.check_integrity()
@@ -544,6 +548,66 @@ def test_a_lost_sequence_is_noticed() -> None:
     harness.scheduler._waiting.clear()
     with pytest.raises(RuntimeError, match=r"0 waiting.*has 1 sequences"):
         harness.scheduler.check_integrity()
+
+
+# Several tokens in a step
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 16])
+def test_several_tokens_in_a_step_give_the_same_output(block_size: int) -> None:
+    """Beside others, through preemptions and the prefix cache; the counters count tokens, not steps."""
+    expected, deltas = [], []
+    for max_tokens_per_step in (1, 4):
+        harness = Harness(
+            num_blocks=48 // block_size, block_size=block_size, max_tokens_per_step=max_tokens_per_step
+        )
+        params = SamplingParams(max_tokens=14, logprobs=0)
+        requests = [make_request(str(n), [n % 3] * 9, params=params, arrival_time=n) for n in range(6)]
+        harness.add(*requests)
+        harness.finish()
+        expected = [reference_output(request) for request in requests]
+        assert list(harness.outputs.values()) == expected
+        assert list(harness.logprobs.values()) == [[logprobs_of(token) for token in own] for own in expected]
+        stats = harness.scheduler.stats()
+        assert stats.generation_tokens == sum(map(len, expected)) and stats.kv_cache_usage == 0
+        deltas.append(harness.now)
+    assert deltas[1] < deltas[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_tokens": 3}, FinishReason.LENGTH),
+        ({"max_tokens": 30}, FinishReason.LENGTH),  # the context's end
+        ({"max_tokens": 12, "stops": 2}, FinishReason.STOP),
+        ({"max_tokens": 12, "stops": 2, "min_tokens": 2}, FinishReason.STOP),
+        ({"max_tokens": 12, "stops": 2, "min_tokens": 3}, FinishReason.LENGTH),
+    ],
+)
+def test_tokens_after_the_end_are_dropped(options: dict[str, int], reason: FinishReason) -> None:
+    """`stops`: the position of the token that ends the output, in the middle of a step."""
+    free = reference_output(make_request("a", [7, 10], max_tokens=14))
+    assert len(set(free)) == 14
+    stop = frozenset({free[options.pop("stops")]}) if "stops" in options else frozenset()
+    params = SamplingParams(**options, stop_token_ids=stop, logprobs=0)  # type: ignore[arg-type]
+    harness = Harness(max_model_len=16, max_tokens_per_step=8)
+    request = make_request("a", [7, 10], params=params)
+    harness.add(request)
+    harness.finish()
+    assert harness.outputs["a"] == reference_output(request, max_model_len=16)
+    assert harness.logprobs["a"] == [logprobs_of(token) for token in harness.outputs["a"]]
+    assert harness.last["a"].finish_reason == reason
+
+
+def test_a_constraint_sees_each_kept_token_once() -> None:
+    """The runner advances it to guess, and takes that back."""
+    constraint = Script([{token} for token in range(2, 9)])
+    harness = Harness(max_tokens_per_step=3)
+    request = replace(make_request("a", [1], max_tokens=5), constraint=constraint)
+    harness.add(request)
+    harness.finish()
+    assert harness.outputs["a"] == [2, 3, 4, 5, 6]
+    assert constraint.accepted == [2, 3, 4, 5]
 
 
 # Figures
@@ -649,9 +713,9 @@ def test_random_traces(seed: int) -> None:
             assert batch.sequences, "work, but an empty batch"
             assert batch.num_tokens <= scheduler.max_num_batched_tokens
             assert len(batch.sequences) <= scheduler.max_num_seqs
-            lengths = [len(sequence.token_ids) > 1 for sequence in batch.sequences]
+            lengths = [len(sequence.input.token_ids) > 1 for sequence in batch.sequences]
             assert lengths == sorted(lengths)
-            assert all(sequence.token_ids for sequence in batch.sequences)
+            assert all(sequence.input.token_ids for sequence in batch.sequences)
     harness.finish(max_steps=200_000)
 
     assert harness.last.keys() == requests.keys()

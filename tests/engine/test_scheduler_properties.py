@@ -115,8 +115,8 @@ class Trace:
         if not scheduler.has_work:
             return
         batch = self.harness.step()
-        sampled, self.sampled = self.sampled, {one.request_id for one in batch.sequences if one.samples}
-        single = [one.request_id for one in batch.sequences if len(one.token_ids) == 1]
+        sampled, self.sampled = self.sampled, {one.request_id for one in batch.sequences if one.input.samples}
+        single = [one.request_id for one in batch.sequences if len(one.input.token_ids) == 1]
         assert 0 < batch.num_tokens <= scheduler.max_num_batched_tokens
         assert len(batch.sequences) <= scheduler.max_num_seqs
         if sampled.intersection(single) and scheduler.max_num_batched_tokens > 8:
@@ -127,7 +127,7 @@ class Trace:
         batch = self.harness.scheduler.schedule()
         result = self.harness.runner.execute(batch)
         index = which % len(batch.sequences)
-        tokens = [None if place == index else token for place, token in enumerate(result.tokens)]
+        tokens = [() if place == index else token for place, token in enumerate(result.tokens)]
         failures = {index: GenerationFailed("broken")}
         failed = StepResult(tokens, result.logprobs, result.prompt_logprobs, failures)
         self.harness.collect(self.harness.scheduler.update(batch, failed))
@@ -159,6 +159,7 @@ class Trace:
     st.sampled_from([1, 2, 6]),
     st.sampled_from([2, 8, 40]),
     st.booleans(),
+    st.sampled_from([1, 1, 2, 5]),
 )
 def test_any_trace(
     events: list[Add | Abort | Fail | Reset | Steps],
@@ -167,6 +168,7 @@ def test_any_trace(
     max_num_seqs: int,
     budget: int,
     prefix_caching: bool,
+    max_tokens_per_step: int,
 ) -> None:
     harness = Harness(
         num_blocks=-(-MAX_MODEL_LEN // block_size) + spare_blocks,
@@ -175,6 +177,7 @@ def test_any_trace(
         budget=budget,
         max_model_len=MAX_MODEL_LEN,
         max_prefill_beside_decodes=8,
+        max_tokens_per_step=max_tokens_per_step,
         prefix_caching=prefix_caching,
         eos_token_ids=EOS,
     )

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.core.batch import Batch
-from engine.models.inputs import BlockReader, PagedSequences, build_inputs
-from tests.engine.test_attention import part
+from engine.models.activations import Activation
+from engine.models.attention.spec import AttentionSpec
+from engine.models.inputs import build_inputs
+from engine.models.operators import TorchOperators
+from tests.engine.test_attention import part, plain
 from tests.engine.test_generation import core_of, greedy, run
 from tests.engine.tiny_models import Reference, prompt_of
 
 pytest.importorskip("triton")
 
-from engine.models.triton_kernels.attention import PagedAttention
+from engine.models.triton_kernels.attention import TritonBackend
 from engine.models.triton_kernels.layers import TritonOperators
 
 CPU = torch.device("cpu")
@@ -29,30 +32,6 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """`expected` in float64. The interpreter truncates to bfloat16 where a GPU rounds."""
     tolerance = 2.0**-7 if actual.dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def attended(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
-    *,
-    window: int = 0,
-    softcap: float = 0.0,
-) -> torch.Tensor:
-    """The last queries [n, heads, d] of a sequence whose positions lie in `slots`: float64 [n, heads * d]."""
-    num_rows, context = len(queries), len(slots)
-    group = queries.shape[1] // keys.shape[0]
-    k, v = (cached[:, slots].double().repeat_interleave(group, 0) for cached in (keys, values))
-    scores = torch.einsum("nhd,hcd->hnc", queries.double(), k) * queries.shape[-1] ** -0.5
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    row, column = torch.arange(context - num_rows, context)[:, None], torch.arange(context)
-    hidden = column > row
-    if window:
-        hidden |= column <= row - window
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    return torch.einsum("hnc,hcd->nhd", weights, v).reshape(num_rows, -1)
 
 
 class Case:
@@ -87,17 +66,23 @@ class Case:
         wide = torch.randn(sum(self.num_rows), heads + 3, head_dim).mul(3).to(dtype)
         self.queries = wide[:, :heads]  # as between the projections: of a wider tensor
         self.out = torch.full((len(wide), heads * head_dim), torch.nan).to(dtype)
-        batch = Batch([part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)])
-        paged = build_inputs(batch, block_size, CPU, reader=BlockReader.ALL).paged
-        assert paged is not None
-        self.paged: PagedSequences = paged
-        self.kernel = PagedAttention(heads, kv_heads, head_dim, block_size, num_processors=2)
+        batch = [part(a, b, table) for (a, b), table in zip(chunks, tables, strict=True)]
+        self.inputs = build_inputs(batch, block_size, CPU)
+        self.backend = TritonBackend(block_size, num_processors=2)
+        self.spec = AttentionSpec(
+            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5
+        )
 
-    def check(self, kernel: PagedAttention) -> None:
-        kernel.attend(self.queries, self.keys, self.values, self.paged, self.out)
+    def run(self, spec: AttentionSpec, sinks: torch.Tensor | None = None) -> None:
+        assert self.backend.fits(spec)
+        self.backend.attend(spec, self.queries, self.keys, self.values, self.inputs, None, sinks, self.out)
+
+    def check(self, spec: AttentionSpec) -> None:
+        sinks = torch.randn(spec.num_heads) if spec.has_sinks else None
+        self.run(spec, sinks)
         rows = torch.split(self.queries, self.num_rows)
         expected = [
-            attended(q, self.keys, self.values, slots, window=kernel.window, softcap=kernel.softcap)
+            plain(spec, q, self.keys[:, slots].transpose(0, 1), self.values[:, slots].transpose(0, 1), sinks)
             for q, slots in zip(rows, self.slots, strict=True)
         ]
         assert_close(self.out, torch.cat(expected))
@@ -128,7 +113,7 @@ def test_attention_of_decodes(
             block_size=block_size,
             dtype=dtype,
         )
-        case.check(case.kernel)
+        case.check(case.spec)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype"), SHAPES)
@@ -145,20 +130,36 @@ def test_attention_of_mixed_batches(
         block_size=block_size,
         dtype=dtype,
     )
-    case.check(case.kernel)
+    case.check(case.spec)
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 2.0), (1, 0.0), (17, 2.0), (100, 0.0)])
-def test_windows_and_caps(window: int, softcap: float) -> None:
+@pytest.mark.parametrize(
+    ("window", "softcap", "has_sinks"),
+    [(None, 2.0, False), (1, None, True), (17, 2.0, True), (300, None, False), (None, None, True)],
+)
+def test_windows_caps_and_sinks(window: int | None, softcap: float | None, has_sinks: bool) -> None:
+    """A context that is split, too: the sink counts once."""
     case = Case(
-        [(259, 260), (16, 17), (90, 130), (0, 20)],
+        [(599, 600), (16, 17), (90, 130), (0, 20)],
         heads=4,
         kv_heads=2,
         head_dim=32,
         block_size=16,
         dtype=torch.float32,
     )
-    case.check(PagedAttention(4, 2, 32, 16, num_processors=2, window=window, softcap=softcap))
+    case.check(replace(case.spec, scale=0.3, window=window, softcap=softcap, has_sinks=has_sinks))
+
+
+def test_store() -> None:
+    """Keys and values as a model has them, parts of a wider tensor; the last row only fills up the batch."""
+    keys, values = torch.randn(2, 3, 4, 24)[:, :, 1:3].unbind()
+    cached_keys, cached_values = torch.full((2, 2, 16, 24), torch.nan)
+    inputs = build_inputs([part(2, 4, [3]), part(0, 1, [0])], 4, CPU)
+    inputs.slots[2] = -1
+    TritonBackend(4, num_processors=2).store(keys, values, cached_keys, cached_values, inputs)
+    for cached, stored in ((cached_keys, keys), (cached_values, values)):
+        assert torch.equal(cached[:, [14, 15]], stored[:2].transpose(0, 1))
+        assert cached[:, :14].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -179,8 +180,8 @@ def test_rotate_and_store(
     if weights is not None:
         turned = F.rms_norm(turned, (head_dim,), None, 1e-6) * weights.double()
     turned = turned * cos.double() + turned.roll(head_dim // 2, -1) * sin.double()
-    OPERATORS.rotate_and_store(heads, weights, cos, sin, slots, keys, values, eps=1e-6)
-    assert_close(heads[:, :num_heads], turned[:, :num_heads])
+    queries = OPERATORS.rotate_and_store(heads, weights, cos, sin, slots, keys, values, eps=1e-6)
+    assert_close(queries, turned[:, :num_heads])
     assert_close(keys[:, slots[:-1]], turned[:-1, num_heads:].transpose(0, 1))
     assert_close(values[:, slots[:-1]], x[:-1, -kv_heads:].transpose(0, 1))
     untouched = [slot for slot in range(64) if slot not in slots]
@@ -204,23 +205,24 @@ def test_add_and_normalise(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [100, 1500])
-def test_silu_and_multiply(size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("activation", sorted(TritonOperators.activations))
+def test_activate_and_multiply(size: int, dtype: torch.dtype, activation: Activation) -> None:
     torch.manual_seed(0)
     gate_up = torch.randn(3, 2 * size).mul(4).to(dtype)
-    gate_up[0, :2] = torch.tensor([-60.0, 1000.0])
-    gate, up = gate_up.double().chunk(2, -1)
-    assert_close(OPERATORS.silu_and_multiply(gate_up), F.silu(gate) * up)
+    gate_up[0, :3] = torch.tensor([-60.0, 1000.0, 1e-3])
+    expected = TorchOperators().activate_and_multiply(gate_up.double(), activation)
+    assert_close(OPERATORS.activate_and_multiply(gate_up, activation), expected)
 
 
 def test_nans_stay_nans() -> None:
     """A broken row must be seen as broken, and only that row."""
     case = Case([(2, 3), (0, 1)], heads=2, kv_heads=1, head_dim=16, block_size=4, dtype=torch.float32)
     case.queries[0, 1, 3] = torch.nan
-    case.kernel.attend(case.queries, case.keys, case.values, case.paged, case.out)
+    case.run(case.spec)
     x = torch.ones(2, 64)
     x[0, 3] = torch.nan
     normalised = OPERATORS.add_and_normalise(x.clone(), None, torch.ones(64), eps=1e-6)
-    gated = OPERATORS.silu_and_multiply(x.clone())
+    gated = OPERATORS.activate_and_multiply(x.clone(), "silu")
     assert case.out[0, 16:].isnan().all() and not case.out[0, :16].isnan().any()
     assert not case.out[1].isnan().any()
     assert normalised[0].isnan().all() and not normalised[1].isnan().any()

@@ -62,7 +62,7 @@ def test_no_problem_is_reported_for_a_checkpoint_that_the_engine_accepts(
     [
         {"tokenizer": DEMO},
         {"tokenizer": DEMO, "hf_overrides": {"architectures": ["LlamaForCausalLM"]}},
-        {"hf_overrides": {"architectures": ["Qwen2ForCausalLM"]}},
+        {"hf_overrides": {"architectures": ["LLaDAModelLM"]}},
     ],
 )
 def test_flags_count_for_both(params: dict[str, Any], tmp_path: Path) -> None:
@@ -82,7 +82,13 @@ def test_a_gguf_file_has_a_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "is_known"),
-    [("qwen2", True), ("awq", True), ("no-weights", False), ("no-tokenizer", False), ("nothing", False)],
+    [
+        ("diffuses-text", True),
+        ("awq", True),
+        ("no-weights", False),
+        ("no-tokenizer", False),
+        ("nothing", False),
+    ],
 )
 def test_files_that_the_engine_will_download_are_not_missed(
     kind: str, is_known: bool, tmp_path: Path
@@ -99,5 +105,5 @@ def test_a_hub_id_is_checked_as_far_as_the_cache_has_it(tmp_path: Path) -> None:
     (tmp_path / "models--o--n" / "refs" / "main").write_text(snapshot.name)
     checkpoint = Checkpoint(BACKENDS["engine"], "o/n", {}, {"HF_HUB_CACHE": str(tmp_path)})
     assert checkpoint.problem is None
-    changed(architectures=["Qwen2ForCausalLM"])(snapshot)
-    assert "'Qwen2ForCausalLM'" in (checkpoint.problem or "")
+    changed(architectures=["LLaDAModelLM"])(snapshot)
+    assert "'LLaDAModelLM'" in (checkpoint.problem or "")

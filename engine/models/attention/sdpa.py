@@ -1,8 +1,10 @@
 """Attention with PyTorch's own operators, on any device; the reference for the others.
 
 A sequence with adjacent blocks is a view of the cache, [kv_heads, context, head_dim], which
-scaled-dot-product attention reads in place; only scattered blocks are gathered first. Query heads that share
-a key-value head (GQA) are passed as further queries of that head, so that keys are read once and not repeated.
+scaled-dot-product attention reads in place; only scattered blocks are gathered first.
+
+Query heads that share a key-value head (GQA) are passed as further queries of that head, so that keys are
+read once and not repeated.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ class SdpaBackend:
         return attended.permute(2, 0, 1, 3).reshape(span.num_rows, -1)
 
     def _runs_in_slices(self, spec: AttentionSpec, rows: torch.Tensor, span: SequenceSpan) -> bool:
-        """PyTorch's operator can't cap scores and knows no sinks, and on a CPU is slow for bfloat16 prompts."""
+        """PyTorch's operator has no cap and no sinks, and on a CPU it is slow for prompts in bfloat16."""
         if spec.softcap is not None or spec.has_sinks:
             return True
         return span.num_rows > 1 and rows.dtype is torch.bfloat16 and rows.device.type == "cpu"

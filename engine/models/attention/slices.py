@@ -1,4 +1,4 @@
-"""Causal attention written out: two matrix products per slice of rows, the softmax in float32 between them."""
+"""Causal attention written out: two products per slice of rows, the softmax in float32 between them."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Adapters:
         adapters: dict[int, Adapter] = {}
         first = 0
         for sequence in batch.sequences:
-            stop = first + len(sequence.token_ids)
+            stop = first + len(sequence.input.token_ids)
             if sequence.adapter is not None:
                 adapters[id(sequence.adapter)] = sequence.adapter
                 rows_of.setdefault(id(sequence.adapter), []).extend(range(first, stop))
@@ -174,11 +174,11 @@ class Adapters:
 
 def _projections(model: Adaptable, path: str, linear: Linear) -> Iterator[tuple[str, _Projection]]:
     parent, _, name = path.rpartition(".")
+    names = model.FUSED.get(name, (name,))
+    # A checkpoint may store as one what our layer fuses.
+    sizes = linear.out_features if len(names) > 1 else (sum(linear.out_features),)
     first = 0
-    for part, (own_name, size) in enumerate(
-        zip(model.FUSED.get(name, (name,)), linear.out_features, strict=True)
-    ):
-        outputs = slice(first, first + size)
+    for part, (own_name, size) in enumerate(zip(names, sizes, strict=True)):
         full_name = f"{parent}.{own_name}" if parent else own_name
-        yield full_name, _Projection(path, part, outputs, linear.in_features)
+        yield full_name, _Projection(path, part, slice(first, first + size), linear.in_features)
         first += size

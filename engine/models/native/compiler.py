@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SWITCH = "BERTH_NATIVE_KERNELS"  # environment: 0 = don't compile anything
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADERS = sorted(_SOURCE.parent.glob("*.h"))
 _TIMEOUT_S = 120.0
 # Sums may be reordered, or nothing would be vectorised; infinities and NaN keep their meaning.
 _ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
@@ -56,7 +57,8 @@ def _load() -> ctypes.CDLL:
     if compiler is None:
         raise CompilerError("there is no g++ (set CXX to another GCC).")
     openmp = _loaded_openmp()
-    key = hashlib.sha256(b"\0".join((_SOURCE.read_bytes(), _machine(), openmp.encode(), compiler.encode())))
+    sources = (path.read_bytes() for path in (_SOURCE, *_HEADERS))
+    key = hashlib.sha256(b"\0".join((*sources, _machine(), openmp.encode(), compiler.encode())))
     library = _cache_directory() / f"kernels-{key.hexdigest()[:16]}.so"
     if not library.exists():
         started = time.perf_counter()

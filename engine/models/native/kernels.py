@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
+from engine.models.activations import Activation
 from engine.models.attention.spec import AttentionSpec
 from engine.models.native.compiler import load_library
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _MAX_HEAD_DIM = 512
-_ACTIVATIONS: dict[str, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}  # as kernels.cpp numbers them
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}  # as kernels.cpp numbers them
 
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
@@ -46,7 +47,7 @@ class Kernels:
     Implements engine.models.operators.FusedOperators, too.
     """
 
-    activations: ClassVar[frozenset[Any]] = frozenset(_ACTIVATIONS)
+    activations: ClassVar[frozenset[Activation]] = frozenset(_ACTIVATIONS)
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         functions = {}
@@ -182,7 +183,7 @@ class Kernels:
         )
         return out
 
-    def activate_and_multiply(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    def activate_and_multiply(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """activation(first half) * second half of the last dimension: [T, 2 * size] → [T, size]."""
         num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(num_rows, size)

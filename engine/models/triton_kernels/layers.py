@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.models.operators import Activation
+from engine.models.activations import Activation
 from engine.models.triton_kernels.launch import padded
 
 _GATE_TILE = 1024
@@ -44,7 +44,8 @@ def _activate_and_multiply(gate_up, out, SIZE: tl.constexpr, TILE: tl.constexpr,
     elif ACTIVATION == "gelu":
         gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
     else:  # x/2 * (1 + tanh(y)) = x * sigmoid(2y)
-        gate = gate / (1 + tl.exp(-1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)))
+        exponent = -1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+        gate = gate / (1 + tl.exp(tl.minimum(exponent, 80.0)))
     tl.store(out + row * SIZE + offset, (gate * up).to(out.dtype.element_ty), is_inside)
 
 

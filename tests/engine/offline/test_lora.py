@@ -193,3 +193,34 @@ def test_adapters_of_the_command_line(base: Path, paths: dict[str, Path]) -> Non
         LLM(base, enable_lora=True, lora_modules=["gone"])
     with LLM(base, **FLAGS) as plain, pytest.raises(InvalidRequest, match="needs LLM"):
         ask(plain, "a fox", LoRARequest("one", 1, str(paths["all"])))
+
+
+@pytest.fixture(scope="module")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        from tests.engine.families.recipes import build, save  # imports transformers, so only if needed
+
+        directory = save(build(name), tmp_path_factory.mktemp("family") / name)
+        return write_tokenizer_files(directory, byte_level_tokenizer())
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["qwen2", "phi3", "granite", "olmo2", "gemma3_text"])
+def test_native_families_take_adapters(make_family: Callable[[str], Path], name: str) -> None:
+    """Also where the checkpoint stores several projections as one."""
+    base = make_family(name)
+    targets = [*ATTENTION, "qkv_proj", "gate_up_proj", "down_proj"]
+    path = write_adapter(base, base.parent / "adapter", targets=targets)
+    prompts = [[5, 9, 30, 7, 12, 40, 3], [8, 2]]
+    with LLM(base, **FLAGS, enable_lora=True) as llm:
+        outputs = ask(llm, prompts, LoRARequest("a", 1, str(path)))
+        plain = ask(llm, prompts)
+    with LLM(merge(base, path, base.parent / "merged"), **FLAGS) as merged:
+        assert_same(outputs, ask(merged, prompts))
+    assert outputs[0].outputs[0].cumulative_logprob != plain[0].outputs[0].cumulative_logprob
+
+
+def test_a_model_that_transformers_computes_takes_none(base: Path) -> None:
+    with pytest.raises(ConfigError, match="--enable-lora: transformers' own code computes"):
+        LLM(base, **FLAGS, enable_lora=True, model_impl="transformers")

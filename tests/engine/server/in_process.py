@@ -38,10 +38,10 @@ class ScriptedRunner(FakeRunner):
     def execute(self, batch: Batch) -> StepResult:
         result = super().execute(batch)
         tokens = [
-            None if token is None else self._say(sequence.output_position)
-            for token, sequence in zip(result.tokens, batch.sequences, strict=True)
+            tuple(self._say(sequence.output_position + offset) for offset in range(len(replaced)))
+            for replaced, sequence in zip(result.tokens, batch.sequences, strict=True)
         ]
-        logprobs = {index: logprobs_of(tokens[index] or 0) for index in result.logprobs}
+        logprobs = {index: [logprobs_of(token) for token in tokens[index]] for index in result.logprobs}
         return StepResult(tokens, logprobs, result.prompt_logprobs, result.failures)
 
     def _say(self, position: int) -> int:

@@ -287,7 +287,7 @@ async def real_app(fake_model: Path) -> AsyncIterator[App]:
         def execute(batch: Batch) -> StepResult:
             result = plain(batch)
             logprobs = {
-                index: position_of([-float((token + index) % 50) for token in range(50)])
+                index: [position_of([-float((token + index) % 50) for token in range(50)])]
                 for index in result.logprobs
             }
             return StepResult(result.tokens, logprobs, result.prompt_logprobs, result.failures)

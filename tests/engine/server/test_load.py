@@ -120,7 +120,7 @@ def test_streams_continue_while_a_long_prompt_is_prefilled(fake_model: Path) -> 
     chunks: list[int] = []
 
     def before(batch: Batch) -> None:
-        chunks.append(max(len(sequence.token_ids) for sequence in batch.sequences))
+        chunks.append(max(len(sequence.input.token_ids) for sequence in batch.sequences))
         valve(batch)
 
     with held(fake_model, before) as server, ThreadPoolExecutor(1) as pool:

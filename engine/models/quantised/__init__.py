@@ -1,0 +1,1 @@
+"""Quantised weights, dequantised when they are read. engine/checkpoint/quantisation.py reads the settings."""

@@ -1,0 +1,139 @@
+"""GGUF files as a source of tensors, by the names that the model's modules give them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint.gguf_config import Architecture, Fields, architecture_of, hugging_face_name
+from engine.checkpoint.gguf_file import GGUFFile, StoredTensor, read_gguf, split_files
+from engine.errors import CheckpointError
+from engine.models.quantised.ggml import DEQUANTISE, PLAIN
+from engine.models.quantised.packing import bounds
+from engine.models.tensor_source import ALL
+
+_AT_ONCE = 1 << 20  # values: dequantising uses several times their memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    stored: StoredTensor
+    data: torch.Tensor  # uint8: its bytes, mapped
+    num_heads: int = 0  # of rows that are permuted within each head; 0: they aren't
+    offset: float = 0.0  # what was added to its values
+
+
+class GGUFSource:
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """All files of a model, the one with its metadata first. Raises UnsupportedModel, CheckpointError."""
+        files = [read_gguf(path) for path in paths]
+        architecture, fields = architecture_of(files[0]), Fields(files[0])
+        heads = fields.integer("attention.head_count")
+        permuted = {"q_proj": heads, "k_proj": fields.integer("attention.head_count_kv", heads)}
+        self._tensors: dict[str, _Tensor] = {}
+        for file in files:
+            data = _mapped(file)
+            for stored_name, stored in file.tensors.items():
+                name = hugging_face_name(architecture, stored_name)
+                if name in self._tensors:
+                    raise CheckpointError(
+                        f"{file.path} has tensor {stored_name}, as another file of the model."
+                    )
+                if name is not None:
+                    self._tensors[name] = _tensor(architecture, name, stored, data, permuted)
+
+    @classmethod
+    def open(cls, path: Path) -> GGUFSource:
+        """`path`: the model's file, or any of several."""
+        return cls(split_files(path))
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].stored.shape
+
+    def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
+        tensor = self._tensors[name]
+        shape = tensor.stored.shape
+        start, stop = bounds(rows, shape[0])
+        if len(shape) > 1:
+            values = _rows(tensor, start, stop, *bounds(columns, shape[1]))
+        elif tensor.num_heads:
+            values = _in_order(tensor, _read(tensor, 0, shape[0]).reshape(-1, 1)).flatten()[start:stop]
+        else:
+            values = _read(tensor, start, stop)[0]
+        return values - tensor.offset if tensor.offset else values
+
+
+def _tensor(
+    architecture: Architecture, name: str, stored: StoredTensor, data: torch.Tensor, heads: dict[str, int]
+) -> _Tensor:
+    layer, kind = name.split(".")[-2:] if name.count(".") else (name, "")
+    if len(stored.shape) > 2:
+        raise CheckpointError(
+            f"The GGUF file's tensor for {name} has {len(stored.shape)} dimensions instead of 2."
+        )
+    num_heads = heads.get(layer, 0) if architecture.permuted else 0
+    if num_heads and stored.shape[0] % (2 * num_heads):
+        raise CheckpointError(
+            f"The GGUF file's tensor for {name} has {stored.shape[0]} rows for {num_heads} heads."
+        )
+    plus_one = architecture.norms_plus_one and kind == "weight" and layer.endswith("norm")
+    part = data[stored.start : stored.start + stored.num_bytes]
+    return _Tensor(stored, part, num_heads, 1.0 if plus_one else 0.0)
+
+
+def _mapped(file: GGUFFile) -> torch.Tensor:
+    try:
+        with file.path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants a writable one
+    except OSError as error:
+        raise CheckpointError(f"{file.path} can't be read: {error}.") from error
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _rows(tensor: _Tensor, start: int, stop: int, first: int, end: int) -> torch.Tensor:
+    """Rows `start` to `stop` in the model's order, columns `first` to `end`."""
+    if not tensor.num_heads:
+        return _read(tensor, first, end, start, stop)
+    head = tensor.stored.shape[0] // tensor.num_heads
+    begin, finish = start // head * head, -(-stop // head) * head
+    ordered = _in_order(tensor, _read(tensor, first, end, begin, finish))
+    return ordered[start - begin : stop - begin].contiguous()
+
+
+def _in_order(tensor: _Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Whole heads in the model's order.
+
+    The model rotates the first half of a head's rows with the second; the file has these pairs side by side.
+    """
+    num_rows, num_columns = stored.shape
+    half = tensor.stored.shape[0] // tensor.num_heads // 2
+    pairs = stored.reshape(num_rows // (2 * half), half, 2, num_columns)
+    return pairs.transpose(1, 2).reshape(num_rows, num_columns)
+
+
+def _read(tensor: _Tensor, first: int, end: int, start: int = 0, stop: int = 1) -> torch.Tensor:
+    """Columns `first` to `end` of rows `start` to `stop`, as stored: [rows, columns]."""
+    stored = tensor.stored
+    num_blocks = stored.shape[-1] // stored.block_size
+    block, end_block = first // stored.block_size, -(-end // stored.block_size)
+    blocks = tensor.data.reshape(-1, num_blocks, stored.block_bytes)[start:stop, block:end_block]
+    wanted = slice(first - block * stored.block_size, end - block * stored.block_size)
+    if stored.type_name in PLAIN:
+        plain = blocks.contiguous().view(PLAIN[stored.type_name])
+        return plain.reshape(stop - start, end_block - block)[:, wanted]
+    values = torch.empty(stop - start, (end_block - block) * stored.block_size)
+    step = max(1, _AT_ONCE // max(1, values.shape[1]))
+    if not values.numel():
+        return values[:, wanted]
+    for at in range(0, stop - start, step):
+        flat = blocks[at : at + step].reshape(-1, stored.block_bytes)
+        values[at : at + step] = DEQUANTISE[stored.type_name](flat).reshape(-1, values.shape[1])
+    return values[:, wanted].contiguous()

@@ -1,0 +1,83 @@
+"""Weights that have a type of 8 bits and scales: one per tensor, row, group or block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import CheckpointError
+from engine.models.quantised.packing import bounds
+from engine.models.tensor_source import TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledTensor:
+    """(stored - zero point) * scale.
+
+    A scale has the stored tensor's dimensions, each 1 (one scale for all), as large, or one per block; or it
+    has the first dimension alone.
+    """
+
+    source: TensorSource
+    name: str
+    scale: str
+    zero_point: str | None = None
+    block: tuple[int, int] | None = None  # rows and columns with one scale; None: equal parts, without rest
+    divisor: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape(self.name)
+
+    def check(self) -> None:
+        """Raise CheckpointError if the scale doesn't have one of the shapes."""
+        for name in (self.scale, self.zero_point):
+            if name is not None:
+                shape = _with_dimensions(self.source.shape(name), self.shape)
+                for dimension, scales in enumerate(shape):
+                    self._block(dimension, scales, name)
+
+    def read(self, rows: slice, columns: slice) -> torch.Tensor:
+        values = self.source.tensor(self.name, rows=rows, columns=columns).float()
+        if self.zero_point is not None:
+            values -= self._spread(self.zero_point, rows, columns)
+        values *= self._spread(self.scale, rows, columns)
+        return values if self.divisor == 1.0 else values.div_(self.divisor)
+
+    def _spread(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
+        """The scales of a part, broadcastable to it."""
+        stored = self.source.tensor(name).float()
+        scales = stored.reshape(_with_dimensions(tuple(stored.shape), self.shape))
+        parts = [rows, columns]
+        for dimension in range(scales.dim()):
+            if scales.shape[dimension] == 1:
+                continue
+            part = parts[dimension] if dimension < 2 else slice(None)
+            start, stop = bounds(part, self.shape[dimension])
+            block = self._block(dimension, scales.shape[dimension], name)
+            scales = scales.index_select(dimension, torch.arange(start, stop) // block)
+        return scales
+
+    def _block(self, dimension: int, scales: int, name: str) -> int:
+        size = self.shape[dimension]
+        if scales in (1, size):
+            return size if scales == 1 else 1
+        from_end = dimension - len(self.shape)
+        known = self.block is not None and from_end >= -2
+        block = self.block[from_end] if self.block is not None and known else max(1, size // max(1, scales))
+        if -(-size // block) != scales:
+            raise CheckpointError(
+                f"The checkpoint has {scales} scales in dimension {dimension} of {name}, which don't fit the "
+                f"{size} of {self.name}."
+            )
+        return block
+
+
+def _with_dimensions(shape: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+    """A scale's shape with as many dimensions as its weight's: those that it lacks are the last ones."""
+    if all(size == 1 for size in shape):
+        return (1,) * len(weight)
+    if len(shape) == 2 * len(weight):  # ModelOpt: [row blocks, 1, column blocks, 1]
+        return shape[::2]
+    return shape + (1,) * (len(weight) - len(shape))

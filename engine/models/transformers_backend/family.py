@@ -1,0 +1,124 @@
+"""Which class of transformers runs a checkpoint, and with which configuration. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from engine.checkpoint.eos_tokens import declared_eos_tokens
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.errors import CheckpointError, UnsupportedModel
+
+_SHOWN = 300  # characters of an error that isn't ours
+_HEADS = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersConfig:
+    """What the engine needs to know of a model, and the configuration that transformers builds it from."""
+
+    architecture: str  # in config.json
+    model_class: Any  # a class of transformers: its functions have no types
+    settings: PreTrainedConfig
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    dtype: str | None  # the checkpoint's
+    eos_token_ids: tuple[int, ...]
+
+
+def read_transformers_config(
+    directory: Path, overrides: Mapping[str, Any] | None = None
+) -> TransformersConfig:
+    """Raises CheckpointError, and UnsupportedModel if transformers can't run the model by our rules."""
+    raw = read_raw_config(directory, overrides)
+    architecture = architecture_of(directory, raw)
+    whole = _read_settings(architecture, raw)
+    settings = _text_settings(whole)
+    model_class = _find_class(architecture, settings, is_part=settings.model_type != whole.model_type)
+    _check_class(architecture, model_class)
+    return TransformersConfig(
+        architecture=architecture,
+        model_class=model_class,
+        settings=settings,
+        vocab_size=settings.vocab_size,
+        hidden_size=settings.hidden_size,
+        max_position_embeddings=_max_positions(settings),
+        tie_word_embeddings=bool(getattr(settings, "tie_word_embeddings", False)),
+        dtype=raw.get("dtype") or raw.get("torch_dtype"),
+        eos_token_ids=declared_eos_tokens(directory, raw),
+    )
+
+
+def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfig:
+    kind = str(raw.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        if raw.get("auto_map"):
+            raise UnsupportedModel(
+                f"{architecture} needs Python code from its checkpoint (auto_map), which is never run here."
+            )
+        raise UnsupportedModel(
+            f"Architecture {architecture!r} (model_type {kind!r}) isn't known to transformers "
+            f"{transformers.__version__}, which is installed: a newer version may know it."
+        )
+    fields = {key: value for key, value in raw.items() if key not in ("quantization_config", "auto_map")}
+    try:
+        fields = PreTrainedConfig._decode_special_floats(fields)
+        settings: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
+    except Exception as error:  # each family checks its configuration in its own way
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        raise CheckpointError(f"config.json doesn't suit model_type {kind!r}: {reason}") from error
+    return settings
+
+
+def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:
+    """The text part of a model that also sees or hears, if transformers has a model for it alone."""
+    text = settings.get_text_config(decoder=True)
+    return text if text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else settings
+
+
+def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool) -> type[PreTrainedModel]:
+    """`is_part`: of what config.json describes."""
+    name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
+    found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
+    if found is None or not (is_part or architecture.endswith(_HEADS)):
+        raise UnsupportedModel(
+            f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
+            "generates text from text alone."
+        )
+    if architecture != name and architecture.endswith("ForCausalLM") and hasattr(transformers, architecture):
+        raise UnsupportedModel(
+            f"config.json names the architecture {architecture!r}, but its model_type "
+            f"{settings.model_type!r} is that of {name}."
+        )
+    model_class: type[PreTrainedModel] = found
+    return model_class
+
+
+def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
+    if not getattr(model_class, "_supports_attention_backend", False):
+        if getattr(model_class, "_is_stateful", False):
+            raise UnsupportedModel(
+                f"{architecture} carries a state from token to token (as Mamba and delta nets do), for which "
+                "the engine has no cache yet."
+            )
+        raise UnsupportedModel(
+            f"{architecture} can't use the engine's KV cache: transformers {transformers.__version__} "
+            f"computes its attention in code of its own ({model_class.__name__} doesn't support the "
+            "attention interface)."
+        )
+
+
+def _max_positions(settings: PreTrainedConfig) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(settings, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise CheckpointError("config.json doesn't say how long a context may be: max_position_embeddings.")
