@@ -121,8 +121,8 @@ def load_model(
         )
     if adapters is not None and is_of_transformers(architecture):
         raise ConfigError(
-            f"--enable-lora: transformers' own code computes {model_config.architecture}, and its layers can't "
-            "have LoRA adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
+            f"--enable-lora: transformers' own code computes {model_config.architecture}, and takes no LoRA "
+            "adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
         )
     model_class = architecture.load_class()
     model: CausalLM
