@@ -78,7 +78,10 @@ def _gemma(fields: Fields, config: Config) -> Config:
     largest = {"gemma2": 46, "gemma3": 62}[config["model_type"].removesuffix("_text")]
     per_head = config["hidden_size"] // config["num_attention_heads"]
     scalar = per_head if config["num_hidden_layers"] == largest else config["head_dim"]
+    pattern = 6 if config["model_type"] == "gemma3_text" else 2  # every sixth, or second, layer sees all
+    layers = range(1, config["num_hidden_layers"] + 1)
     return {
+        "layer_types": ["sliding_attention" if layer % pattern else "full_attention" for layer in layers],
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
         "sliding_window": fields.integer("attention.sliding_window", 4096),
@@ -89,7 +92,7 @@ def _gemma(fields: Fields, config: Config) -> Config:
 
 def _gemma3(fields: Fields, config: Config) -> Config:
     local = fields.number("rope.freq_base_swa", 10_000.0)
-    return {**_gemma(fields, config), "rope_local_base_freq": local, "sliding_window_pattern": 6}
+    return {**_gemma(fields, config), "rope_local_base_freq": local}
 
 
 def _phi3(fields: Fields, config: Config) -> Config:

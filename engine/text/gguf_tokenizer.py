@@ -48,8 +48,11 @@ _PATTERNS: Mapping[str, str | None] = {
     "llama4": _GPT4O,
     "qwen2": _QWEN2,
     "smaug-bpe": _LLAMA3,
+    "smollm": None,
+    "starcoder": None,
     "tekken": _TEKKEN,
 }
+_DIGITS_APART = frozenset({"smollm", "starcoder"})  # before GPT-2's pattern
 _BEGIN_WITH_BOS = frozenset({"llama-bpe", "llama-v3", "llama3", "tekken"})  # unless the file says otherwise
 
 
@@ -140,10 +143,11 @@ def _byte_level(vocabulary: _Vocabulary) -> FastTokenizer:
             "tokens would be wrong. Give the tokenizer's directory or hub name with --tokenizer."
         )
     pattern = _PATTERNS[name]
+    first = r"\p{N}" if name in _DIGITS_APART else pattern
     fast = FastTokenizer(models.BPE(vocab=vocabulary.ids(), merges=vocabulary.merges()))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    if pattern is not None:
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    if first is not None:
+        split = pre_tokenizers.Split(Regex(first), behavior="isolated")
         fast.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     else:
         fast.pre_tokenizer = to_bytes

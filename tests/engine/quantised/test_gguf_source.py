@@ -232,6 +232,11 @@ def test_gemma3_slides_in_five_layers_of_six(tmp_path: Path) -> None:
     assert read.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
 
 
+def test_gemma2_slides_in_every_other_layer(tmp_path: Path) -> None:
+    read = AutoConfig.for_model(**config(tmp_path, metadata("gemma2", block_count=3)))
+    assert read.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_scaling_is_recognised_by_its_frequencies(factor: float, tmp_path: Path) -> None:
     pairs, theta, factors = 64, 500_000.0, []

@@ -64,6 +64,7 @@ def test_byte_level_tokens_are_those_of_the_models_own_tokenizer() -> None:
         ("qwen2", ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", "!!\n"]),
         ("tekken", ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", "!!\n"]),
         ("gpt-4o", ["I'LL", " pay", " ", "123", "45", "!!\n"]),
+        ("smollm", ["I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", "!!", "\n"]),
         ("default", ["I", "'", "LL", " pay", " 12345", "!!", "\n"]),
     ],
 )

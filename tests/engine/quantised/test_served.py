@@ -30,7 +30,11 @@ def is_quantised(name: str) -> bool:
 def saved(source: Path, directory: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
     directory.mkdir()
     save_file(tensors, directory / "model.safetensors")
-    values = json.loads((source / "config.json").read_text()) | config
+    values = (
+        json.loads((source / "config.json").read_text())
+        | {"num_hidden_layers": 1, "layer_types": None}
+        | config
+    )
     (directory / "config.json").write_text(json.dumps(values))
     return directory
 
@@ -41,6 +45,8 @@ def both(source: Path, tmp_path: Path, name: str) -> tuple[Path, Path]:
     stored: dict[str, torch.Tensor] = {}
     plain: dict[str, torch.Tensor] = {}
     for tensor_name, tensor in load_file(source / "model.safetensors").items():
+        if tensor_name.startswith(("model.layers.1.", "model.layers.2.")):
+            continue  # one layer is enough, and quantised sooner
         if is_quantised(tensor_name):
             stem = tensor_name.removesuffix("weight")
             parts, plain[tensor_name] = quantiser.quantise(tensor)
@@ -69,7 +75,7 @@ def test_greedy_tokens_are_those_of_the_dequantised_weights(
     method = QUANTISERS[name].settings["quant_method"]
     expected = generated(plain)
     assert generated(quantised) == expected
-    assert f"Quantised weights ({method}): 21 tensors are dequantised as they are loaded." in caplog.messages
+    assert f"Quantised weights ({method}): 7 tensors are dequantised as they are loaded." in caplog.messages
     with open_checkpoint(plain) as one, open_checkpoint(quantised) as other:
         assert one.names == other.names
         for tensor in one.names:
