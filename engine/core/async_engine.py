@@ -5,12 +5,15 @@ Every early end of a request (the client left, a stop string, a shutdown) is the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
+from engine.core.adapter import Adapter
 from engine.core.engine_core import EngineCore
 from engine.core.engine_thread import EngineThread
 from engine.core.sleep import MemoryUsage
@@ -111,6 +114,10 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
     def _note_idle(self) -> None:
         if not self._streams and not self._holds:
             self._idle.set()
+
+    async def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests. Raises CheckpointError, ConfigError and EngineDead."""
+        return await asyncio.to_thread(self._get_core().read_adapter, name, directory)
 
     async def reset_prefix_cache(self) -> None:
         """Forget the cached keys and values of prompts; running requests continue. Raises EngineDead."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, DeviceWatch, Runner, StepResult
 from engine.core.block_manager import BlockManager
 from engine.core.cache_info import describe_cache
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """A scheduler and a runner, called by one thread.
 
-    Any thread may call `check` and read `stats`, `memory` and the limits.
+    Any thread may call `check` and `read_adapter`, and read `stats`, `memory` and the limits.
     """
 
     def __init__(
@@ -126,6 +128,10 @@ class EngineCore:
     def check_device(self) -> None:
         if self._device_watch is not None:
             self._device_watch.check()
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests; safe in any thread. Raises CheckpointError and ConfigError."""
+        return self._runner.read_adapter(name, directory)
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of requests that have ended."""

@@ -31,6 +31,7 @@ from engine.models.attention.spec import bytes_per_token
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
 from engine.models.layers.division import DeviceGroup
+from engine.models.lora.adapters import Adapters
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
@@ -62,11 +63,26 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
+    adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
     ranks = None
+    if adapters is not None and config.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--enable-lora with --tensor-parallel-size {config.tensor_parallel_size}: LoRA adapters aren't "
+            "divided between devices yet. Merge the adapter into the model, or leave out one of the flags."
+        )
     if config.tensor_parallel_size > 1:
         ranks = start_ranks(config, model_config, dtype=dtype, device=device)
     group = None if ranks is None else ranks.group
-    load = partial(load_model, config, architecture, model_config, dtype=dtype, device=device, group=group)
+    load = partial(
+        load_model,
+        config,
+        architecture,
+        model_config,
+        dtype=dtype,
+        device=device,
+        group=group,
+        adapters=adapters,
+    )
     eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
@@ -75,7 +91,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
         size = _size_cache(config, model, make_runner, ranks)
         cache = build_cache(config, model, size.num_blocks)
-        runner = make_runner(model, cache, load=load, record=recorder_for(cache))
+        runner = make_runner(model, cache, load=load, record=recorder_for(cache), adapters=adapters)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
@@ -102,11 +118,12 @@ def _make_runner(
     ranks: Ranks | None,
     load: Callable[[], CausalLM] | None = None,
     record: Callable[[], Record] | None = None,
+    adapters: Adapters | None = None,
 ) -> ModelRunner:
-    """Several ranks record no graphs."""
+    """Several ranks record no graphs, and have no adapters."""
     if ranks is not None:
         return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load)
-    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=record)
+    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=record, adapters=adapters)
 
 
 @contextmanager
@@ -141,12 +158,18 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     group: DeviceGroup | None = None,
+    adapters: Adapters | None = None,
 ) -> CausalLM:
     """The model in `config.model`, which must be a directory, with its weights; in a group, its share."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
+        )
+    if adapters is not None and is_of_transformers(architecture):
+        raise ConfigError(
+            f"--enable-lora: transformers' own code computes {model_config.architecture}, and takes no LoRA "
+            "adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
         )
     model_class = architecture.load_class()
     model: CausalLM
@@ -160,6 +183,8 @@ def load_model(
                 make_model(model_config) if group is None else build_share(make_model, model_config, group)
             )
             load_weights(model, checkpoint)
+    if adapters is not None:
+        adapters.attach(model)
     return model
 
 

@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
-from engine.errors import DeviceLost
+from engine.errors import ConfigError, DeviceLost
 from engine.execution.graphs import GraphHolder, Record
 from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import build_inputs
+from engine.models.lora.adapters import Adapters
 from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
 from engine.sampling.masks import BitmaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
@@ -55,12 +58,15 @@ class ModelRunner:
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
         record: Callable[[], Record] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`load` recreates the model after a sleep at level 2. The runner must have the only references.
 
-        `record` makes what records decode steps as graphs; None: they aren't.
+        `record` makes what records decode steps as graphs; None: they aren't. `adapters` are attached to
+        the model.
         """
         self._graphs = GraphHolder(record)
+        self._adapters = adapters
         self._replayed: SubmittedStep | None = None  # not collected yet; its logits are a graph's
         self._residency = ModelResidency(
             model,
@@ -140,6 +146,12 @@ class ModelRunner:
     def memory(self) -> MemoryUsage:
         return self._residency.memory
 
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """See Runner in engine/core/batch.py."""
+        if self._adapters is None:
+            raise ConfigError("LoRA adapters need --enable-lora.")
+        return self._adapters.read(name, directory)
+
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and one decode, so that the first request doesn't pay for set-up.
 
@@ -161,7 +173,8 @@ class ModelRunner:
     def run_model(self, step: SubmittedStep) -> None:
         """Fill in the sampled rows' logits, and the scored rows' hidden states."""
         model, cache, inputs = self._residency.model, self._residency.cache, step.batch.inputs
-        if (graphs := self._graphs.find(model, cache)) is not None:
+        is_adapted = self._adapters is not None and self._adapters.begin(step.batch)
+        if not is_adapted and (graphs := self._graphs.find(model, cache)) is not None:
             if self._replayed is not None and self._replayed.logits is not None:
                 self._replayed.logits = self._replayed.logits.clone()  # the next replay overwrites them
             self._replayed = None

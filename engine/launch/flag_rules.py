@@ -18,7 +18,6 @@ def _only(why: str, *allowed: str) -> FlagRule:
 _ONE_DEVICE = "devices share a model by --tensor-parallel-size"
 _NOT_YET = "not supported yet"
 _NO_TLS = "the engine serves plain HTTP; put a TLS proxy in front of it"
-_NO_LORA = "LoRA adapters are not supported yet"
 _NO_QUANTIZATION = "the engine reads quantized checkpoints, and quantizes none itself"
 _NO_SPECULATION = "speculative decoding is not supported yet"
 
@@ -50,8 +49,7 @@ RULES: dict[str, FlagRule] = {
     "spec-model": _only(_NO_SPECULATION),
     "spec-tokens": _only(_NO_SPECULATION),
     "logits-processors": _only(_NOT_YET),
-    "enable-lora": _only(_NO_LORA, "false"),
-    "lora-modules": _only(_NO_LORA),
+    "lora-target-modules": _only("an adapter's own adapter_config.json names its modules"),
     "enable-prompt-embeds": _only(_NOT_YET, "false"),
     "watermark-config": _only(_NOT_YET),
     "diffusion-config": _only(_NOT_YET),

@@ -96,8 +96,8 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     if "adapter_config.json" in names and not _weight_files(names):
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"it is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
-            "(`engine: vllm` with enable_lora), or merge them."
+            f"it is a LoRA adapter of {base!r}, not a complete model: serve that model with "
+            "enable_lora and lora_modules, or merge them."
         )
     if "config.json" in names:
         return None

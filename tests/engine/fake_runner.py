@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence, Set
+from pathlib import Path
 from zlib import crc32
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
@@ -84,6 +86,9 @@ class FakeRunner:
         self.num_steps = 0
         self.last_batch = Batch()
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        return Adapter(name, None)
 
     def submit(self, batch: Batch) -> StepResult:
         return self.execute(batch)

@@ -99,6 +99,10 @@ class Linear(WeightedLayer):
         product = self._multiply(x)
         return product if self._finish is None else self._finish(product)
 
+    def use_around(self, wrap: Callable[[LinearMethod], LinearMethod]) -> None:
+        """Multiply by what `wrap` makes of the loaded method."""
+        self._use(wrap(self.method))
+
     def _use(self, method: LinearMethod) -> None:
         self.method = method
         self._multiply = method.forward  # without a module's hooks, which cost a microsecond each time

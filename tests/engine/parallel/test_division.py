@@ -24,12 +24,17 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import LinearMethod, MatrixTensor
 from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
+from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.registry import generating_architecture, read_model_config
-from engine.models.weights import Checkpoint, load_weights
+from engine.models.weights import load_weights
 from tests.engine.memory_source import CPU, MemorySource
 from tests.engine.parallel.thread_group import ThreadGroup, on_ranks
-from tests.engine.test_models import TOLERANCE, chunk
+from tests.engine.quantised.quantisers import QUANTISERS
+from tests.engine.quantised.test_served import both
+from tests.engine.test_models import TOLERANCE, chunk, runner_of
 from tests.engine.tiny_models import Reference, prompt_of
+
+BATCH = Batch((chunk(prompt_of(20), 0, 20, range(8)),))
 
 
 def load(layer: Linear | Embedding, source: MemorySource, *paths: str, dtype: torch.dtype) -> None:
@@ -186,10 +191,25 @@ def test_the_ranks_of_a_model_compute_its_logits(
         assert (logits - expected[position]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_the_ranks_of_a_quantised_model_read_their_shares(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    quantised, plain = both(checkpoint("qwen3-tied"), tmp_path, name)
+    whole = runner_of(plain).logits(BATCH)
+
+    def run(group: ThreadGroup) -> torch.Tensor | None:
+        return share_of_runner(quantised, group).logits(BATCH)
+
+    logits = on_ranks(2, run)[0]
+    assert logits is not None and whole is not None
+    assert (logits - whole).abs().max() < TOLERANCE
+
+
 def share_of_runner(path: Path, group: DeviceGroup, *, max_model_len: int | None = None) -> ModelRunner:
     config = replace(read_model_config(path), max_model_len=max_model_len)
     model = build_share(make_model, config, group)
-    with Checkpoint(path) as source:
+    with open_checkpoint(path) as source:
         load_weights(model, source)
     cache = PagedKVCache(model.attention_specs, num_blocks=32, block_size=8, dtype=torch.float32, device=CPU)
     return ModelRunner(model, cache, eos_token_ids=())
