@@ -135,10 +135,6 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     return None if name in ENCODERS else _feature(name, raw)
 
 
-def _only_pools(name: str) -> bool:
-    return name.endswith(("Model", "ForSequenceClassification")) and not name.endswith("LMHeadModel")
-
-
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     if params.get("runner") == "generate":
         return False

@@ -65,7 +65,9 @@ class _TransformersModel(nn.Module):
             expected = run_trial(model, anatomy)
             check_no_state(model, expected)
         self._step = Step()
-        model = _prepared(model, anatomy, expected, load)
+        loaded = [model]
+        del model  # so that one which our parts don't fit is freed before the next is loaded
+        model = _prepared(loaded, anatomy, expected, load)
         self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
         for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
@@ -154,9 +156,13 @@ def _probe_loaded(model: PreTrainedModel) -> Anatomy:
 
 
 def _prepared(
-    model: PreTrainedModel, anatomy: Anatomy, expected: torch.Tensor, load: Callable[[], PreTrainedModel]
+    loaded: list[PreTrainedModel],
+    anatomy: Anatomy,
+    expected: torch.Tensor,
+    load: Callable[[], PreTrainedModel],
 ) -> PreTrainedModel:
     """With parts of ours, if the model computes the same with them: some code doesn't get along with them."""
+    model = loaded.pop()
     for fuses in (True, False):
         try:
             swap(model, anatomy.linears, fuses=fuses)

@@ -12,7 +12,7 @@ from engine.models.transformers_backend.probe import Anatomy
 _TOKENS = (5, 2, 3, 4, 2, 3)  # the last two of each half are the same
 _POSITIONS = (0, 1, 2, 0, 1, 2)
 _TOLERANCES = {torch.float32: 1e-3}
-_TOLERANCE = 6e-2  # of 16-bit types
+_TOLERANCE = 0.2  # of 16-bit types, in dozens of layers; another computation gives more than 1
 
 
 def run_trial(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:

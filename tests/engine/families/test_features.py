@@ -71,3 +71,24 @@ def test_a_request_that_is_aborted_leaves_the_others_as_they_are(directory: Path
     while core.has_work:
         tokens += [token for delta in core.step() if delta.request_id == "kept" for token in delta.token_ids]
     assert tokens[-5:] == alone[-5:]
+
+
+def test_a_model_that_our_layers_do_not_fit_runs_with_its_own(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run(started(directory), [greedy("a", prompt_of(20))])
+
+    def failing(*args: Any, **options: Any) -> None:
+        raise RuntimeError("view size is not compatible")
+
+    monkeypatch.setattr("engine.models.transformers_backend.model.swap", failing)
+    assert run(started(directory), [greedy("a", prompt_of(20))]) == expected
+    assert "it runs more slowly" in caplog.text
+
+
+def test_a_layer_that_computes_something_else_is_not_used(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(started(directory), [greedy("a", prompt_of(20))])
+    monkeypatch.setattr("engine.models.layers.norm.RMSNorm.forward", lambda self, x: x)
+    assert run(started(directory), [greedy("a", prompt_of(20))]) == expected
