@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
+from engine.execution.cache_division import CacheDivision
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.graphs import recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
@@ -24,7 +25,6 @@ from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
-from engine.models.attention.spec import bytes_per_token
 from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
@@ -59,7 +59,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
     with translated_out_of_memory(), torch.inference_mode():
         model = load()
         size = _size_cache(config, model)
-        cache = _build_cache(config, model, size.num_blocks)
+        cache = _build_cache(config, model, size.num_blocks, size.window_blocks)
         eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
         runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
         with _timed("Warmed up"):
@@ -119,10 +119,13 @@ def load_model(
     return model
 
 
-def _build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
+def _build_cache(
+    config: EngineConfig, model: CausalLM, num_blocks: int, window_blocks: Mapping[int, int] | None = None
+) -> PagedKVCache:
     return PagedKVCache(
         model.attention_specs,
         num_blocks=num_blocks,
+        window_blocks=window_blocks or {},
         block_size=config.block_size,
         dtype=model.dtype,
         device=model.device,
@@ -143,7 +146,13 @@ def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
     return size_cache(
         config,
         budget,
-        bytes_per_token=bytes_per_token(model.attention_specs, model.dtype.itemsize),
+        division=CacheDivision.of(
+            model.attention_specs,
+            model.dtype.itemsize,
+            config,
+            config.max_model_len or model.config.max_position_embeddings,
+            max_tokens_per_step=ModelRunner.max_tokens_per_step,
+        ),
         model_limit=model.config.max_position_embeddings,
     )
 

@@ -154,7 +154,7 @@ def test_store() -> None:
     """Keys and values as a model has them, parts of a wider tensor; the last row only fills up the batch."""
     keys, values = torch.randn(2, 3, 4, 24)[:, :, 1:3].unbind()
     cached_keys, cached_values = torch.full((2, 2, 16, 24), torch.nan)
-    inputs = build_inputs(Batch([part(2, 4, [3]), part(0, 1, [0])]), 4, CPU)
+    inputs = build_inputs([part(2, 4, [3]), part(0, 1, [0])], 4, CPU)
     inputs.slots[2] = -1
     TritonBackend(4, num_processors=2).store(keys, values, cached_keys, cached_values, inputs)
     for cached, stored in ((cached_keys, keys), (cached_values, values)):
