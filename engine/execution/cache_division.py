@@ -9,8 +9,8 @@ from engine.config import EngineConfig
 from engine.core.window_groups import WindowNeeds
 from engine.models.attention.spec import AttentionSpec, bytes_per_token
 
-# What a group with a window has at least, as a share of the blocks of layers that keep all. Many short sequences
-# need as many blocks in both; one as long as possible needs few here.
+# A group with a window has at least this part of the blocks of layers that keep all: many short sequences
+# need as many in both, one as long as possible needs few here.
 _SHARE = 4
 
 

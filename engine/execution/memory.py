@@ -50,8 +50,9 @@ def size_cache(
     per_sequence = -(-max_model_len // config.block_size)
     num_blocks, source = _num_blocks(config, budget, division, per_sequence)
     whole, _ = _num_blocks(config, budget, division.undivided, per_sequence)
-    if num_blocks < whole or any(count >= num_blocks for count in division.windows(num_blocks).values()):
-        num_blocks, division = whole, division.undivided  # a small cache: division would gain nothing
+    gains = num_blocks >= whole and all(n < num_blocks for n in division.windows(num_blocks).values())
+    if config.num_gpu_blocks_override is not None or not gains:  # the number given is that of every layer
+        num_blocks, division = whole, division.undivided
     if config.max_model_len is None and num_blocks:
         max_model_len = min(model_limit, num_blocks * config.block_size)
     elif num_blocks < per_sequence:

@@ -12,8 +12,8 @@ import torch
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelNotFound, OutOfMemory
-from engine.execution.device import translated_out_of_memory
 from engine.execution.cache_division import CacheDivision
+from engine.execution.device import translated_out_of_memory
 from engine.execution.memory import (
     CacheSize,
     MemoryBudget,

@@ -34,8 +34,9 @@ class PagedKVCache:
         device: torch.device,
         shares_memory: bool = False,
     ) -> None:
-        """`window_blocks`: by window, of layers that have so many blocks of their own; see Runner in
-        engine/core/batch.py. `shares_memory`: layers of one size write to the same memory, each before it reads; for whole
+        """`window_blocks`: by window, of layers that have so many blocks of their own (engine/core/batch.py).
+
+        `shares_memory`: layers of one size write to the same memory, each before it reads; for whole
         sequences only, whose keys and values no later step needs.
         """
         self.specs = tuple(specs)
