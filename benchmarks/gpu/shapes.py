@@ -13,9 +13,9 @@ from engine.core.types import SamplingParams
 from engine.execution.graphs import recorder_for
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
-from engine.models.attention.spec import bytes_per_token
-from engine.models.config import ModelConfig
+from engine.models.attention.spec import AttentionSpec, bytes_per_token
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
 from engine.models.layers.weights import WeightedLayer
 from engine.models.qwen3 import Qwen3ForCausalLM
 from engine.models.rope_config import RopeConfig
@@ -38,21 +38,26 @@ class Shape:
     kv_heads: int = 8
     head_dim: int = 128
 
-    def config(self) -> ModelConfig:
-        return ModelConfig(
+    def config(self) -> DecoderConfig:
+        attention = AttentionSpec(
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+        )
+        return DecoderConfig(
             architecture="Qwen3ForCausalLM",
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
+            attention_specs=(attention,) * self.layers,
             rms_norm_eps=1e-6,
-            rope=RopeConfig(theta=1e6),
+            ropes=(RopeConfig(theta=1e6),) * self.layers,
             max_position_embeddings=40960,
             tie_word_embeddings=self.is_tied,
-            attention_bias=False,
+            qkv_bias=False,
+            o_bias=False,
+            mlp_bias=False,
             dtype="bfloat16",
             eos_token_ids=(),
         )

@@ -11,8 +11,22 @@ from engine.errors import CheckpointError, UnsupportedModel
 
 
 def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """config.json with --hf-overrides merged into it, object by object. Raises CheckpointError."""
-    return _merge(read_json(directory / "config.json"), overrides or {})
+    """config.json with --hf-overrides merged into it, object by object. Raises CheckpointError.
+
+    The fields of a multimodal model's `text_config` are added to those around it, which may name the end
+    tokens or the weights' type.
+    """
+    merged = _merge(read_json(directory / "config.json"), overrides or {})
+    return _merge(spread_text_config(merged), overrides or {})  # an override of the outer object counts, too
+
+
+def spread_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `text_config` first, then those around it; the architectures are always the latter's."""
+    inner = raw.get("text_config")
+    if not isinstance(inner, dict):
+        return dict(raw)
+    known = {key: value for key, value in inner.items() if value is not None and key != "architectures"}
+    return {**raw, **known}
 
 
 def architecture_of(directory: Path, raw: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ class BlockTables:
         num_tokens = len(sequence.token_ids)
         num_new = self.block_manager.num_blocks_for(num_tokens) - len(match.blocks)
         return self.block_manager.can_allocate(num_new + num_running, shared=match.blocks) and all(
-            group.can_start(num_tokens, spare=num_running) for group in self.windows
+            group.can_start(num_tokens) for group in self.windows
         )
 
     def start(self, sequence: SequenceState, match: PrefixMatch, reserved: int) -> None:

@@ -52,6 +52,7 @@ class WindowGroup:
         self._needs = needs
         self._num_claimable = block_manager.num_blocks - needs.per_step
         self._num_claimed = 0
+        self._num_growing = 0  # sequences that don't claim the most yet
         if self._num_claimable < needs.per_sequence:
             raise ConfigError(
                 f"The layers with a window of {window} tokens need {needs.per_sequence + needs.per_step} "
@@ -66,32 +67,38 @@ class WindowGroup:
 
     # Claims, of a sequence that has `num_tokens` after its next step
 
-    def can_start(self, num_tokens: int, *, spare: int) -> bool:
-        """Whether one more sequence fits, and `spare` blocks for others to grow."""
-        return self._num_claimed + self._claim_of(num_tokens) + spare <= self._num_claimable
+    def can_start(self, num_tokens: int) -> bool:
+        """Whether one more sequence fits, and one block is left for each that can still grow."""
+        return self._num_claimed + self._claim_of(num_tokens) + self._num_growing <= self._num_claimable
 
     def start(self, num_tokens: int, num_cached: int, tail: Sequence[int]) -> WindowTable:
         """A table whose first `num_cached` blocks are computed; `tail` are those of them in the window."""
         num_freed = num_cached - len(tail)
         blocks = self.block_manager.allocate(0, shared=tail)
-        claim = self._claim_of(num_tokens)
-        self._num_claimed += claim
-        return WindowTable(self, array("q", [*repeat(0, num_freed), *blocks]), num_freed, claim)
+        table = WindowTable(self, array("q", [*repeat(0, num_freed), *blocks]), num_freed, claim=0)
+        self._set_claim(table, self._claim_of(num_tokens))
+        return table
 
     def raise_claim(self, table: WindowTable, num_tokens: int) -> bool:
         """Whether the sequence may grow to so many tokens; alone, it always may."""
-        more = self._claim_of(num_tokens) - table.claim
-        if more <= 0:
-            return True
-        if self._num_claimed + more > self._num_claimable:
-            return False
-        self._num_claimed += more
-        table.claim += more
+        claim = self._claim_of(num_tokens)
+        if claim > table.claim:
+            if self._num_claimed + claim - table.claim > self._num_claimable:
+                return False
+            self._set_claim(table, claim)
         return True
 
     def end(self, table: WindowTable) -> None:
         self.block_manager.free(table.block_ids[table.num_freed :])
-        self._num_claimed -= table.claim
+        self._set_claim(table, 0)
+
+    def _set_claim(self, table: WindowTable, claim: int) -> None:
+        self._num_claimed += claim - table.claim
+        self._num_growing += self._can_grow(claim) - self._can_grow(table.claim)
+        table.claim = claim
+
+    def _can_grow(self, claim: int) -> bool:
+        return 0 < claim < self._needs.per_sequence
 
     def _claim_of(self, num_tokens: int) -> int:
         return min(self.block_manager.num_blocks_for(num_tokens), self._needs.per_sequence)
@@ -133,6 +140,11 @@ class WindowGroup:
     def check_integrity(self, tables: Sequence[WindowTable]) -> None:
         """Raise RuntimeError if blocks or claims don't match the tables of all live sequences."""
         self.block_manager.check_integrity([table.block_ids[table.num_freed :] for table in tables])
-        claimed = sum(table.claim for table in tables)
-        if claimed != self._num_claimed:
-            raise RuntimeError(f"The window of {self.window} has {self._num_claimed} claims, not {claimed}.")
+        claims = [table.claim for table in tables]
+        expected = sum(claims), sum(map(self._can_grow, claims))
+        actual = self._num_claimed, self._num_growing
+        if expected != actual:
+            raise RuntimeError(
+                f"The window of {self.window} should have (blocks claimed, sequences that grow) {expected}, "
+                f"has {actual}."
+            )

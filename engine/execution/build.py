@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.eos_tokens import main_eos_first
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
@@ -37,17 +36,18 @@ log = logging.getLogger(__name__)
 CPU_PREFILL_BESIDE_DECODES = 256
 
 
-def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> EngineCore:
+def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = None) -> EngineCore:
     """Load a model and build an engine core around it. Call it in the thread that will run the steps.
 
-    `eos_token_id` is the tokenizer's own: the main end-of-sequence token, before those the checkpoint names.
+    `eos_token_ids`: the main end-of-sequence token first; default: those that the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
     config = replace(config, model=resolve_model(config.model))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
-    model_config = architecture.read_config(config.model, config.hf_overrides)
+    model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config.model, model_config)
+        model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -60,7 +60,7 @@ def build_core(config: EngineConfig, *, eos_token_id: int | None = None) -> Engi
         model = load()
         size = _size_cache(config, model)
         cache = _build_cache(config, model, size.num_blocks, size.window_blocks)
-        eos_token_ids = main_eos_first(model_config.eos_token_ids, eos_token_id)
+        eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
         runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))

@@ -171,7 +171,7 @@ def make_engine(
     Raises CheckpointError and ConfigError.
     """
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-    tokenizer = executor.submit(_load_tokenizer, tokenizer_directory or config.model)
+    tokenizer = executor.submit(_load_tokenizer, config, tokenizer_directory or config.model)
     executor.shutdown(wait=False)
     if choose_runner(config) is RunnerKind.POOLING:
         plan = read_pooling_plan(config)
@@ -179,16 +179,16 @@ def make_engine(
     return AsyncEngine(lambda: _build_core(config, tokenizer)), tokenizer
 
 
-def _load_tokenizer(directory: Path) -> Tokenizer:
+def _load_tokenizer(config: EngineConfig, directory: Path) -> Tokenizer:
     from engine.text.tokenizer import load_tokenizer
 
-    return load_tokenizer(directory)
+    return load_tokenizer(directory, model=Path(config.model), overrides=config.hf_overrides)
 
 
 def _build_core(config: EngineConfig, tokenizer: Future[Tokenizer]) -> EngineCore:
     from engine.execution.build import build_core
 
-    return build_core(config, eos_token_id=tokenizer.result().eos_token_id)
+    return build_core(config, eos_token_ids=tokenizer.result().end_token_ids)
 
 
 def _build_pooling_core(config: EngineConfig, plan: PoolingPlan, tokenizer: Future[Tokenizer]) -> Core:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 from engine.models.encoder_config import EncoderConfig
 
 
@@ -44,7 +44,7 @@ class _Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderArchitecture(_Architecture):
-    read_config: Callable[[Path, Mapping[str, Any] | None], ModelConfig]
+    read_config: Callable[[Path, Mapping[str, Any] | None], DecoderConfig]
     """(directory, --hf-overrides) → its configuration. Raises CheckpointError and UnsupportedModel."""
 
     def first_position(self, raw: Mapping[str, Any]) -> int:

@@ -1,44 +1,46 @@
-"""The decoder that Qwen3 and Llama share: pre-norm layers of grouped-query attention and a gated MLP.
+"""The decoder that most families share: layers of grouped-query attention and a gated MLP, and a head.
 
 Runs on flat tokens [T, hidden]: only the attention cache knows which token belongs to which sequence.
+
+A family is a subclass of CausalLM that overrides the `make_…` methods of the parts that differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from engine.models.activations import Activation
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
-from engine.models.layers.rope import RotaryEmbedding, Rotation
+from engine.models.layers.rope import LayerRopes, Rotation
 from engine.models.operators import find_operators
 
 
 class Attention(nn.Module):
     """Self-attention with fused query, key and value projections."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, *, qk_norm: HeadNorm | None = None) -> None:
         super().__init__()
         self._layer = layer
-        self._head_dim = config.head_dim
-        q_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, (q_size, kv_size, kv_size), bias=config.attention_bias)
-        self.o_proj = Linear(q_size, (config.hidden_size,), bias=config.attention_bias)
-        self.qk_norm = (
-            HeadNorm(
-                config.head_dim, config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
-            )
-            if has_head_norm
-            else None
-        )
+        spec = config.attention_specs[layer]
+        self._head_dim = spec.head_dim
+        q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.qkv_proj = Linear(config.hidden_size, (q_size, kv_size, kv_size), bias=config.qkv_bias)
+        self.o_proj = Linear(q_size, (config.hidden_size,), bias=config.o_bias)
+        self.qk_norm = qk_norm
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values side by side: [T, hidden] → [T, sum of their sizes]."""
+        return self.qkv_proj(x)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -48,7 +50,7 @@ class Attention(nn.Module):
         rotation: Rotation,
     ) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
-        heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
+        heads = self.project(x).view(x.shape[0], -1, self._head_dim)  # [T, q + k + v heads, head_dim]
         queries = cache.operators.rotate_and_store(
             heads,
             None if self.qk_norm is None else self.qk_norm.weight,
@@ -63,29 +65,32 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up fused."""
+    """down(activation(gate(x)) * up(x)), gate and up fused."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, hidden_size: int, size: int, activation: Activation = "silu", *, bias: bool = False
+    ) -> None:
         super().__init__()
-        size = config.intermediate_size
-        self.gate_up_proj = Linear(config.hidden_size, (size, size))
-        self.down_proj = Linear(size, (config.hidden_size,))
+        self._activation = activation
+        self.gate_up_proj = Linear(hidden_size, (size, size), bias=bias)
+        self.down_proj = Linear(size, (hidden_size,), bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
         operators = find_operators(x.device.type, x.dtype)
-        return self.down_proj(operators.activate_and_multiply(self.gate_up_proj(x), "silu"))  # type: ignore[no-any-return]
+        gated = operators.activate_and_multiply(self.gate_up_proj(x), self._activation)
+        return self.down_proj(gated)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
     """Attention, then the MLP, each with a norm before it and a residual connection."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, has_head_norm: bool) -> None:
+    def __init__(self, attention: nn.Module, mlp: nn.Module, make_norm: Callable[[], RMSNorm]) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, has_head_norm=has_head_norm)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
+        self.input_layernorm = make_norm()
+        self.self_attn = attention
+        self.post_attention_layernorm = make_norm()
+        self.mlp = mlp
 
     def forward(
         self,
@@ -106,36 +111,38 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers, final norm. Its attributes are named like the checkpoint's tensors."""
 
-    def __init__(self, config: ModelConfig, *, has_head_norm: bool) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        embedding: Embedding,
+        make_layer: Callable[[DecoderConfig, int], nn.Module],
+        norm: RMSNorm,
+    ) -> None:
         super().__init__()
-        spec = AttentionSpec(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            scale=config.head_dim**-0.5,
-        )
-        self.attention_specs = (spec,) * config.num_hidden_layers
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, has_head_norm=has_head_norm)
-            for layer in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_specs = config.attention_specs
+        self.embed_tokens = embedding
+        self.layers = nn.ModuleList(make_layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = norm
 
-    def forward(self, inputs: StepInputs, cache: PagedKVCache, rope: RotaryEmbedding) -> torch.Tensor:
+    def forward(self, inputs: StepInputs, cache: PagedKVCache, ropes: LayerRopes) -> torch.Tensor:
         """The hidden states of the sampled rows: [S, hidden]."""
-        rotation = rope.rotation(inputs.positions)
         x = self.embed_tokens(inputs.token_ids)
         delta: torch.Tensor | None = None
-        for layer in self.layers:
+        for layer, rotation in zip(self.layers, ropes.rotations(inputs.positions), strict=True):
             delta = layer(x, delta, inputs, cache, rotation)
         if inputs.sampled_rows is not None:
             x, delta = x[inputs.sampled_rows], None if delta is None else delta[inputs.sampled_rows]
         return self.norm(x, delta)  # type: ignore[no-any-return]
 
 
+def make_ropes(config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> LayerRopes:
+    longest = config.longest_sequence
+    return LayerRopes(config.ropes, config.head_dim, longest=longest, dtype=dtype, device=device)
+
+
 class CausalLM(nn.Module):
-    """A decoder with its head. Subclasses define what is specific to their architecture."""
+    """A decoder with its head, as Llama has it. Subclasses define what is specific to their family."""
 
     FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
         "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -144,21 +151,47 @@ class CausalLM(nn.Module):
     }
     """Our layer's name → the checkpoint's names of its parts, in order."""
     UNUSED: ClassVar[tuple[str, ...]] = ()
-    HAS_HEAD_NORM: ClassVar[bool] = False
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.device = device
         self.model = self.make_decoder(config)
         self.lm_head = Linear(config.hidden_size, (config.vocab_size,))
-        self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
+        self._ropes = make_ropes(config, dtype=dtype, device=device)
 
     @classmethod
-    def make_decoder(cls, config: ModelConfig) -> Decoder:
+    def make_decoder(cls, config: DecoderConfig) -> Decoder:
         """Its layers, which the family's embedding models and classifiers have as well."""
-        return Decoder(config, has_head_norm=cls.HAS_HEAD_NORM)
+        return Decoder(
+            config,
+            embedding=cls.make_embedding(config),
+            make_layer=cls.make_layer,
+            norm=cls.make_norm(config),
+        )
+
+    @classmethod
+    def make_embedding(cls, config: DecoderConfig) -> Embedding:
+        return Embedding(config.vocab_size, config.hidden_size)
+
+    @classmethod
+    def make_layer(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return DecoderLayer(
+            cls.make_attention(config, layer), cls.make_mlp(config, layer), lambda: cls.make_norm(config)
+        )
+
+    @classmethod
+    def make_attention(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return Attention(config, layer)
+
+    @classmethod
+    def make_mlp(cls, config: DecoderConfig, layer: int) -> nn.Module:
+        return GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    @classmethod
+    def make_norm(cls, config: DecoderConfig) -> RMSNorm:
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     @property
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
@@ -170,7 +203,7 @@ class CausalLM(nn.Module):
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
-        return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
+        return self.model(inputs, cache, self._ropes)  # type: ignore[no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""

@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 to 3.3 and other models saved as LlamaForCausalLM."""
+"""Llama 2, 3, 3.1 to 3.3 and the families that differ from them in their configuration only."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from engine.models.decoder import CausalLM
 
 
 class LlamaForCausalLM(CausalLM):
-    HAS_HEAD_NORM = False
+    """Also Qwen2 (biases, windows), Mistral, Ministral (windows), SmolLM3 (layers without positions)."""

@@ -9,11 +9,10 @@ from torch import nn
 
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
-from engine.models.config import ModelConfig
-from engine.models.decoder import CausalLM
+from engine.models.decoder import CausalLM, make_ropes
+from engine.models.decoder_config import DecoderConfig
 from engine.models.inputs import StepInputs
 from engine.models.layers.head import Head
-from engine.models.layers.rope import RotaryEmbedding
 
 
 def decoder_tensor_name(stored_name: str) -> str:
@@ -29,7 +28,7 @@ class PooledDecoder(nn.Module):
     def __init__(
         self,
         family: type[CausalLM],
-        config: ModelConfig,
+        config: DecoderConfig,
         *,
         score: Head | None,
         dtype: torch.dtype,
@@ -43,7 +42,7 @@ class PooledDecoder(nn.Module):
         self.device = device
         self.model = family.make_decoder(config)
         self.score = score
-        self._rope = RotaryEmbedding(config.head_dim, config.rope, dtype=dtype, device=device)
+        self._ropes = make_ropes(config, dtype=dtype, device=device)
 
     @property
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
@@ -54,7 +53,7 @@ class PooledDecoder(nn.Module):
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The final hidden states of the sampled rows: [S, hidden]."""
-        return self.model(inputs, cache, self._rope)  # type: ignore[no-any-return]
+        return self.model(inputs, cache, self._ropes)  # type: ignore[no-any-return]
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → logits, float32 [S, num_labels]. Requires a score layer."""

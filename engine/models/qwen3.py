@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from engine.models.decoder import CausalLM
+from engine.models.decoder import Attention, CausalLM
+from engine.models.decoder_config import DecoderConfig
+from engine.models.layers.norm import HeadNorm
 
 
 class Qwen3ForCausalLM(CausalLM):
-    HAS_HEAD_NORM = True
+    @classmethod
+    def make_attention(cls, config: DecoderConfig, layer: int) -> Attention:
+        return Attention(
+            config, layer, qk_norm=HeadNorm.of(config.attention_specs[layer], config.rms_norm_eps)
+        )

@@ -1,6 +1,6 @@
 """The architectures by their names in config.json: a family of models takes one line. Knows nothing of torch.
 
-The family's module has its class. One whose config.json differs also gives its own `read_config`.
+The family's module has its class. One whose config.json differs from Llama's also says how to read it.
 """
 
 from __future__ import annotations
@@ -8,22 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
-from engine.models.config import ModelConfig, read_model_config
+from engine.models.config import ConfigFile
+from engine.models.decoder_config import DecoderConfig
 from engine.models.encoder_config import BERT, ROBERTA, EncoderFamily, read_encoder_config
+from engine.models.family_configs import (
+    read_gemma3,
+    read_granite,
+    read_llama,
+    read_ministral,
+    read_mistral,
+    read_olmo2,
+    read_olmo3,
+    read_phi3,
+    read_qwen2,
+    read_qwen3,
+    read_qwen3_moe,
+    read_smollm3,
+)
+
+ReadsDecoder: TypeAlias = Callable[[ConfigFile], DecoderConfig]
 
 
 def decoders(
-    family: str,
-    model_class: str,
-    *,
-    read_config: Callable[[Path, Mapping[str, Any] | None], ModelConfig] = read_model_config,
-    pools: bool = True,
+    family: str, model_class: str, *, reads: ReadsDecoder = read_llama, pools: bool = True
 ) -> Iterator[Architecture]:
     """A family of decoders. `pools`: whether it can also be an embedding model or a classifier."""
+
+    def read_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+        return reads(ConfigFile.open(directory, overrides))
+
     pooling_heads = (SavedHead.NONE, SavedHead.CLASSIFIER) if pools else ()
     for head in (SavedHead.CAUSAL_LM, *pooling_heads):
         yield DecoderArchitecture(
@@ -42,9 +60,20 @@ def encoders(name: str, family: EncoderFamily) -> Iterator[Architecture]:
         )
 
 
+_LLAMA = "engine.models.llama:LlamaForCausalLM"
 _FAMILIES = (
-    decoders("Llama", "engine.models.llama:LlamaForCausalLM"),
-    decoders("Qwen3", "engine.models.qwen3:Qwen3ForCausalLM"),
+    decoders("Llama", _LLAMA),
+    decoders("Qwen2", _LLAMA, reads=read_qwen2),
+    decoders("Qwen3", "engine.models.qwen3:Qwen3ForCausalLM", reads=read_qwen3),
+    decoders("Qwen3Moe", "engine.models.qwen3_moe:Qwen3MoeForCausalLM", reads=read_qwen3_moe),
+    decoders("Mistral", _LLAMA, reads=read_mistral),
+    decoders("Ministral", _LLAMA, reads=read_ministral),
+    decoders("Phi3", "engine.models.phi3:Phi3ForCausalLM", reads=read_phi3),
+    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3),
+    decoders("SmolLM3", _LLAMA, reads=read_smollm3),
+    decoders("Granite", "engine.models.granite:GraniteForCausalLM", reads=read_granite),
+    decoders("Olmo2", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo2),
+    decoders("Olmo3", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo3),
     encoders("Bert", BERT),
     encoders("Roberta", ROBERTA),
     encoders("XLMRoberta", ROBERTA),
@@ -72,3 +101,9 @@ def pooling_architecture(name: str) -> Architecture:
     raise UnsupportedModel(
         f"Architecture {name!r} isn't supported by the pooling runner; supported are {', '.join(known)}."
     )
+
+
+def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+    """Of a checkpoint that generates text. Raises CheckpointError and UnsupportedModel."""
+    name = architecture_of(directory, read_raw_config(directory, overrides))
+    return generating_architecture(name).read_config(directory, overrides)

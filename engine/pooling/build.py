@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -114,6 +114,7 @@ def _load_decoder(
     tokenizer: Callable[[], Tokenizer],
 ) -> PooledDecoder:
     model_config = architecture.read_config(config.model, config.hf_overrides)
+    model_config = replace(model_config, max_model_len=plan.max_model_len)
     with Checkpoint(config.model, rename=decoder_tensor_name) as checkpoint:
         score = None
         if plan.classifier is not None:

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from engine.checkpoint.eos_tokens import declared_eos_tokens, main_eos_first
+from engine.checkpoint.raw_config import read_raw_config
 from engine.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 T = TypeVar("T", bound=Any)
@@ -32,6 +35,7 @@ class Tokenizer:
         default_factory=dict
     )  # bos_token -> "<s>" …, for chat templates
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # name -> Jinja source; "default" is one
+    declared_end_tokens: tuple[int, ...] = ()  # those that the model's configuration names
 
     @property
     def vocab_size(self) -> int:
@@ -47,6 +51,11 @@ class Tokenizer:
         """The tokenizer's own end-of-sequence token; checkpoints may name further ones."""
         token = self.special_tokens.get("eos_token")
         return None if token is None else self.fast.token_to_id(token)
+
+    @cached_property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The list that scheduler, sampler and grammars share: the tokenizer's own end token is the first."""
+        return main_eos_first(self.declared_end_tokens, self.eos_token_id)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokens of `text`; special tokens are added as the checkpoint's post-processor does.
@@ -101,13 +110,19 @@ def batches_of(texts: Sequence[T], most: int, size: Callable[[T], int] = len) ->
         yield texts[first:]
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in `directory`. Raises CheckpointError if there is none or it can't be read."""
+def load_tokenizer(
+    directory: Path, *, model: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """The tokenizer in `directory`, for the model in `model` (default: the same), whose end tokens it has.
+
+    `overrides` are --hf-overrides. Raises CheckpointError if there is no tokenizer or it can't be read.
+    """
     config = read_json(directory / "tokenizer_config.json")
     return Tokenizer(
         fast=_load_fast(directory),
         special_tokens=_special_tokens({**read_json(directory / "special_tokens_map.json"), **config}),
         chat_templates=_chat_templates(directory, config),
+        declared_end_tokens=_declared_end_tokens(model or directory, overrides),
     )
 
 
@@ -122,6 +137,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} doesn't contain a JSON object.")
     return value
+
+
+def _declared_end_tokens(directory: Path, overrides: Mapping[str, Any] | None) -> tuple[int, ...]:
+    has_config = (directory / "config.json").is_file()
+    return declared_eos_tokens(directory, read_raw_config(directory, overrides) if has_config else {})
 
 
 def _load_fast(directory: Path) -> FastTokenizer:
@@ -143,6 +163,7 @@ def _load_with_transformers(directory: Path) -> FastTokenizer:
         raise CheckpointError(
             f"There is no tokenizer in {directory}: neither tokenizer.json nor another known file."
         )
+    _check_converter(directory)
     from transformers import AutoTokenizer
 
     try:
@@ -157,6 +178,20 @@ def _load_with_transformers(directory: Path) -> FastTokenizer:
     return fast
 
 
+def _check_converter(directory: Path) -> None:
+    """Raise CheckpointError if a package is missing that transformers reads the vocabulary with."""
+    for path in sorted({*directory.glob("*.model"), *directory.glob("*.tiktoken")}):
+        with path.open("rb") as file:
+            is_sentencepiece = file.read(1) == _SENTENCEPIECE_START
+        package = "sentencepiece" if is_sentencepiece else "tiktoken"
+        if find_spec(package) is None:
+            raise CheckpointError(
+                f"{directory} has no tokenizer.json, and its {path.name} can be read only with the package "
+                f"{package}: `pip install {package}`, or save a tokenizer.json beside it."
+            )
+
+
+_SENTENCEPIECE_START = b"\n"  # the tag of a message's first field; tiktoken's files are text
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 

@@ -26,6 +26,9 @@ DECODERS = frozenset(
 )
 
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
+
+_ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
 _QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -61,7 +64,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
         return f"config.json can't be read: {error}"
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
-    raw = _merged(config, params.get("hf_overrides"))
+    raw = _with_overrides(config, params.get("hf_overrides"))
     problem = _quantised(names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
@@ -150,28 +153,34 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
 
 def _feature(raw: Mapping[str, Any]) -> str | None:
     """Features that a decoder's configuration may require and the engine lacks."""
-    activation = raw.get("hidden_act", "silu")
-    layer_types = raw.get("layer_types") or ()
+    activation = raw.get("hidden_act") or "silu"
     rope: Mapping[str, Any] = next(
         (raw[k] for k in ("rope_parameters", "rope_scaling") if isinstance(raw.get(k), dict)), {}
     )
     kind = next((str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), "default")
+    other = min(set(map(str, raw.get("layer_types") or ())) - _LAYER_TYPES, default="")
     problems = {
         f"Activation {activation!r} isn't supported; 'silu' is": activation != "silu",
-        "Sliding-window attention isn't supported; set use_sliding_window to false": bool(
-            (raw.get("use_sliding_window") and raw.get("sliding_window"))
-            or set(map(str, layer_types)) - {"full_attention"}
-        ),
         "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
         "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
             (raw.get("partial_rotary_factor") or 1.0) != 1.0
         ),
-        f"RoPE scaling {kind!r} isn't supported; 'default' and 'llama3' are": (
-            kind not in ("default", "llama3")
+        f"Layers of type {other!r} aren't supported; full_attention and sliding_attention are": bool(other),
+        "Sliding-window attention isn't supported; set use_sliding_window to false": _slides(raw),
+        f"RoPE scaling {kind!r} isn't supported; {', '.join(_ROPE_KINDS)} are": (
+            kind not in (*_ROPE_KINDS, "su", "mrope")
         ),
     }
     first = next((problem for problem, there in problems.items() if there), None)
     return None if first is None else f"{first}: {_VLLM}."
+
+
+def _slides(raw: Mapping[str, Any]) -> bool:
+    """Whether a layer has a window: as the file lists them, or from max_window_layers on."""
+    if listed := raw.get("layer_types"):
+        return "sliding_attention" in listed
+    first, count = raw.get("max_window_layers", 28), raw.get("num_hidden_layers", 0)
+    return bool(raw.get("use_sliding_window") and raw.get("sliding_window") and first < count)
 
 
 def _weights(path: Path, names: frozenset[str]) -> str | None:
@@ -243,8 +252,16 @@ def _enumerate(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _with_overrides(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
+    """config.json with --hf-overrides applied, a multimodal model's text_config spread over it."""
+    merged = _merged(raw, overrides)
+    if isinstance(inner := merged.get("text_config"), dict):
+        known = {key: value for key, value in inner.items() if value is not None and key != "architectures"}
+        merged = _merged({**merged, **known}, overrides)
+    return merged
+
+
 def _merged(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
-    """config.json with --hf-overrides applied."""
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides)

@@ -17,8 +17,9 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, UnsupportedModel
 from engine.execution.build import build_core
 from engine.launch.preflight import check_config
-from engine.models.config import ModelConfig
-from engine.models.decoder import CausalLM, Decoder
+from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
+from engine.models.qwen3 import Qwen3ForCausalLM
 from engine.models.registry import ARCHITECTURES, decoders
 from engine.pooling.build import build_pooling_core
 from engine.pooling.plan import RunnerKind, Task, choose_runner, read_pooling_plan
@@ -32,12 +33,12 @@ EPSILON = 1.0
 CLASS = f"{__name__}:ScratchForCausalLM"
 
 
-class ScratchForCausalLM(CausalLM):
+class ScratchForCausalLM(Qwen3ForCausalLM):
     """Has layers of its own: those of Qwen3 with another norm."""
 
     @classmethod
-    def make_decoder(cls, config: ModelConfig) -> Decoder:
-        return Decoder(replace(config, rms_norm_eps=EPSILON), has_head_norm=True)
+    def make_decoder(cls, config: DecoderConfig) -> Decoder:
+        return super().make_decoder(replace(config, rms_norm_eps=EPSILON))
 
 
 @pytest.fixture
@@ -119,10 +120,10 @@ def test_a_family_that_only_generates_is_refused_by_the_pooling_runner(
 def test_a_name_that_begins_like_a_familys_is_not_of_the_family(
     checkpoint: Callable[[str], Path], renamed: Callable[[Path, str], Path]
 ) -> None:
-    directory = renamed(checkpoint("qwen3-tied"), "Qwen3MoeForCausalLM")
-    assert architecture_of(directory, read_raw_config(directory)) == "Qwen3MoeForCausalLM"
+    directory = renamed(checkpoint("qwen3-tied"), "Qwen3NextForCausalLM")
+    assert architecture_of(directory, read_raw_config(directory)) == "Qwen3NextForCausalLM"
     for options in ({"model_impl": "native"}, {"runner": "pooling"}):
-        with pytest.raises(UnsupportedModel, match="'Qwen3MoeForCausalLM' isn't supported"):
+        with pytest.raises(UnsupportedModel, match="'Qwen3NextForCausalLM' isn't supported"):
             check_config(settings(directory, **options))
     with pytest.raises(UnsupportedModel, match="but its model_type 'qwen3' is that of Qwen3ForCausalLM"):
         check_config(settings(directory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,76 @@ def test_without_tokenizer_json_transformers_is_asked(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     token_ids = tokenizer.encode("abc é", add_special_tokens=False)
     assert tokenizer.decode(token_ids, skip_special_tokens=True) == "abc é"
+
+
+def sentencepiece_vocabulary() -> bytes:
+    """As SentencePiece saves it, for byte-pair encoding: <unk>, <s>, </s>, all bytes and a few pieces."""
+    special = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    words = ["▁a", "he", "ll", "hell", "hello", "▁hello", "▁", "h", "e", "l", "o", "a"]
+    pieces = [
+        *((piece, 0.0, kind) for piece, kind in special),
+        *((w, -float(n), 1) for n, w in enumerate(words)),
+    ]
+    trainer = b"\x18\x02" + b"\x98\x02\x01"  # model_type 2, byte_fallback
+    return b"".join(_field(0x0A, _piece(*piece)) for piece in pieces) + _field(0x12, trainer)
+
+
+def _piece(spelling: str, score: float, kind: int) -> bytes:
+    return _field(0x0A, spelling.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    """Of a protocol buffer: a message or a string of up to 127 bytes."""
+    return bytes([tag, len(content)]) + content
+
+
+def write_vocabulary(directory: Path, name: str, content: bytes) -> None:
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))
+    (directory / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "package"),
+    [
+        ("tokenizer.model", sentencepiece_vocabulary(), "sentencepiece"),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "tiktoken"),
+        ("qwen.tiktoken", b"IQ== 0\nIg== 1\n", "tiktoken"),
+    ],
+)
+def test_a_missing_package_is_named_in_one_sentence(
+    name: str, content: bytes, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.text.tokenizer.find_spec", lambda name: None)
+    write_vocabulary(tmp_path, name, content)
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(tmp_path)
+    assert f"{name} can be read only with the package {package}: `pip install {package}`" in str(caught.value)
+
+
+def test_a_sentencepiece_vocabulary_is_converted(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    write_vocabulary(tmp_path, "tokenizer.model", sentencepiece_vocabulary())
+    tokenizer = load_tokenizer(tmp_path)
+    token_ids = tokenizer.encode("hello a é", add_special_tokens=False)
+    assert tokenizer.token_strings(token_ids)[:2] == ["▁hello", "▁a"]
+    assert tokenizer.decode(token_ids, skip_special_tokens=True) == "hello a é"
+    assert tokenizer.end_token_ids == (2,)
+
+
+def test_end_tokens_are_the_tokenizers_then_those_of_the_models_configuration(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 7}}))
+    files = write_tokenizer_files(tmp_path, byte_level_tokenizer())
+    assert load_tokenizer(files).end_token_ids == (0,)
+    assert load_tokenizer(files, model=model).end_token_ids == (0, 7)
+    assert load_tokenizer(files, model=model, overrides={"eos_token_id": [5, 0]}).end_token_ids == (0, 5)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 0, 8]}))
+    assert load_tokenizer(files, model=model).end_token_ids == (0, 9, 8)

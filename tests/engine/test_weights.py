@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.layout import INDEX_NAME
 from engine.errors import CheckpointError
-from engine.models.config import read_model_config
 from engine.models.layers import packed_linear
 from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import PackedLinear, PlainLinear
-from engine.models.registry import generating_architecture
+from engine.models.registry import generating_architecture, read_model_config
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.memory_source import load_layer
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 
+from engine.models.attention.spec import AttentionSpec
 from engine.models.layers.weights import WeightedLayer
 from engine.models.operators import find_operators
 
@@ -13,17 +15,19 @@ from engine.models.operators import find_operators
 class RMSNorm(WeightedLayer):
     """Normalises the last dimension and scales it."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0) -> None:
+        """`offset` is added to the stored weight: the scale of Gemma's norms is 1 + w."""
         super().__init__()
         self._shape = (size,)
         self._eps = eps
+        self._offset = offset
         self._weight = torch.empty(0)
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        (self._weight,) = parts
+        (self._weight,) = _shifted(parts, self._offset)
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, size], normalised and scaled. `delta`, like x, is added to x beforehand, in place."""
@@ -34,16 +38,28 @@ class RMSNorm(WeightedLayer):
 class HeadNorm(WeightedLayer):
     """The scales for normalising each head of queries and keys separately, as `rotate_and_store` does."""
 
-    def __init__(self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float) -> None:
+    def __init__(
+        self, head_dim: int, num_heads: int, num_kv_heads: int, eps: float, *, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self._shape = (head_dim,)
         self._num_heads = (num_heads, num_kv_heads)
+        self._offset = offset
         self.eps = eps
         self.weight = torch.empty(0)  # [num_heads + num_kv_heads, head_dim]
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, eps: float, *, offset: float = 0.0) -> Self:
+        return cls(spec.head_dim, spec.num_heads, spec.num_kv_heads, eps, offset=offset)
 
     def part_shapes(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return {"weight": [self._shape, self._shape]}
 
     def load(self, name: str, parts: Sequence[torch.Tensor]) -> None:
-        rows = [part.expand(count, -1) for part, count in zip(parts, self._num_heads, strict=True)]
-        self.weight = torch.cat(rows)
+        scales = zip(_shifted(parts, self._offset), self._num_heads, strict=True)
+        self.weight = torch.cat([scale.expand(count, -1) for scale, count in scales])
+
+
+def _shifted(weights: Sequence[torch.Tensor], offset: float) -> list[torch.Tensor]:
+    """Rounded once: the sum is computed in float32."""
+    return [weight if not offset else (weight.float() + offset).to(weight.dtype) for weight in weights]

@@ -10,7 +10,7 @@ from typing import Any
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import UnsupportedModel
 from engine.models.architecture import DecoderArchitecture, SavedHead
-from engine.models.config import ModelConfig
+from engine.models.decoder_config import DecoderConfig
 from engine.models.registry import generating_architecture
 
 _MAY_GENERATE = (SavedHead.CAUSAL_LM, "LMHeadModel", "ForConditionalGeneration")
@@ -56,7 +56,7 @@ def is_of_transformers(architecture: DecoderArchitecture) -> bool:
     return architecture.model_class == _CLASS
 
 
-def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> ModelConfig:
+def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> DecoderConfig:
     from engine.models.transformers_backend.family import read_transformers_config  # slow to import
 
     return read_transformers_config(directory, overrides)  # type: ignore[return-value]

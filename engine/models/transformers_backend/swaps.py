@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.models.activations import Activation
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
-from engine.models.operators import Activation, find_operators
+from engine.models.operators import find_operators
 from engine.models.tensor_source import ALL
 
 _MAX_EPS = 1e-2

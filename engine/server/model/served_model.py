@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.eos_tokens import declared_eos_tokens, main_eos_first
+from engine.checkpoint.raw_config import spread_text_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
@@ -95,9 +95,9 @@ class ServedModel:
 def load_served_model(directory: Path, config: ServerConfig, tokenizer: Tokenizer) -> ServedModel:
     """Read the server's part of a checkpoint. Raises CheckpointError and ConfigError."""
     sources = {"default": config.chat_template} if config.chat_template else tokenizer.chat_templates
-    model_config = read_json(directory / "config.json")
+    model_config = spread_text_config(read_json(directory / "config.json"))
     vocab_size = int(model_config.get("vocab_size") or tokenizer.vocab_size)
-    end_token_ids = main_eos_first(declared_eos_tokens(directory, model_config), tokenizer.eos_token_id)
+    end_token_ids = tokenizer.end_token_ids
     return ServedModel(
         names=config.served_model_names,
         other_names=_names_on_disk(directory),

@@ -74,7 +74,7 @@ def logits_difference(core: EngineCore, model: PreTrainedModel) -> float:
     for batch in batches:
         logits = runner.logits(Batch(batch))
         for row, part in zip(logits, batch, strict=True):
-            wanted = expected[tuple(part.block_ids)][part.start + len(part.token_ids) - 1]
+            wanted = expected[tuple(part.input.block_ids)][part.input.start + len(part.input.token_ids) - 1]
             worst = max(worst, float((row - wanted).abs().max()))
     return worst
 

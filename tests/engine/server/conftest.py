@@ -46,7 +46,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
     config = EngineConfig(
         model=directory, dtype="float32", device="cpu", max_model_len=200, max_num_seqs=8, num_threads=1
     )
-    with running(directory, lambda: build_core(config, eos_token_id=0)) as real:
+    with running(directory, lambda: build_core(config, eos_token_ids=[0])) as real:
         yield real
 
 
@@ -59,6 +59,6 @@ def demo_server() -> Iterator[Running]:
 
     directory = Path(__file__).resolve().parents[3] / "models" / "berth-demo"
     config = EngineConfig(model=directory, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
-    eos = load_tokenizer(directory).eos_token_id
-    with running(directory, lambda: build_core(config, eos_token_id=eos)) as server:
+    ends = load_tokenizer(directory).end_token_ids
+    with running(directory, lambda: build_core(config, eos_token_ids=ends)) as server:
         yield server

@@ -106,15 +106,16 @@ def running(
     *,
     wait_ready: bool = True,
     max_num_seqs: int = 8,
+    tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """Serve until the block ends, and check that nothing is left over."""
+    """Serve until the block ends, and check that nothing is left over. `tokenizer`: not the directory's."""
     config = ServerConfig(**{"port": 0, "served_model_names": ("fake", "other-name"), **options})
     before = set(threading.enumerate())
     started: Future[Running] = Future()
     ready = threading.Event()
     thread = threading.Thread(
-        target=lambda: _run(_serve(directory, build_core, config, max_num_seqs, started, ready)),
+        target=lambda: _run(_serve(directory, build_core, config, max_num_seqs, tokenizer, started, ready)),
         name="server-under-test",
     )
     thread.start()
@@ -142,13 +143,14 @@ async def _serve(
     build_core: Callable[[], EngineCore] | PoolingEngine,
     config: ServerConfig,
     max_num_seqs: int,
+    own_tokenizer: Tokenizer | None,
     started: Future[Running],
     ready: threading.Event,
 ) -> None:
     listener = listen(config.host, config.port)
     engine: Any = build_core if isinstance(build_core, PoolingEngine) else AsyncEngine(build_core)
     tokenizer: Future[Tokenizer] = Future()
-    tokenizer.set_result(load_tokenizer(directory))
+    tokenizer.set_result(own_tokenizer or load_tokenizer(directory))
     loading = Loading(engine, asyncio.create_task(engine.start()), tokenizer, directory)
     server = Running(
         port=listener.getsockname()[1],

@@ -63,9 +63,9 @@ async def test_all_sequences_of_a_request_belong_to_one_group(
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Running]:
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=NUM_SEATS, num_threads=1)
-    eos = load_tokenizer(DEMO).eos_token_id
+    ends = load_tokenizer(DEMO).end_token_ids
     with running(
-        DEMO, lambda: build_core(config, eos_token_id=eos), max_num_seqs=NUM_SEATS, shutdown_timeout_s=0.0
+        DEMO, lambda: build_core(config, eos_token_ids=ends), max_num_seqs=NUM_SEATS, shutdown_timeout_s=0.0
     ) as server:
         yield server
 

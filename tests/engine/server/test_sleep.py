@@ -24,7 +24,7 @@ def server(tiny_model: Path) -> Iterator[Running]:
     config = EngineConfig(
         model=tiny_model, dtype="float32", device="cpu", max_model_len=200, max_num_seqs=4, num_threads=1
     )
-    with running(tiny_model, lambda: build_core(config, eos_token_id=0), enable_sleep_mode=True) as real:
+    with running(tiny_model, lambda: build_core(config, eos_token_ids=[0]), enable_sleep_mode=True) as real:
         yield real
 
 

@@ -21,7 +21,12 @@ YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 
 @contextmanager
 def serving(
-    folder: Path, *, eos_token: str | None, generation: object = None, config: object = None
+    folder: Path,
+    *,
+    eos_token: str | None,
+    generation: object = None,
+    config: object = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Iterator[Running]:
     """The demo model with only these end tokens in its files."""
     directory = folder / "model"
@@ -30,10 +35,19 @@ def serving(
     _edit(directory / "generation_config.json", {"eos_token_id": generation})
     _edit(directory / "tokenizer_config.json", {"eos_token": eos_token})
     engine_config = EngineConfig(
-        model=directory, dtype="float32", device="cpu", max_num_seqs=4, num_threads=1
+        model=directory,
+        dtype="float32",
+        device="cpu",
+        max_num_seqs=4,
+        num_threads=1,
+        hf_overrides=overrides or {},
     )
-    main = load_tokenizer(directory).eos_token_id
-    with running(directory, lambda: build_core(engine_config, eos_token_id=main)) as server:
+    tokenizer = load_tokenizer(directory, overrides=overrides)
+    with running(
+        directory,
+        lambda: build_core(engine_config, eos_token_ids=tokenizer.end_token_ids),
+        tokenizer=tokenizer,
+    ) as server:
         yield server
 
 
@@ -63,6 +77,15 @@ def test_a_model_without_an_end_token_completes_a_constrained_output(tmp_path: P
 def test_grammars_and_the_scheduler_know_the_same_end_tokens(tmp_path: Path) -> None:
     """The end tokens in generation_config.json override those in config.json."""
     with serving(tmp_path, eos_token=None, generation=IM_END, config=ENDOFTEXT) as server:
+        answer = complete(server, **YES_OR_NO, logit_bias={str(ENDOFTEXT): 100})
+    [choice] = answer["choices"]
+    assert choice["text"] in ("yes", "no")
+    assert choice["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] < 10
+
+
+def test_an_end_token_that_a_flag_names_is_everyones(tmp_path: Path) -> None:
+    with serving(tmp_path, eos_token=None, config=ENDOFTEXT, overrides={"eos_token_id": [IM_END]}) as server:
         answer = complete(server, **YES_OR_NO, logit_bias={str(ENDOFTEXT): 100})
     [choice] = answer["choices"]
     assert choice["text"] in ("yes", "no")
