@@ -65,6 +65,8 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
+    for window, num_blocks in size.window_blocks.items():
+        log.info("Layers with a window of %d tokens have %d blocks of their own.", window, num_blocks)
     log.info(
         "KV cache: %d blocks of %d tokens; longest sequence %d tokens.",
         size.num_blocks,

@@ -83,7 +83,7 @@ class ModelRunner:
             beside_model=model.device.type != "cpu",
         )
         self.num_blocks = cache.num_blocks
-        self.window_blocks = cache.window_blocks
+        self.window_blocks: Mapping[int, int] = cache.window_blocks
         self.block_size = cache.block_size
         self.vocab_size = model.config.vocab_size
 

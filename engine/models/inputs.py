@@ -87,7 +87,9 @@ class HostInputs:
     def _inputs(
         self, numbers: torch.Tensor, sections: Sequence[slice], windows: tuple[StepInputs, ...] = ()
     ) -> StepInputs:
-        arrays, host = (FlatArrays(*(n[s] for s in sections)) for n in (numbers, self.numbers))
+        arrays = FlatArrays(*[numbers[section] for section in sections])
+        on_host = numbers is self.numbers  # as on a CPU
+        host = arrays if on_host else FlatArrays(*[self.numbers[section] for section in sections])
         return StepInputs(
             token_ids=arrays.token_ids,
             positions=arrays.positions,

@@ -44,7 +44,7 @@ class PagedKVCache:
         self.block_size = block_size
         self.device = device
         self.window_blocks = dict(window_blocks or {})
-        counts = {None: num_blocks, **self.window_blocks}
+        counts: dict[int | None, int] = {None: num_blocks, **self.window_blocks}
         groups = list(counts)
         self._group_of = [groups.index(spec.window if spec.window in counts else None) for spec in specs]
         sizes = [

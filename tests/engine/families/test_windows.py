@@ -32,7 +32,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     recipe = RECIPES[request.param]
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     mixed = replace(recipe, options={**recipe.options, "layer_types": layers})
-    monkeypatch.setitem(RECIPES, request.param, mixed)  # type: ignore[arg-type]
+    monkeypatch.setitem(RECIPES, request.param, mixed)
     return save(build(request.param), tmp_path)
 
 
