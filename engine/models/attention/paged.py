@@ -44,11 +44,11 @@ class PagedKVCache:
         self.block_size = block_size
         self.device = device
         self.window_blocks = dict(window_blocks or {})
-        counts: dict[int | None, int] = {None: num_blocks, **self.window_blocks}
-        groups = list(counts)
-        self._group_of = [groups.index(spec.window if spec.window in counts else None) for spec in specs]
+        counts = [num_blocks, *self.window_blocks.values()]
+        groups = {window: group for group, window in enumerate(self.window_blocks, 1)}
+        self._group_of = [0 if spec.window is None else groups.get(spec.window, 0) for spec in specs]
         sizes = [
-            (1, spec.num_kv_heads, counts[groups[group]] * block_size, spec.head_dim)
+            (1, spec.num_kv_heads, counts[group] * block_size, spec.head_dim)
             for spec, group in zip(specs, self._group_of, strict=True)
         ]
         # Not zeroed: unwritten slots are never read, and on a CPU use no memory.
