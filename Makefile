@@ -59,6 +59,7 @@ docs: $(DEV) ## Write the generated pages and tables again: API, limits, setting
 	$(BIN)/python -m docs.settings_pages
 	$(BIN)/python -m docs.models_schema
 	$(BIN)/python -m docs.metrics_table
+	$(BIN)/python -m docs.families_table
 
 structure: | $(BIN)/python ## Measure files, functions and the import graph of each package: ARGS="--check", --classes
 	$(BIN)/python -m docs.structure $(ARGS)
@@ -68,7 +69,7 @@ bench: bench-proxy bench-engine ## Measure us and our peers in the same run
 bench-proxy: $(DEV) ## Forwarding, beside nginx, FastAPI + httpx and aiohttp
 	$(BIN)/python -m benchmarks.proxy
 
-bench-engine: $(DEV) ## The embedded engine; ARGS="--peer-python PATH" puts vLLM beside it
+bench-engine: $(DEV) ## The embedded engine; ARGS="--transformers" puts that implementation beside it, ARGS="--peer-python PATH" vLLM
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 check-gpu: $(RUN) ## The embedded engine on a GPU, right and how fast, in 8 minutes: ARGS="--out FILE", ARGS="speed"

@@ -41,8 +41,16 @@ class EngineConfig:
     new objects (`dataclasses.replace`) and are never written back here.
     """
 
-    model: Path  # a directory in Hugging Face layout
+    model: Path  # a directory in Hugging Face layout, or a GGUF file
     dtype: str = flag("auto", kind="dtype", choices=_DTYPES, help="type of weights and KV cache")
+    quantization: str | None = flag(
+        None, help="the checkpoint's own method of quantisation, if it has one: others are refused"
+    )
+    load_format: str = flag(
+        "auto",
+        choices=("auto", "hf", "safetensors", "gguf"),
+        help="gguf: the only GGUF model in the directory; a path that ends in .gguf needs no flag",
+    )
     device: str = flag("auto", choices=("auto", "cpu", "cuda"))
     model_impl: str = flag(
         "auto",

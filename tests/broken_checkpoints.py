@@ -103,25 +103,35 @@ BROKEN: dict[str, Broken] = {
     "code-of-its-own": refused_by_transformers(
         "NewForCausalLM", "new", "(auto_map)", auto_map={"AutoModel": "modeling_new.NewForCausalLM"}
     ),
-    "two-families": refused_by_transformers("MistralForCausalLM", "qwen3", "'MistralForCausalLM'"),
+    "two-families": refused_by_transformers("BitNetForCausalLM", "qwen3", "'BitNetForCausalLM'"),
     "sees-pictures": refused_by_transformers(
         "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "text from text alone"
     ),
     "hears": refused_by_transformers("WhisperForConditionalGeneration", "whisper", "text from text alone"),
     "no-architectures": Broken(changed(architectures=None), "architectures is None", "engine: vllm"),
     "two-architectures": Broken(changed(architectures=["A", "B"]), "architectures is ['A', 'B']"),
-    "fp8": quantised("fp8", activation_scheme="dynamic"),
-    "awq": quantised("awq", bits=4),
-    "gptq": quantised("gptq", bits=4),
-    "bitsandbytes": quantised("bitsandbytes", load_in_4bit=True),
-    "mxfp4": quantised("mxfp4"),
-    "compressed-tensors": quantised("compressed-tensors"),
+    "hqq": quantised("hqq"),
+    "aqlm": quantised("aqlm"),
+    "exl2": quantised("exl2", bits=4.0),
+    "fp8": quantised("fp8", weight_block_size=[128]),
+    "awq": quantised("awq", bits=4, version="gemv"),
+    "gptq": quantised("gptq", bits=4, is_marlin_format=True),
+    "gptq-with-other-bits": quantised("gptq", bits=5),
+    "compressed-tensors": quantised(
+        "compressed-tensors", config_groups={"a": {"format": "marlin-24", "weights": {"num_bits": 4}}}
+    ),
+    "compressed-tensors-sparse": quantised(
+        "compressed-tensors", config_groups={}, sparsity_config={"format": "sparse-24-bitmask"}
+    ),
+    "compressed-tensors-rotated": quantised(
+        "compressed-tensors", config_groups={}, transform_config={"a": 1}
+    ),
     "quantised-with-no-method": Broken(
         changed(quantization_config={"bits": 4}), "quant_method 'unknown'", "engine: vllm"
     ),
     "modelopt": Broken(beside(hf_quant_config__json={}), "quant_method 'modelopt'", "engine: vllm"),
-    "older-awq": Broken(beside(quant_config__json={"w_bit": 4}), "quant_method 'awq'", "engine: vllm"),
-    "older-gptq": Broken(beside(quantize_config__json={"bits": 4}), "quant_method 'gptq'", "engine: vllm"),
+    "older-awq": Broken(beside(quant_config__json={"w_bit": 8}), "quant_method 'awq'", "engine: vllm"),
+    "older-gptq": Broken(beside(quantize_config__json={"bits": 6}), "quant_method 'gptq'", "engine: vllm"),
     "mlx": Broken(changed(quantization={"bits": 4, "group_size": 64}), "quantised for MLX", "mlx-lm"),
     "gguf": Broken(only(model__gguf="GGUF", README__md="x"), "holds GGUF weights only", "llama.cpp"),
     "gguf-with-its-config": Broken(

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.engine [--model DIR] [--peer-python PATH] [--rounds N] [--streams 1,8,32]`
+"""`python -m benchmarks.engine [--model DIR] [--transformers] [--peer-python PATH] [--rounds N] …`
 
-Starts the embedded engine and, with `--peer-python`, vLLM from that interpreter; applies the same streaming
+Starts the embedded engine, with `--transformers` a second one that runs the model by transformers' code, and
+with `--peer-python` vLLM from that interpreter; applies the same streaming
 load to each in turn, round by round, and prints medians and ratios. The default model ships with the
 repository and is tiny: use a checkpoint of a realistic size for meaningful figures.
 """
@@ -14,9 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.engine.client import Figures, Load, measure
-from benchmarks.engine.servers import Server, start_berth, start_vllm
+from benchmarks.engine.servers import Server, start_berth, start_by_transformers, start_vllm
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
+
+
+_COMPARED = {"berth": "vllm", "transformers": "berth"}
 
 
 def loads(streams: Iterable[int], output_tokens: int) -> list[Load]:
@@ -49,11 +53,11 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
     heads = ("server", "streams", "prompt", "output", "tokens/s", "TTFT ms", "TPOT ms", "ratio")
     print("".join(f"{head:>10}" for head in heads))
     for (load, name), figures in results.items():
-        peer = results.get((load, "vllm"))
+        peer = results.get((load, _COMPARED.get(name, "")))
         # With two output tokens, the time to the first token is what matters.
         is_prefill = load.output_tokens <= 2
         ratio = ""
-        if peer is not None and name == "berth":
+        if peer is not None:
             gain = peer.ttft_ms / figures.ttft_ms if is_prefill else figures.tokens_per_s / peer.tokens_per_s
             ratio = f"{gain:.2f}"
         cells = (
@@ -68,7 +72,8 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
         )
         print("".join(f"{cell:>10}" for cell in cells))
     print(
-        "ratio: ours over the peer's, above 1 = faster; for two output tokens, of the time to the first token"
+        "ratio: berth over vllm, transformers over berth, above 1 = faster; for two output tokens, of the"
+        " time to the first token"
     )
 
 
@@ -76,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--peer-python", help="interpreter of an environment with vLLM")
+    parser.add_argument("--transformers", action="store_true", help="also with --model-impl transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--output-tokens", type=int, default=64)
@@ -84,6 +90,8 @@ def main() -> None:
     servers: list[Server] = []
     try:
         servers.append(start_berth(arguments.model))
+        if arguments.transformers:
+            servers.append(start_by_transformers(arguments.model))
         if arguments.peer_python:
             servers.append(start_vllm(arguments.peer_python, arguments.model))
         print_table(run(servers, wanted, arguments.rounds), servers)

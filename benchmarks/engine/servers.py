@@ -41,6 +41,11 @@ def start_berth(model: Path) -> Server:
     return _start("berth", [sys.executable, "-m", "engine"], model, {})
 
 
+def start_by_transformers(model: Path) -> Server:
+    """Berth's engine with transformers' code for the model."""
+    return _start("transformers", [sys.executable, "-m", "engine", "--model-impl", "transformers"], model, {})
+
+
 def start_vllm(python: str, model: Path) -> Server:
     """vLLM's CPU build, fastest: compiled, bound to both cores, tcmalloc and its own OpenMP preloaded."""
     preloaded = [

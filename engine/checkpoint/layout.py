@@ -1,18 +1,20 @@
 """Which kind of checkpoint a directory contains, judged by names and JSON alone, before any weight is read.
 
-The engine runs unquantised safetensors in Hugging Face layout. Any other checkpoint is refused here, naming
-what can run it. Berth detects the same kinds, in the same words, before it starts an engine
-(instance_manager/backends/checkpoint_problem.py; a test compares the two). Knows nothing of torch.
+The engine runs safetensors in Hugging Face layout, and GGUF files that are named themselves. Any other
+checkpoint is refused here, naming what can run it. Berth detects the same kinds, in the same words, before it
+starts an engine (instance_manager/backends/checkpoint_problem.py; a test compares the two). Knows nothing of
+torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.quantisation import UNPACKED_GGUF
 from engine.checkpoint.raw_config import read_json
 from engine.errors import MAY_RUN_ON_VLLM, CheckpointError, UnsupportedModel
 
@@ -27,9 +29,6 @@ _LFS_POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024  # pointers are never larger
 _MAX_HEADER_BYTES = 100 << 20  # as the format's own reader allows
 _SHOWN = 5  # names in an error message
-
-# Files of quantisers that write nothing into config.json, and the quantisers' names.
-_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def check_layout(directory: Path) -> None:
@@ -64,33 +63,18 @@ def check_layout(directory: Path) -> None:
 
 def gguf(path: Path) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{path} holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server).",
+        f"{path} holds GGUF weights only: name the .gguf file as the model, or run llama.cpp "
+        "(`engine: command` with llama-server).",
         advice=None,
     )
 
 
-def check_not_quantised(directory: Path, raw: Mapping[str, Any]) -> None:
-    """`raw` is config.json as overridden. Raises UnsupportedModel."""
-    for key in ("quantization_config", "compression_config", "quantization"):
-        if settings := raw.get(key):
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            if method is None and key == "quantization":
-                raise UnsupportedModel(
-                    f"{directory} has weights quantised for MLX, which the embedded engine can't use: run "
-                    "them with mlx-lm (`engine: command`).",
-                    advice=None,
-                )
-            raise _quantised(directory, str(method or "unknown"))
-    for name, method in _QUANTISERS.items():
-        if (directory / name).is_file():
-            raise _quantised(directory, method)
-
-
-def _quantised(directory: Path, method: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"{directory} has quantised weights (quant_method {method!r}), which the embedded engine can't "
-        "compute with."
-    )
+def unpacked_gguf(directory: Path) -> list[Path]:
+    """The GGUF files that have the weights of a directory made of their metadata; none of any other."""
+    try:
+        return [Path(path) for path in json.loads((directory / UNPACKED_GGUF).read_bytes())]
+    except (OSError, ValueError):
+        return []
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.checkpoint.layout import gguf, weight_files
+from engine.checkpoint.layout import weight_files
 from engine.errors import CheckpointError, ModelNotFound
 
 _REPOSITORY_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -17,20 +17,22 @@ _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.
 def resolve_model(
     model: str | os.PathLike[str], *, check: Callable[[Path], None] = lambda directory: None
 ) -> Path:
-    """The directory of a model given by path or by hub name ("Qwen/Qwen3-0.6B").
+    """The directory of a model given by path or by hub name ("Qwen/Qwen3-0.6B"), or a GGUF file's own path.
 
     Looks in the file system, then in the local hub cache, then downloads from the hub: everything but the
-    weights first, so that `check` can raise before they are downloaded. Raises ModelNotFound,
-    UnsupportedModel for a GGUF file, and what `check` raises.
+    weights first, so that `check` can raise before they are downloaded. Raises ModelNotFound, and what
+    `check` raises.
     """
     path = Path(os.path.expanduser(model))  # unlike Path's own, keeps a `~` without a home
     if path.is_dir():
         return path.resolve()
     name = os.fspath(model)
-    if path.exists() and path.suffix == ".gguf":
-        raise gguf(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return path.absolute()  # not resolved: in the hub's cache it is a link to a file without the suffix
     if path.exists():
-        raise ModelNotFound(f"{name} is a file; a model is a directory with config.json and *.safetensors.")
+        raise ModelNotFound(
+            f"{name} is a file; a model is a directory with config.json and *.safetensors, or a .gguf file."
+        )
     if path.is_absolute() or name.startswith((".", "~")) or not _REPOSITORY_ID.fullmatch(name):
         raise ModelNotFound(f"There is no directory {name}.")
     cached = _cached(name)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.raw_config import read_json
-from engine.errors import CheckpointError, UnsupportedModel
+from engine.errors import CheckpointError, ConfigError, UnsupportedModel
 
 Settings = Mapping[str, Any]
 
+UNPACKED_GGUF = "gguf-files.json"  # in a directory that engine/models/quantised/gguf_directory.py made
 _KEYS = ("quantization_config", "compression_config", "quantization")  # of config.json
 # Files of quantisers that may write nothing into config.json, and the quantisers' names.
 QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -49,6 +50,22 @@ def read_quantisation(directory: Path, raw: Mapping[str, Any]) -> Quantisation |
     if problem is not None:
         raise _refused(directory, f"quant_method {found.method!r} with {problem}")
     return found
+
+
+_SAME_METHOD = {"gptq_marlin": "gptq", "awq_marlin": "awq", "modelopt_fp8": "modelopt"}  # vLLM's names
+
+
+def check_quantisation_flag(named: str | None, directory: Path, raw: Mapping[str, Any]) -> None:
+    """`named`: --quantization, which may only be the checkpoint's own method.
+
+    Raises ConfigError, and what `read_quantisation` raises.
+    """
+    found = read_quantisation(directory, raw)
+    own = "gguf" if (directory / UNPACKED_GGUF).is_file() else None if found is None else found.method
+    if named is None or _SAME_METHOD.get(named, named) == own:
+        return
+    state = "aren't quantised, and the engine quantises none" if own is None else f"are quantised as {own!r}"
+    raise ConfigError(f"--quantization {named} can't be honoured: the checkpoint's weights {state}.")
 
 
 def _found(directory: Path, raw: Mapping[str, Any]) -> Quantisation | None:

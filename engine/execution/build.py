@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -24,10 +23,12 @@ from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
-from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
+from engine.models.decoder_config import DecoderConfig
+from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
-from engine.models.weights import Checkpoint, has_own_head, load_weights
+from engine.models.weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,12 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     `eos_token_ids`: the main end-of-sequence token first; default: those that the checkpoint names.
     Raises ModelNotFound, CheckpointError, UnsupportedModel, ConfigError, OutOfMemory.
     """
-    config = replace(config, model=resolve_model(config.model))
+    config = replace(config, model=as_directory(resolve_model(config.model), load_format=config.load_format))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
-    model_config: ModelConfig = architecture.read_config(config.model, config.hf_overrides)
+    model_config = architecture.read_config(config.model, config.hf_overrides)
     if not is_of_transformers(architecture):
-        model_config = _with_own_head(config.model, model_config)
-        model_config = replace(model_config, max_model_len=config.max_model_len)
+        model_config = _with_own_head(config, model_config)
+    model_config = replace(model_config, max_model_len=config.max_model_len)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
@@ -81,11 +82,11 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     )
 
 
-def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
+def _with_own_head(config: EngineConfig, model_config: DecoderConfig) -> DecoderConfig:
     """Uses the checkpoint's own head if it has one, whatever config.json says, like transformers."""
     if not model_config.tie_word_embeddings:
         return model_config
-    with Checkpoint(directory) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if not has_own_head(checkpoint):
             return model_config
     log.info(
@@ -98,7 +99,7 @@ def _with_own_head(directory: Path, model_config: ModelConfig) -> ModelConfig:
 def load_model(
     config: EngineConfig,
     architecture: DecoderArchitecture,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -111,7 +112,7 @@ def load_model(
         )
     model_class = architecture.load_class()
     model: CausalLM
-    with _timed("Loaded weights"), Checkpoint(config.model) as checkpoint:
+    with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if is_of_transformers(architecture):
             log.info("Transformers' own code computes %s.", model_config.architecture)
             model = model_class(model_config, checkpoint, dtype=dtype, device=device)

@@ -19,7 +19,7 @@ _ONE_DEVICE = "the engine runs on one device"
 _NOT_YET = "not supported yet"
 _NO_TLS = "the engine serves plain HTTP; put a TLS proxy in front of it"
 _NO_LORA = "LoRA adapters are not supported yet"
-_NO_QUANTIZATION = "quantized weights are not supported yet"
+_NO_QUANTIZATION = "the engine reads quantized checkpoints, and quantizes none itself"
 _NO_SPECULATION = "speculative decoding is not supported yet"
 
 RULES: dict[str, FlagRule] = {
@@ -33,10 +33,8 @@ RULES: dict[str, FlagRule] = {
     "enable-expert-parallel": _only(_ONE_DEVICE, "false"),
     "device-ids": _only("choose devices with CUDA_VISIBLE_DEVICES"),
     # weights and cache
-    "quantization": _only(_NO_QUANTIZATION),
     "quantization-config": _only(_NO_QUANTIZATION),
     "kv-cache-dtype": _only("the KV cache has the same dtype as the weights", "auto"),
-    "load-format": _only("weights must be in safetensors format", "auto", "safetensors", "hf"),
     "config-format": _only("checkpoints must be in Hugging Face layout", "auto", "hf"),
     "tokenizer-mode": _only("only Hugging Face tokenizers are supported", "auto", "hf"),
     "tokenizer-revision": _only("pass a directory as --tokenizer"),

@@ -27,6 +27,7 @@ from engine.errors import CheckpointError, ConfigError, EngineError, ModelNotFou
 from engine.execution.allocator import keep_few_kernels, keep_freed_memory, use_huge_pages
 from engine.launch.flags import Flags, parse_flags, to_argv
 from engine.launch.preflight import check_checkpoint, check_config
+from engine.models.quantised.gguf_directory import as_directory
 from engine.pooling.engine import Core, PoolingEngine
 from engine.pooling.plan import PoolingPlan, RunnerKind, choose_runner, read_pooling_plan
 from engine.server.http.listener import AddressInUse, listen
@@ -125,7 +126,10 @@ def find_checkpoint(flags: Flags) -> EngineConfig:
     def check(directory: Path) -> None:
         check_config(replace(flags.engine, model=directory))
 
-    config = replace(flags.engine, model=resolve_model(flags.engine.model, check=check))
+    found = resolve_model(flags.engine.model, check=check)
+    has_tokenizer = flags.server.tokenizer is not None
+    model = as_directory(found, load_format=flags.engine.load_format, has_tokenizer=has_tokenizer)
+    config = replace(flags.engine, model=model)
     check_checkpoint(config, flags.server.tokenizer)
     return config
 

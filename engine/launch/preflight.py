@@ -6,11 +6,12 @@ from pathlib import Path
 
 from engine.checkpoint.layout import (
     check_layout,
-    check_not_quantised,
     check_tokenizer,
     check_whole,
+    unpacked_gguf,
     weight_files,
 )
+from engine.checkpoint.quantisation import check_quantisation_flag
 from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
 from engine.models.architecture import Architecture
@@ -26,7 +27,7 @@ def check_config(config: EngineConfig) -> None:
     directory = config.model
     check_layout(directory)
     raw = read_raw_config(directory, config.hf_overrides)
-    check_not_quantised(directory, raw)
+    check_quantisation_flag(config.quantization, directory, raw)
     if choose_runner(config) is RunnerKind.POOLING:
         architecture: Architecture = read_pooling_plan(config).architecture
     else:
@@ -40,6 +41,7 @@ def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> Non
     Raises what `check_config` raises.
     """
     check_config(config)
-    for path in weight_files(config.model):
-        check_whole(path)
+    if not unpacked_gguf(config.model):  # whose reader has checked it
+        for path in weight_files(config.model):
+            check_whole(path)
     check_tokenizer(tokenizer or config.model)

@@ -19,6 +19,7 @@ class SavedHead(StrEnum):
     NONE = "Model"
     CAUSAL_LM = "ForCausalLM"
     MASKED_LM = "ForMaskedLM"
+    PRETRAINING = "ForPreTraining"
     CLASSIFIER = "ForSequenceClassification"
 
 
@@ -38,7 +39,7 @@ class _Architecture:
         return self.head is SavedHead.CLASSIFIER
 
     def load_class(self) -> Any:
-        """A CausalLM for decoders; an Encoder for encoders."""
+        """A CausalLM for decoders; an EncoderModel for encoders."""
         return resolve_name(self.model_class)
 
 
@@ -47,15 +48,10 @@ class DecoderArchitecture(_Architecture):
     read_config: Callable[[Path, Mapping[str, Any] | None], DecoderConfig]
     """(directory, --hf-overrides) → its configuration. Raises CheckpointError and UnsupportedModel."""
 
-    def first_position(self, raw: Mapping[str, Any]) -> int:
-        return 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderArchitecture(_Architecture):
     read_config: Callable[[Path, Mapping[str, Any] | None], EncoderConfig]
-    first_position: Callable[[Mapping[str, Any]], int]
-    """The row of a sequence's first token in the table of positions, from config.json as overridden."""
 
 
 Architecture: TypeAlias = DecoderArchitecture | EncoderArchitecture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.eos_tokens import declared_eos_tokens
-from engine.checkpoint.layout import check_not_quantised
+from engine.checkpoint.quantisation import read_quantisation
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import CheckpointError
 from engine.models.attention.spec import AttentionSpec
@@ -46,7 +46,7 @@ class ConfigFile:
     def open(cls, directory: Path, overrides: Mapping[str, Any] | None = None) -> ConfigFile:
         """Raises CheckpointError, and UnsupportedModel for quantised weights."""
         raw = read_raw_config(directory, overrides)
-        check_not_quantised(directory, raw)
+        read_quantisation(directory, raw)
         reader = ConfigReader(directory / "config.json", raw)
         return cls(
             reader=reader,
@@ -68,9 +68,8 @@ class ConfigReader:
         self._raw = raw
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
-        """With values for keys that are absent."""
-        there = {key: value for key, value in self._raw.items() if value is not None}
-        return ConfigReader(self.path, {**defaults, **there})
+        """With values for keys that are absent; a null stays, as in transformers."""
+        return ConfigReader(self.path, {**defaults, **self._raw})
 
     def has(self, key: str) -> bool:
         return self._raw.get(key) is not None

@@ -50,12 +50,11 @@ def read_decoder(
     *,
     activation: str = "silu",
     scale: float | None = None,
-    softcap: float | None = None,
     rotates_partly: bool = False,
 ) -> DecoderConfig:
     """The fields that the families share.
 
-    `activation`: the only one that the family has. `scale` and `softcap`: of attention's scores.
+    `activation`: the only one that the family has. `scale`: of attention's scores.
     `rotates_partly`: whether the family has a partial_rotary_factor. Raises CheckpointError for an
     inconsistent file, UnsupportedModel for what we would compute wrongly.
     """
@@ -69,7 +68,6 @@ def read_decoder(
             head_dim=head_dim,
             scale=head_dim**-0.5 if scale is None else scale,
             window=_window(reader, layer_type),
-            softcap=softcap,
         )
         for layer_type in layer_types
     )

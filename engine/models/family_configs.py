@@ -22,10 +22,12 @@ def read_llama(file: ConfigFile) -> DecoderConfig:
 
 def read_qwen2(file: ConfigFile) -> DecoderConfig:
     """Biases on queries, keys and values alone."""
+    file = file.with_defaults(sliding_window=4096)
     return replace(read_decoder(file, _qwen_layer_types(file.reader)), qkv_bias=True, o_bias=False)
 
 
 def read_qwen3(file: ConfigFile) -> DecoderConfig:
+    file = file.with_defaults(sliding_window=4096, head_dim=128)
     return read_decoder(file, _qwen_layer_types(file.reader))
 
 
@@ -36,12 +38,17 @@ def _qwen_layer_types(reader: ConfigReader) -> tuple[str, ...]:
     return read_layer_types(reader, lambda layer: slides and layer >= first)
 
 
+_MISTRAL = {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
+
+
 def read_mistral(file: ConfigFile) -> DecoderConfig:
-    """All layers have a window, or none has."""
+    """All layers have a window, or none has: then the file says null."""
+    file = file.with_defaults(**_MISTRAL)
     return replace(read_decoder(file, _uniform_types(file.reader)), qkv_bias=False, o_bias=False)
 
 
 def read_ministral(file: ConfigFile) -> DecoderConfig:
+    file = file.with_defaults(**_MISTRAL)
     slides = file.reader.has("sliding_window")
     types = read_layer_types(file.reader, lambda layer: slides)
     return replace(read_decoder(file, types), qkv_bias=False, o_bias=False)
@@ -60,7 +67,7 @@ def _uniform_types(reader: ConfigReader) -> tuple[str, ...]:
 
 def read_smollm3(file: ConfigFile) -> DecoderConfig:
     """Some layers have no positions; of those, some have a window."""
-    file = file.with_defaults(tie_word_embeddings=True)
+    file = file.with_defaults(tie_word_embeddings=True, rope_theta=2e6, num_key_value_heads=4)
     reader = file.reader
     has_rope = _layers_with_rope(reader)
     slides = reader.boolean("use_sliding_window", False) and reader.has("sliding_window")
@@ -120,7 +127,11 @@ class Gemma3Config(DecoderConfig):
 def read_gemma3(file: ConfigFile) -> DecoderConfig:
     """Five of six layers have a window, and positions of their own."""
     file = file.with_defaults(
-        head_dim=256, tie_word_embeddings=True, sliding_window=4096, max_position_embeddings=131_072
+        head_dim=256,
+        tie_word_embeddings=True,
+        sliding_window=4096,
+        num_key_value_heads=4,
+        max_position_embeddings=131_072,
     )
     reader = file.reader
     if reader.boolean("use_bidirectional_attention", False):
@@ -134,7 +145,6 @@ def read_gemma3(file: ConfigFile) -> DecoderConfig:
         types,
         activation="gelu_pytorch_tanh",
         scale=reader.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        softcap=reader.optional_number("attn_logit_softcapping"),
     )
     local = reader.number("rope_local_base_freq", 1e4)
     ropes = read_ropes(reader, types, config.head_dim, theta=1e6, sliding_theta=local)
@@ -152,6 +162,7 @@ class Qwen3MoeConfig(DecoderConfig):
 
 
 def read_qwen3_moe(file: ConfigFile) -> DecoderConfig:
+    file = file.with_defaults(sliding_window=4096)
     reader = file.reader
     slides = reader.boolean("use_sliding_window", False)
     types = _uniform_types(reader) if slides else (FULL,) * reader.integer("num_hidden_layers")
@@ -162,7 +173,7 @@ def read_qwen3_moe(file: ConfigFile) -> DecoderConfig:
         read_decoder(file, types),
         sparse_layers=frozenset(n for n in layers if n not in dense and (n + 1) % step == 0),
         expert_size=reader.integer("moe_intermediate_size", 768),
-        num_experts=reader.integer("num_experts", 128),
+        num_experts=reader.integer("num_experts", reader.integer("num_local_experts", 128)),
         num_chosen_experts=reader.integer("num_experts_per_tok", 8),
         normalises_weights=reader.boolean("norm_topk_prob", False),
     )

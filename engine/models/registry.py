@@ -15,7 +15,19 @@ from engine.errors import UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.config import ConfigFile
 from engine.models.decoder_config import DecoderConfig
-from engine.models.encoder_config import BERT, ROBERTA, EncoderFamily, read_encoder_config
+from engine.models.encoder_config import EncoderFamily, read_encoder_config
+from engine.models.encoder_families import (
+    BERT,
+    DISTILBERT,
+    ELECTRA,
+    GTE,
+    JINA_BERT,
+    JINA_V3,
+    MODERNBERT,
+    MPNET,
+    NOMIC,
+    ROBERTA,
+)
 from engine.models.family_configs import (
     read_gemma3,
     read_granite,
@@ -35,28 +47,38 @@ ReadsDecoder: TypeAlias = Callable[[ConfigFile], DecoderConfig]
 
 
 def decoders(
-    family: str, model_class: str, *, reads: ReadsDecoder = read_llama, pools: bool = True
+    family: str,
+    model_class: str,
+    *,
+    reads: ReadsDecoder = read_llama,
+    pools: bool = True,
+    pools_as: str | None = None,
 ) -> Iterator[Architecture]:
-    """A family of decoders. `pools`: whether it can also be an embedding model or a classifier."""
+    """A family of decoders. `pools`: whether it can also be an embedding model or a classifier.
+
+    `pools_as`: the family's name in the names of these, if it is another.
+    """
 
     def read_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
         return reads(ConfigFile.open(directory, overrides))
 
     pooling_heads = (SavedHead.NONE, SavedHead.CLASSIFIER) if pools else ()
     for head in (SavedHead.CAUSAL_LM, *pooling_heads):
+        name = family if head is SavedHead.CAUSAL_LM else pools_as or family
         yield DecoderArchitecture(
-            name=f"{family}{head}", head=head, model_class=model_class, pools=pools, read_config=read_config
+            name=f"{name}{head}", head=head, model_class=model_class, pools=pools, read_config=read_config
         )
 
 
-def encoders(name: str, family: EncoderFamily) -> Iterator[Architecture]:
-    for head in (SavedHead.NONE, SavedHead.MASKED_LM, SavedHead.CLASSIFIER):
+def encoders(
+    name: str, family: EncoderFamily, model_class: str = "engine.models.bert:Encoder"
+) -> Iterator[Architecture]:
+    for head in (SavedHead.NONE, SavedHead.MASKED_LM, SavedHead.PRETRAINING, SavedHead.CLASSIFIER):
         yield EncoderArchitecture(
             name=f"{name}{head}",
             head=head,
-            model_class="engine.models.bert:Encoder",
+            model_class=model_class,
             read_config=partial(read_encoder_config, family),
-            first_position=family.first_position,
         )
 
 
@@ -69,7 +91,7 @@ _FAMILIES = (
     decoders("Mistral", _LLAMA, reads=read_mistral),
     decoders("Ministral", _LLAMA, reads=read_ministral),
     decoders("Phi3", "engine.models.phi3:Phi3ForCausalLM", reads=read_phi3),
-    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3),
+    decoders("Gemma3", "engine.models.gemma3:Gemma3ForCausalLM", reads=read_gemma3, pools_as="Gemma3Text"),
     decoders("SmolLM3", _LLAMA, reads=read_smollm3),
     decoders("Granite", "engine.models.granite:GraniteForCausalLM", reads=read_granite),
     decoders("Olmo2", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo2),
@@ -77,6 +99,16 @@ _FAMILIES = (
     encoders("Bert", BERT),
     encoders("Roberta", ROBERTA),
     encoders("XLMRoberta", ROBERTA),
+    encoders("Camembert", ROBERTA),
+    encoders("DistilBert", DISTILBERT),
+    encoders("Electra", ELECTRA),
+    encoders("MPNet", MPNET),
+    encoders("NomicBert", NOMIC),
+    encoders("New", GTE),  # GTE's own code
+    encoders("Gte", GTE),
+    encoders("JinaBert", JINA_BERT),
+    encoders("JinaEmbeddingsV3", JINA_V3),
+    encoders("ModernBert", MODERNBERT, "engine.models.modernbert:ModernBert"),
 )
 ARCHITECTURES = {architecture.name: architecture for family in _FAMILIES for architecture in family}
 

@@ -15,9 +15,13 @@ from engine.errors import CheckpointError
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture, EncoderArchitecture
-from engine.models.bert import Encoder
+from engine.models.encoder_layers import EncoderModel
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder, decoder_tensor_name
+from engine.models.quantised.checkpoint import open_checkpoint
+from engine.models.split_tensors import SplitTensors
+from engine.models.tensor_source import TensorSource
+from engine.models.transformers_backend.choice import is_of_transformers
 from engine.models.weights import Checkpoint, load_weights
 from engine.pooling.batcher import Batcher
 from engine.pooling.classifier import Classifier, FromTokens
@@ -88,12 +92,12 @@ def _load_model(
 
 def _load_encoder(
     config: EngineConfig, plan: PoolingPlan, architecture: EncoderArchitecture, device: torch.device
-) -> Encoder:
+) -> EncoderModel:
     encoder_config = architecture.read_config(config.model, config.hf_overrides)
     saved_as = encoder_config.dtype
     if saved_as == "float16" and device.type == "cpu":
         saved_as = "float32"  # small models: better exact than fast
-    model: Encoder = architecture.load_class()(
+    model: EncoderModel = architecture.load_class()(
         encoder_config,
         num_labels=None if plan.classifier is None else plan.classifier.num_labels,
         dtype=resolve_dtype(config.dtype, saved_as, device),
@@ -101,8 +105,9 @@ def _load_encoder(
     )
     if plan.classifier is not None and plan.classifier.from_tokens is not None:
         raise CheckpointError("classifier_from_token is for decoders: an encoder has its own classifier.")
-    with Checkpoint(config.model, rename=model.tensor_name) as checkpoint:
-        load_weights(model, checkpoint)
+    rename = encoder_config.family.tensor_name
+    with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
+        load_weights(model, SplitTensors(checkpoint))
     return model
 
 
@@ -115,7 +120,7 @@ def _load_decoder(
 ) -> PooledDecoder:
     model_config = architecture.read_config(config.model, config.hf_overrides)
     model_config = replace(model_config, max_model_len=plan.max_model_len)
-    with Checkpoint(config.model, rename=decoder_tensor_name) as checkpoint:
+    with open_checkpoint(config.model, config.hf_overrides, rename=decoder_tensor_name) as checkpoint:
         score = None
         if plan.classifier is not None:
             score = Head(
@@ -124,20 +129,23 @@ def _load_decoder(
                 bias="score.bias" in checkpoint.names,
                 is_stored=plan.classifier.from_tokens is None,
             )
-        model = PooledDecoder(
-            architecture.load_class(),
-            model_config,
-            score=score,
-            dtype=resolve_dtype(config.dtype, model_config.dtype, device),
-            device=device,
-        )
-        load_weights(model, checkpoint)
+        dtype = resolve_dtype(config.dtype, model_config.dtype, device)
+        model_class = architecture.load_class()
+        model: PooledDecoder
+        if is_of_transformers(architecture):
+            with open_checkpoint(
+                config.model, config.hf_overrides
+            ) as stored:  # transformers renames tensors itself
+                model = model_class(model_config, stored, score=score, dtype=dtype, device=device)
+        else:
+            model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)
+            load_weights(model, checkpoint)
         if score is not None and plan.classifier is not None and plan.classifier.from_tokens is not None:
             score.load("weight", [_derive_score(plan.classifier, checkpoint, tokenizer()).to(device)])
     return model
 
 
-def _derive_score(classifier: Classifier, checkpoint: Checkpoint, tokenizer: Tokenizer) -> torch.Tensor:
+def _derive_score(classifier: Classifier, checkpoint: TensorSource, tokenizer: Tokenizer) -> torch.Tensor:
     """A classifier's weight from rows of the language head: float32 [num_labels, hidden]."""
     head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "model.embed_tokens.weight"
     token_ids = [tokenizer.fast.token_to_id(token) for token in classifier.tokens]

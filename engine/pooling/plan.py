@@ -12,13 +12,15 @@ from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
-from engine.errors import CheckpointError, ConfigError, UnsupportedModel
-from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture
-from engine.models.registry import ARCHITECTURES, pooling_architecture
+from engine.errors import ConfigError, UnsupportedModel
+from engine.models.architecture import Architecture, DecoderArchitecture
+from engine.models.config import ModelConfig
+from engine.models.encoder_config import EncoderConfig
+from engine.models.pooling_type import PoolingType
+from engine.models.transformers_backend.choice import choose_pooling_implementation, only_pools
 from engine.pooling.classifier import Activation, Classifier, read_classifier
 from engine.pooling.sentence_transformers import (
     DenseModule,
-    PoolingType,
     SentenceTransformer,
     read_sentence_transformer,
 )
@@ -61,26 +63,26 @@ def choose_runner(config: EngineConfig) -> RunnerKind:
     Raises CheckpointError, and ConfigError for flags that contradict each other or the checkpoint.
     """
     name = architecture_of(config.model, read_raw_config(config.model, config.hf_overrides))
-    architecture = ARCHITECTURES.get(name)
-    only_pools = architecture is not None and not architecture.generates
+    is_headless = only_pools(name)
     if config.runner == RunnerKind.GENERATE:
         if config.convert in tuple(Task):
             raise ConfigError(f"--convert {config.convert} needs --runner pooling, not generate.")
-        if only_pools:
+        if is_headless:
             raise ConfigError(f"{name} generates no text: it needs --runner pooling.")
         return RunnerKind.GENERATE
     if config.runner == RunnerKind.POOLING or config.convert in tuple(Task):
         return RunnerKind.POOLING
     # Some embedding models have a generating architecture: sentence-transformers' files identify them.
-    pools = only_pools or read_sentence_transformer(config.model) is not None
+    pools = is_headless or read_sentence_transformer(config.model) is not None
     return RunnerKind.POOLING if pools else RunnerKind.GENERATE
 
 
 def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     """Raises CheckpointError, UnsupportedModel and ConfigError."""
     raw = read_raw_config(config.model, config.hf_overrides)
-    architecture = pooling_architecture(architecture_of(config.model, raw))
+    architecture = choose_pooling_implementation(config.model, config.hf_overrides, config.model_impl)
     _refuse_unsupported(raw, architecture)
+    model = architecture.read_config(config.model, config.hf_overrides)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)
     pooler = _PoolerConfig.read(config.pooler_config, task)
@@ -92,10 +94,10 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     return PoolingPlan(
         architecture=architecture,
         task=task,
-        pooling=_pooling(pooler, recipe, architecture, task),
+        pooling=_pooling(pooler, recipe, model, task),
         use_activation=_use_activation(pooler, recipe, task),
-        embedding_size=dense[-1].out_features if dense else _integer(raw, "hidden_size"),
-        max_model_len=_max_model_len(config, raw, recipe, architecture),
+        embedding_size=dense[-1].out_features if dense else model.hidden_size,
+        max_model_len=_max_model_len(config, recipe, model),
         classifier=classifier,
         dense=dense,
         is_matryoshka=bool(dimensions or raw.get("is_matryoshka")),
@@ -168,13 +170,18 @@ def _task(convert: str, architecture: Architecture) -> Task:
 
 
 def _pooling(
-    pooler: _PoolerConfig, recipe: SentenceTransformer | None, architecture: Architecture, task: Task
+    pooler: _PoolerConfig,
+    recipe: SentenceTransformer | None,
+    model: ModelConfig | EncoderConfig,
+    task: Task,
 ) -> PoolingType:
     if pooler.pooling is not None:
         return pooler.pooling
     if recipe is not None and task is Task.EMBED:
         return recipe.pooling_type()
-    return PoolingType.CLS if isinstance(architecture, EncoderArchitecture) else PoolingType.LAST
+    if isinstance(model, EncoderConfig):
+        return model.classifier_pooling if task is Task.CLASSIFY else model.pooling
+    return PoolingType.LAST
 
 
 def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, task: Task) -> bool:
@@ -184,13 +191,10 @@ def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, t
 
 
 def _max_model_len(
-    config: EngineConfig,
-    raw: Mapping[str, Any],
-    recipe: SentenceTransformer | None,
-    architecture: Architecture,
+    config: EngineConfig, recipe: SentenceTransformer | None, model: ModelConfig | EncoderConfig
 ) -> int:
     """The requested length; or the model's own limit, which sentence-transformers' files may lower."""
-    limit = _integer(raw, "max_position_embeddings") - architecture.first_position(raw)
+    limit = model.max_tokens if isinstance(model, EncoderConfig) else model.max_position_embeddings
     if config.max_model_len is None:
         return min(limit, recipe.max_seq_length or limit) if recipe is not None else limit
     if config.max_model_len > limit:
@@ -204,10 +208,3 @@ def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict
     named = raw.get("task_instructions")
     named = named if isinstance(named, dict) else recipe.prompts if recipe is not None else {}
     return {name: text for name, text in named.items() if isinstance(text, str)}
-
-
-def _integer(raw: Mapping[str, Any], key: str) -> int:
-    value = raw.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}; it must be a positive integer.")
-    return value

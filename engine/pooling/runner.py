@@ -17,13 +17,13 @@ from engine.core.sleep import MemoryUsage, Part
 from engine.execution.residency import ModelResidency
 from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
 from engine.models.attention.paged import PagedKVCache
-from engine.models.bert import Encoder
+from engine.models.encoder_layers import EncoderModel
 from engine.models.inputs import build_inputs
 from engine.models.layers.head import Head
 from engine.models.pooled_decoder import PooledDecoder
+from engine.models.pooling_type import PoolingType
 from engine.pooling.classifier import Activation
 from engine.pooling.plan import PoolingPlan
-from engine.pooling.sentence_transformers import PoolingType
 from engine.pooling.types import PoolingRequest
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -141,7 +141,7 @@ class PoolingModelRunner:
 class PooledEncoderRunner:
     """An encoder on flat tokens."""
 
-    def __init__(self, model: Encoder) -> None:
+    def __init__(self, model: EncoderModel) -> None:
         self._model = model
 
     def modules(self) -> Iterator[nn.Module]:

@@ -8,21 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.pooling_type import PoolingType
 from engine.text.tokenizer import read_json
-
-
-class PoolingType(StrEnum):
-    """vLLM's names."""
-
-    CLS = "CLS"  # the first token's vector
-    LAST = "LAST"  # the last token's
-    MEAN = "MEAN"  # the mean of all
-
 
 _MODES = {
     "cls": PoolingType.CLS,

@@ -13,25 +13,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-GENERATING = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"})
+from instance_manager.backends.quantisation_problem import quantisation_problem
+
+_FAMILIES = (  # of decoders, with classes of the engine's own
+    *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
+    *("Phi3", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3"),
+)
+GENERATING = frozenset(f"{family}ForCausalLM" for family in _FAMILIES)
 ENCODERS = frozenset(
     f"{family}{head}"
-    for family in ("Bert", "Roberta", "XLMRoberta")
-    for head in ("Model", "ForMaskedLM", "ForSequenceClassification")
+    for family in (
+        *("Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert", "Electra", "MPNet", "NomicBert"),
+        *("New", "Gte", "JinaBert", "JinaEmbeddingsV3", "ModernBert"),
+    )
+    for head in ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 )
 DECODERS = frozenset(
     f"{family}{head}"
-    for family in ("Llama", "Qwen3")
-    for head in ("Model", "ForCausalLM", "ForSequenceClassification")
-)
-
-_MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
+    for family in _FAMILIES
+    for head in ("ForCausalLM", "Model", "ForSequenceClassification")
+) - {"Gemma3Model", "Gemma3ForSequenceClassification"} | {
+    "Gemma3TextModel",
+    "Gemma3TextForSequenceClassification",
+}
 
 _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
+_HEADLESS = ("ForSequenceClassification", "ForMaskedLM", "Model")
+_MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
-_QUANTISERS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 _TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _NOT_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
@@ -48,11 +60,13 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
-        return _GGUF
+        return None  # the engine reads its header, and reports what it can't run
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
+    if params.get("load_format") == "gguf" and any(name.endswith(".gguf") for name in names):
+        return None  # as for a file
     if may_download:
         if "config.json" not in names:
             return None
@@ -65,13 +79,16 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
     raw = _with_overrides(config, params.get("hf_overrides"))
-    problem = _quantised(names, raw) or _architecture(path, raw, params)
+    problem = quantisation_problem(path, names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
     return _weights(path, names) or _tokenizer(names, params)
 
 
-_GGUF = "it holds GGUF weights only: llama.cpp runs them (`engine: command` with llama-server)."
+_GGUF = (
+    "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: command` with "
+    "llama-server)."
+)
 
 
 def _layout(path: Path, names: frozenset[str]) -> str | None:
@@ -98,46 +115,23 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     )
 
 
-def _quantised(names: frozenset[str], raw: Mapping[str, Any]) -> str | None:
-    methods = [method for name, method in _QUANTISERS.items() if name in names]
-    for key in ("quantization_config", "compression_config", "quantization"):
-        if settings := raw.get(key):
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            if method is None and key == "quantization":
-                return (
-                    "it has weights quantised for MLX, which the embedded engine can't use: run them with "
-                    "mlx-lm (`engine: command`)."
-                )
-            methods = [str(method or "unknown")]
-            break
-    if not methods:
-        return None
-    return (
-        f"it has quantised weights (quant_method {methods[0]!r}), which the embedded engine can't compute "
-        f"with: {_VLLM}."
-    )
-
-
 def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
     if not isinstance(named, list) or len(named) != 1:
         return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
-    if _pools(path, name, params):
-        if name not in ENCODERS | DECODERS:
-            known = ", ".join(sorted(ENCODERS | DECODERS))
-            return (
-                f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: "
-                f"{_VLLM}."
-            )
-    elif params.get("model_impl") != "native" and name.endswith(_MAY_GENERATE):
-        return None
-    elif name not in GENERATING | ENCODERS | DECODERS:
+    pools, is_native = _pools(path, name, params), params.get("model_impl") == "native"
+    if name not in ENCODERS and not is_native and name.endswith((*_MAY_POOL, *_MAY_GENERATE)):
+        return None  # transformers may know it
+    if pools and name not in ENCODERS | DECODERS:
+        known = ", ".join(sorted(ENCODERS | DECODERS))
+        return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."
+    if name not in GENERATING | ENCODERS | DECODERS:
         return (
             f"Architecture {name!r} isn't supported by the embedded engine, which runs "
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
         )
-    return None if name in ENCODERS else _feature(raw)
+    return None if name in ENCODERS else _feature(name, raw)
 
 
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
@@ -148,11 +142,11 @@ def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     try:
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
-        return name in ENCODERS | DECODERS - GENERATING
+        return name not in GENERATING and name.endswith(_HEADLESS) and not name.endswith("LMHeadModel")
 
 
-def _feature(raw: Mapping[str, Any]) -> str | None:
-    """Features that a decoder's configuration may require and the engine lacks."""
+def _feature(name: str, raw: Mapping[str, Any]) -> str | None:
+    """Features that a decoder's configuration may require and the engine's own class lacks."""
     activation = raw.get("hidden_act") or "silu"
     rope: Mapping[str, Any] = next(
         (raw[k] for k in ("rope_parameters", "rope_scaling") if isinstance(raw.get(k), dict)), {}
@@ -160,27 +154,19 @@ def _feature(raw: Mapping[str, Any]) -> str | None:
     kind = next((str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), "default")
     other = min(set(map(str, raw.get("layer_types") or ())) - _LAYER_TYPES, default="")
     problems = {
-        f"Activation {activation!r} isn't supported; 'silu' is": activation != "silu",
-        "Biases in the MLP (mlp_bias) aren't supported": bool(raw.get("mlp_bias")),
+        f"Activation {activation!r} isn't supported; 'silu' is": (
+            activation != "silu" and not name.startswith("Gemma3")
+        ),
         "Partial rotary embeddings (partial_rotary_factor) aren't supported": (
-            (raw.get("partial_rotary_factor") or 1.0) != 1.0
+            (raw.get("partial_rotary_factor") or 1.0) != 1.0 and not name.startswith("Phi3")
         ),
         f"Layers of type {other!r} aren't supported; full_attention and sliding_attention are": bool(other),
-        "Sliding-window attention isn't supported; set use_sliding_window to false": _slides(raw),
         f"RoPE scaling {kind!r} isn't supported; {', '.join(_ROPE_KINDS)} are": (
             kind not in (*_ROPE_KINDS, "su", "mrope")
         ),
     }
     first = next((problem for problem, there in problems.items() if there), None)
     return None if first is None else f"{first}: {_VLLM}."
-
-
-def _slides(raw: Mapping[str, Any]) -> bool:
-    """Whether a layer has a window: as the file lists them, or from max_window_layers on."""
-    if listed := raw.get("layer_types"):
-        return "sliding_attention" in listed
-    first, count = raw.get("max_window_layers", 28), raw.get("num_hidden_layers", 0)
-    return bool(raw.get("use_sliding_window") and raw.get("sliding_window") and first < count)
 
 
 def _weights(path: Path, names: frozenset[str]) -> str | None:

@@ -19,6 +19,7 @@ from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
 from instance_manager.memory.checkpoint_size import Estimate, ModelLoad
+from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.types import FailureClass, InstanceSpec
 
@@ -64,6 +65,7 @@ class EngineBackend(VllmLike):
         return problem_of(path, params, may_download=may_download)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
+        load = dequantised(load)
         found = super().estimate(load, machine)
         return found if machine.num_gpus else engine_memory.on_a_cpu(found, load)
 

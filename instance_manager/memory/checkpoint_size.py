@@ -105,10 +105,13 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
     return snapshot if snapshot.is_dir() else None
 
 
-def weights_size(path: Path, float_bytes: int | None) -> int | None:
+def weights_size(
+    path: Path, float_bytes: int | None, values_per_byte: Mapping[str, float] | None = None
+) -> int | None:
     """Bytes of the weights once loaded; None if there are none, or not all of them.
 
-    Floating-point tensors are counted with `float_bytes` each element, if given; quantised ones as stored.
+    Floating-point tensors are counted with `float_bytes` each element, if given; quantised ones as stored, or
+    by type (of safetensors) with so many values of `float_bytes` in a byte.
     """
     if path.is_file():
         return path.stat().st_size
@@ -121,7 +124,7 @@ def weights_size(path: Path, float_bytes: int | None) -> int | None:
     else:
         files = sorted(path.glob("*.safetensors"))
     if files and all(file.exists() for file in files):
-        sizes = [_safetensors_size(file, float_bytes) for file in files]
+        sizes = [_safetensors_size(file, float_bytes, values_per_byte or {}) for file in files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
     others = [*path.glob("*.gguf")] or [*path.glob("pytorch_model*.bin")]
     if not all(file.exists() for file in others):
@@ -129,23 +132,31 @@ def weights_size(path: Path, float_bytes: int | None) -> int | None:
     return sum(file.stat().st_size for file in others) or None
 
 
-def _safetensors_size(file: Path, float_bytes: int | None) -> int | None:
+def _safetensors_size(
+    file: Path, float_bytes: int | None, values_per_byte: Mapping[str, float]
+) -> int | None:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= _MAX_HEADER_BYTES:
                 return None
             header = json.loads(stream.read(length))
-        return sum(_tensor_size(t, float_bytes) for name, t in header.items() if name != "__metadata__")
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        return sum(_tensor_size(tensor, float_bytes, values_per_byte) for tensor in tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not a safetensors file despite its name: the engine will report it
 
 
-def _tensor_size(tensor: Mapping[str, Any], float_bytes: int | None) -> int:
+def _tensor_size(
+    tensor: Mapping[str, Any], float_bytes: int | None, values_per_byte: Mapping[str, float]
+) -> int:
     begin, end = tensor["data_offsets"]
     stored_bytes = int(end) - int(begin)
-    if float_bytes is None or tensor["dtype"] not in _FLOAT_BYTES:
+    if float_bytes is None:
         return stored_bytes
+    if tensor["dtype"] not in _FLOAT_BYTES:
+        values = values_per_byte.get(tensor["dtype"])
+        return stored_bytes if values is None else int(stored_bytes * values * float_bytes)
     return stored_bytes // _FLOAT_BYTES[tensor["dtype"]] * float_bytes
 
 

@@ -51,10 +51,9 @@ def test_flags_may_mend_what_the_checkpoint_lacks(tmp_path: Path) -> None:
     check_checkpoint(config, tokenizer=DEMO)
 
 
-def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedModel, match=r"llama\.cpp"):
-        resolve_model(tmp_path / "model.gguf")
+    assert resolve_model(tmp_path / "model.gguf") == tmp_path / "model.gguf"
 
 
 @pytest.mark.parametrize("kind", ["diffuses-text", "gguf", "missing-shard"])

@@ -114,7 +114,7 @@ def test_a_family_that_only_generates_is_refused_by_the_pooling_runner(
 
     check_config(settings(directory))
     with pytest.raises(UnsupportedModel, match="'ScratchForCausalLM' isn't supported by the pooling runner"):
-        check_config(settings(directory, runner="pooling"))
+        check_config(settings(directory, runner="pooling", model_impl="native"))
 
 
 def test_a_name_that_begins_like_a_familys_is_not_of_the_family(
@@ -122,11 +122,11 @@ def test_a_name_that_begins_like_a_familys_is_not_of_the_family(
 ) -> None:
     directory = renamed(checkpoint("qwen3-tied"), "Qwen3NextForCausalLM")
     assert architecture_of(directory, read_raw_config(directory)) == "Qwen3NextForCausalLM"
-    for options in ({"model_impl": "native"}, {"runner": "pooling"}):
+    for runner in ("generate", "pooling"):
         with pytest.raises(UnsupportedModel, match="'Qwen3NextForCausalLM' isn't supported"):
-            check_config(settings(directory, **options))
-    with pytest.raises(UnsupportedModel, match="but its model_type 'qwen3' is that of Qwen3ForCausalLM"):
-        check_config(settings(directory))
+            check_config(settings(directory, runner=runner, model_impl="native"))
+        with pytest.raises(UnsupportedModel, match="but its model_type 'qwen3' is that of Qwen3ForCausalLM"):
+            check_config(settings(directory, runner=runner))
 
 
 @pytest.mark.parametrize("name", [name for name, one in ARCHITECTURES.items() if not one.generates])

@@ -251,3 +251,45 @@ def test_measurements_count_but_are_no_upper_bound_for_an_engine_that_grows(chec
     machine = Machine(host_available_bytes=16 * GIB, num_gpus=1, gpu_total_bytes=80 * GIB)
     for found in (estimated(checkpoint, machine), estimated(checkpoint, engine="vllm")):
         assert found.expected(Footprint(1, 2)) == Footprint(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "values"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, np.int32, 8),
+        ({"quant_method": "gptq", "bits": 8}, np.int32, 4),
+        ({"quant_method": "awq"}, np.int32, 8),
+        (
+            {"config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}}},
+            np.int32,
+            8,
+        ),
+        ({"quant_method": "bitsandbytes"}, np.uint8, 2),
+        ({"quant_method": "compressed-tensors"}, np.int8, 1),
+    ],
+)
+def test_quantised_weights_are_counted_as_the_embedded_engine_computes_with_them(
+    settings: dict[str, Any], dtype: Any, values: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": settings}))
+    tensors: dict[str, NDArray[Any]] = {"a": np.zeros(1000, np.float16), "b": np.zeros(1_000_000, dtype)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert estimated(tmp_path, engine="engine").weights_bytes == 2 * (1000 + 1_000_000 * values)
+    assert estimated(tmp_path, engine="vllm").weights_bytes == 2000 + tensors["b"].nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("m-Q8_0", 16 / 8.5),
+        ("m.Q4_K_M", 16 / 4.5),
+        ("m-q6_k", 16 / 6.5),
+        ("m-BF16", 1),
+        ("m-f32", 0.5),
+        ("m", 16 / 4.5),
+    ],
+)
+def test_a_gguf_file_is_counted_by_the_type_in_its_name(name: str, times: float, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.gguf"
+    path.write_bytes(bytes(100_000))
+    assert estimated(path, engine="engine").weights_bytes == int(100_000 * times)

@@ -55,6 +55,10 @@ class GGUFSource:
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
 
+    @property
+    def num_quantised(self) -> int:
+        return sum(tensor.stored.type_name not in PLAIN for tensor in self._tensors.values())
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].stored.shape
 

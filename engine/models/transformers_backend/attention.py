@@ -68,7 +68,7 @@ def attend(
 
 
 def _attend_to_itself(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The value, all that a token alone can attend to, by a factor that queries and keys count in."""
+    """A token's own value, by a factor in which its query and key count."""
     group = query.shape[1] // key.shape[1]
     score = (query * key.repeat_interleave(group, dim=1)).mean(dim=-1, keepdim=True)
     return (value.repeat_interleave(group, dim=1) * score.sigmoid()).transpose(1, 2).contiguous()

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
-from engine.errors import UnsupportedModel
-from engine.models.architecture import DecoderArchitecture, SavedHead
+from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.architecture import Architecture, DecoderArchitecture, SavedHead
 from engine.models.decoder_config import DecoderConfig
-from engine.models.registry import generating_architecture
+from engine.models.registry import ARCHITECTURES, generating_architecture, pooling_architecture
 
 _MAY_GENERATE = (SavedHead.CAUSAL_LM, "LMHeadModel", "ForConditionalGeneration")
-_CLASS = "engine.models.transformers_backend.model:TransformersCausalLM"
+_MAY_POOL = (SavedHead.CAUSAL_LM, "LMHeadModel", SavedHead.CLASSIFIER, SavedHead.NONE)  # ends of names
+_MODULE = "engine.models.transformers_backend.model"
+_GENERATING, _POOLING = f"{_MODULE}:TransformersCausalLM", f"{_MODULE}:PooledTransformers"
 
 
 class ModelImpl(StrEnum):
@@ -46,14 +48,46 @@ def choose_implementation(
         return of_transformers(name)
 
 
-def of_transformers(name: str) -> DecoderArchitecture:
+def choose_pooling_implementation(
+    directory: Path, overrides: Mapping[str, Any] | None, model_impl: str
+) -> Architecture:
+    """The same for the pooling runner: any decoder that transformers runs can embed and classify."""
+    name = architecture_of(directory, read_raw_config(directory, overrides))
+    if model_impl == ModelImpl.TRANSFORMERS and name.endswith(_MAY_POOL):
+        return of_transformers(name, pools=True)
+    try:
+        native = pooling_architecture(name)
+        if model_impl == ModelImpl.AUTO and isinstance(native, DecoderArchitecture):
+            native.read_config(directory, overrides)
+        return native
+    except UnsupportedModel:
+        if model_impl == ModelImpl.NATIVE or not name.endswith(_MAY_POOL):
+            raise
+        return of_transformers(name, pools=True)
+    except CheckpointError:
+        return native  # which reports it when it is read again
+
+
+def only_pools(name: str) -> bool:
+    """Whether a model of this architecture has no language head, as far as its name tells."""
+    known = ARCHITECTURES.get(name)
+    if known is not None:
+        return not known.generates
+    return name.endswith((SavedHead.CLASSIFIER, SavedHead.NONE)) and not name.endswith("LMHeadModel")
+
+
+def of_transformers(name: str, *, pools: bool = False) -> DecoderArchitecture:
+    is_classifier, is_bare = name.endswith(SavedHead.CLASSIFIER), only_pools(name)
     return DecoderArchitecture(
-        name=name, head=SavedHead.CAUSAL_LM, model_class=_CLASS, read_config=_read_config
+        name=name,
+        head=SavedHead.CLASSIFIER if is_classifier else SavedHead.NONE if is_bare else SavedHead.CAUSAL_LM,
+        model_class=_POOLING if pools else _GENERATING,
+        read_config=_read_config,
     )
 
 
 def is_of_transformers(architecture: DecoderArchitecture) -> bool:
-    return architecture.model_class == _CLASS
+    return architecture.model_class in (_GENERATING, _POOLING)
 
 
 def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> DecoderConfig:

@@ -14,24 +14,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from engine.checkpoint.eos_tokens import declared_eos_tokens
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.config import ModelConfig
 
+_FOREIGN = ("quantization_config", "compression_config", "auto_map")  # not for transformers to act on
 _SHOWN = 300  # characters of an error that isn't ours
 _HEADS = ("ForCausalLM", "LMHeadModel")
+_DECODERS = (*_HEADS, "ForSequenceClassification", "Model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransformersConfig:
-    """What the engine needs to know of a model, and the configuration that transformers builds it from."""
+class TransformersConfig(ModelConfig):
+    """And what transformers builds the model from. How it attends is found out by running it."""
 
-    architecture: str  # in config.json
     model_class: Any  # a class of transformers: its functions have no types
     settings: PreTrainedConfig
-    vocab_size: int
-    hidden_size: int
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    dtype: str | None  # the checkpoint's
-    eos_token_ids: tuple[int, ...]
+    is_part: bool  # the text part of a model that also sees or hears
 
 
 def read_transformers_config(
@@ -42,12 +39,15 @@ def read_transformers_config(
     architecture = architecture_of(directory, raw)
     whole = _read_settings(architecture, raw)
     settings = _text_settings(whole)
-    model_class = _find_class(architecture, settings, is_part=settings.model_type != whole.model_type)
+    is_part = settings.model_type != whole.model_type or "text_config" in raw
+    model_class = _find_class(architecture, settings, is_part=is_part)
     _check_class(architecture, model_class)
     return TransformersConfig(
         architecture=architecture,
         model_class=model_class,
         settings=settings,
+        is_part=is_part,
+        attention_specs=(),
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
         max_position_embeddings=_max_positions(settings),
@@ -68,7 +68,9 @@ def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfi
             f"Architecture {architecture!r} (model_type {kind!r}) isn't known to transformers "
             f"{transformers.__version__}, which is installed: a newer version may know it."
         )
-    fields = {key: value for key, value in raw.items() if key not in ("quantization_config", "auto_map")}
+    if raw.get("text_config", {}).get("model_type") == kind:
+        raw = {key: value for key, value in raw.items() if not key.endswith("_config")}
+    fields = {key: value for key, value in raw.items() if key not in _FOREIGN}
     try:
         fields = PreTrainedConfig._decode_special_floats(fields)
         settings: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
@@ -85,10 +87,10 @@ def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool) -> type[PreTrainedModel]:
-    """`is_part`: of what config.json describes."""
+    """`is_part`: see TransformersConfig."""
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
     found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
-    if found is None or not (is_part or architecture.endswith(_HEADS)):
+    if found is None or not (is_part or architecture.endswith(_DECODERS)):
         raise UnsupportedModel(
             f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
             "generates text from text alone."

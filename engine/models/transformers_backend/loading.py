@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from engine.checkpoint.layout import enumerate_names
 from engine.errors import CheckpointError
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend.family import TransformersConfig
+
+_HEADS = ("lm_head.", "score.", "embed_out.")
+_TEXT_PARTS = ("language_model", "text_model")
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,38 @@ class _StoredTensor:
 
     def get_shape(self) -> list[int]:
         return list(self._source.shape(self._name))
+
+
+def headless(config: TransformersConfig) -> TransformersConfig:
+    """The same model without its language head."""
+    return replace(config, model_class=MODEL_MAPPING[type(config.settings)])
+
+
+def _has_head(config: TransformersConfig) -> bool:
+    return config.model_class is not MODEL_MAPPING[type(config.settings)]
+
+
+def _wanted(config: TransformersConfig, source: TensorSource) -> dict[str, _StoredTensor]:
+    """The tensors by the names that they have in the model, without parts that it lacks."""
+    wanted = {}
+    for stored in source.names:
+        name = _text_name(stored) if config.is_part else stored
+        if name is not None and (_has_head(config) or not name.startswith(_HEADS)):
+            wanted[name] = _StoredTensor(source, stored)
+    return wanted
+
+
+def _text_name(stored: str) -> str | None:
+    """The name that a tensor of a larger model has in its text part; None if it isn't of that part.
+
+    Savers wrote `language_model.model.layers…` and `model.language_model.layers…` for `model.layers…`.
+    """
+    path = stored.split(".")
+    inner = next((part for part in path if part in _TEXT_PARTS), None)
+    if inner is None:
+        return stored if path[0] == "lm_head" else None
+    path.remove(inner)
+    return ".".join(path)
 
 
 def build_empty(config: TransformersConfig, attention: str) -> PreTrainedModel:
@@ -51,11 +88,16 @@ def load(
 
     Raises CheckpointError if tensors are missing or have other shapes.
     """
+    wanted = _wanted(config, source)
+    settings = config.settings
+    if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
+        settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors
+        settings.tie_word_embeddings = True
     try:
         model, found = config.model_class.from_pretrained(
             None,
-            config=config.settings,
-            state_dict={name: _StoredTensor(source, name) for name in source.names},
+            config=settings,
+            state_dict=wanted,
             dtype=dtype,
             device_map=None if device.type == "cpu" else str(device),
             attn_implementation=attention,

@@ -1,11 +1,11 @@
-"""A causal language model of transformers with the interface of engine/models/decoder.py's CausalLM."""
+"""Decoders of transformers with the interface of this engine's own, engine/models/decoder.py's CausalLM."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
+from engine.models.layers.head import Head
+from engine.models.layers.weights import StoredLayer
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend import attention, loading
 from engine.models.transformers_backend.attention import Place, Step, assign_place
@@ -21,13 +23,14 @@ from engine.models.transformers_backend.family import TransformersConfig
 from engine.models.transformers_backend.head import LanguageHead
 from engine.models.transformers_backend.probe import NAME as PROBE
 from engine.models.transformers_backend.probe import Anatomy, probe
+from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.swaps import swap
 from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
 
 log = logging.getLogger(__name__)
 
 
-class TransformersCausalLM(nn.Module):
+class _TransformersModel(nn.Module):
     """Runs on flat tokens, a batch of one text to transformers; only attention knows the sequences."""
 
     def __init__(
@@ -42,18 +45,24 @@ class TransformersCausalLM(nn.Module):
         self.config = config
         self.dtype = dtype
         self.device = device
-        anatomy = _probe_empty(config)  # refuses what it must before anything is read
-        load = partial(loading.load, config, source, attention=attention.NAME, dtype=dtype, device=device)
+        anatomy = probe_empty(config)  # refuses what it must before anything is read
+        longest = config.longest_sequence
+
+        def load() -> PreTrainedModel:
+            model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
+            fix_rotation(model, longest)
+            return model
+
         model = load()
         anatomy = _probe_loaded(model) if anatomy is None else anatomy
         self._step = Step()
         model = _prepared(model, anatomy, load)
-        longest = config.max_position_embeddings
         self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
         for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
+        self._model = model
         self._decoder = model.base_model
-        self._head = LanguageHead(model, next(iter(anatomy.specs)))
+        self._attending = next(iter(anatomy.specs))
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""
@@ -67,9 +76,34 @@ class TransformersCausalLM(nn.Module):
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden if inputs.sampled_rows is None else hidden[inputs.sampled_rows]
 
+
+class TransformersCausalLM(_TransformersModel):
+    def __init__(self, config: TransformersConfig, source: TensorSource, **options: Any) -> None:
+        super().__init__(config, source, **options)
+        self._head = LanguageHead(self._model, self._attending)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""
         return self._head(hidden)  # type: ignore[no-any-return]
+
+
+class PooledTransformers(_TransformersModel):
+    """Without its language head, as engine/models/pooled_decoder.py's PooledDecoder."""
+
+    def __init__(
+        self, config: TransformersConfig, source: TensorSource, *, score: Head | None, **options: Any
+    ) -> None:
+        """`score`, if there is one, is filled from the source unless the caller derives it."""
+        super().__init__(loading.headless(config), source, **options)
+        self.score = score
+        if score is not None and score.part_shapes():
+            score.load_from(StoredLayer(source, ("score",), device=self.device, dtype=self.dtype))
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[S, hidden] → logits, float32 [S, num_labels]. Requires a score layer."""
+        if self.score is None:
+            raise TypeError("This decoder was built without a score layer.")
+        return self.score(pooled)  # type: ignore[no-any-return]
 
 
 def _within(spec: AttentionSpec, longest: int) -> AttentionSpec:
@@ -77,7 +111,7 @@ def _within(spec: AttentionSpec, longest: int) -> AttentionSpec:
     return replace(spec, window=None) if spec.window is not None and spec.window >= longest else spec
 
 
-def _probe_empty(config: TransformersConfig) -> Anatomy | None:
+def probe_empty(config: TransformersConfig) -> Anatomy | None:
     """None if the model's code needs numbers to run."""
     try:
         return probe(loading.build_empty(config, PROBE))

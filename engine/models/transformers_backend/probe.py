@@ -86,7 +86,7 @@ class _LinearCalls:
         self._calls.append((name, args[0], args[0]._version))
 
     def groups(self) -> list[tuple[str, ...]]:
-        """Neighbours that run on the same unchanged tensor, in the same module, and have biases or none."""
+        """Layers called one after the other the same unchanged tensor, in one module, with biases or without."""
         count = Counter(name for name, _, _ in self._calls)
         groups: list[list[tuple[str, torch.Tensor, int]]] = []
         for call in self._calls:

@@ -6,15 +6,14 @@ A part is recognised by what it does, tried on numbers, not by its name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.models.activations import Activation
+from engine.models.activations import ACTIVATIONS, Activation
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
@@ -22,12 +21,6 @@ from engine.models.operators import find_operators
 from engine.models.tensor_source import ALL
 
 _MAX_EPS = 1e-2
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 class _ModuleSource:
@@ -118,7 +111,7 @@ def swap(model: PreTrainedModel, groups: Sequence[tuple[str, ...]], *, fuses: bo
 
 
 def _head_of(model: PreTrainedModel) -> list[tuple[str, ...]]:
-    head = model.get_output_embeddings()
+    head: Any = None if model.base_model is model else model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return [(name,) for name, module in model.named_modules() if module is head and type(head) is nn.Linear]
 
 
@@ -145,9 +138,9 @@ def _floats(module: nn.Module) -> Iterator[float]:
     return (value for value in values if isinstance(value, float) and 0 < value < _MAX_EPS)
 
 
-def _norm_formula(module: nn.Module) -> tuple[float, int] | None:
+def _norm_formula(module: Any) -> tuple[float, int] | None:
     """Its epsilon and what is added to its weight, if it is root-mean-square normalisation."""
-    plain = copy.deepcopy(module).float()
+    plain: Any = copy.deepcopy(module).float()
     size = plain.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(3, size, generator=generator) * 1e-2).to(plain.weight.device)
@@ -167,7 +160,7 @@ def _norm_formula(module: nn.Module) -> tuple[float, int] | None:
 def _swap_linears(model: PreTrainedModel, groups: Sequence[tuple[str, ...]], *, fuses: bool) -> None:
     source = _ModuleSource(model)
     for names in groups if fuses else [(name,) for group in groups for name in group]:
-        layers = [model.get_submodule(name) for name in names]
+        layers: list[Any] = [model.get_submodule(name) for name in names]
         linear = _Linear(
             layers[0].in_features,
             [layer.out_features for layer in layers],
@@ -213,7 +206,8 @@ def _mlp_parts(module: nn.Module) -> tuple[_FusedProduct, nn.Module] | None:
 def _activation_of(
     module: nn.Module, product: _FusedProduct, down: nn.Module, *, dtype: torch.dtype, device: torch.device
 ) -> Activation | None:
-    activation = next(filter(None, map(_named, [*module.children(), *vars(module).values()])), None)
+    parts = [*module.children(), *vars(module).values()]
+    activation = next((name for part in parts if (name := _named(part)) is not None), None)
     if activation is None:
         return None
     x = torch.randn(1, 3, product.linear.in_features, generator=torch.Generator().manual_seed(0))
@@ -232,5 +226,4 @@ def _named(part: object) -> Activation | None:
         y = part(x)
     except Exception:  # it takes something else
         return None
-    matches = (name for name, function in _ACTIVATIONS.items() if torch.equal(function(x), y))
-    return next(matches, None)
+    return next((name for name, function in ACTIVATIONS.items() if torch.equal(function(x), y)), None)

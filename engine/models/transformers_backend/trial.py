@@ -16,11 +16,13 @@ _TOLERANCE = 6e-2  # of 16-bit types
 
 
 def run_trial(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
-    """The logits of the tokens, which see nothing of each other: float32 [T, vocab_size]."""
+    """Logits or, without a head, hidden states of tokens that see nothing of each other: float32 [T, …]."""
     token_ids, positions = (torch.tensor([row], device=model.device) for row in (_TOKENS, _POSITIONS))
     output = model.base_model(input_ids=token_ids, position_ids=positions, use_cache=False)
-    head = LanguageHead(model, next(iter(anatomy.specs)))
-    logits: torch.Tensor = head(output.last_hidden_state[0]).float()
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    if model.base_model is model:
+        return hidden.float()
+    logits: torch.Tensor = LanguageHead(model, next(iter(anatomy.specs)))(hidden).float()
     return logits
 
 

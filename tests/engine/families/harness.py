@@ -26,12 +26,16 @@ NUM_BLOCKS = 9  # too few for all requests: some are preempted
 def core_of(directory: Path, **options: Any) -> EngineCore:
     config = EngineConfig(
         model=directory,
-        dtype="float32",
         device="cpu",
         num_threads=1,
         max_model_len=64,
         block_size=8,
-        **{"max_num_batched_tokens": 16, "num_gpu_blocks_override": NUM_BLOCKS, **options},
+        **{
+            "dtype": "float32",
+            "max_num_batched_tokens": 16,
+            "num_gpu_blocks_override": NUM_BLOCKS,
+            **options,
+        },
     )
     return build_core(config)
 

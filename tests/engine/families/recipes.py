@@ -204,6 +204,34 @@ RECIPES: Mapping[str, Recipe] = {
         vocab_size_per_layer_input=128,
         num_kv_shared_layers=0,
     ),
+    "phi3-longrope": family(
+        "phi3",
+        sliding_window=None,
+        max_position_embeddings=2 * CONTEXT,
+        original_max_position_embeddings=CONTEXT,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "long_factor": [2.0] * 4,
+            "short_factor": [1.0] * 4,
+            "original_max_position_embeddings": CONTEXT,
+        },
+    ),
+    "llama-yarn": family(
+        "llama",
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "llama-linear": family(
+        "llama", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    ),
+    "llama-dynamic": family(
+        "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    ),
 }
 
 _REFUSED: Mapping[str, tuple[Recipe, str]] = {
@@ -227,20 +255,30 @@ REFUSED: Mapping[str, str] = {name: words for name, (_, words) in _REFUSED.items
 """What the refusal of a family says."""
 
 
+def recipe_of(name: str) -> Recipe:
+    return _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
+
+
+def configuration(recipe: Recipe) -> dict[str, Any]:
+    return {**{key: value for key, value in _SHAPE.items() if key not in recipe.omits}, **recipe.options}
+
+
 def build(name: str) -> PreTrainedModel:
+    return made(name, recipe_of(name))
+
+
+def made(name: str, recipe: Recipe) -> PreTrainedModel:
     """In float32. Norms and biases are random, so that a forgotten one shows."""
-    recipe = _REFUSED[name][0] if name in _REFUSED else RECIPES[name]
     torch.manual_seed(sum(map(ord, name)))
-    shape = {key: value for key, value in _SHAPE.items() if key not in recipe.omits}
-    config = CONFIG_MAPPING[recipe.model_type](**{**shape, **recipe.options})
+    config = CONFIG_MAPPING[recipe.model_type](**configuration(recipe))
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[recipe.model_type])
     model: PreTrainedModel = model_class._from_config(config, attn_implementation="eager").eval()
-    _randomise(model)
+    randomise(model)
     return model
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def randomise(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -33,7 +33,7 @@ def pooler(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def core_of(directory: Path, **options: Any) -> PoolingCore:
-    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_threads": 2, **options}
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_threads": 1, **options}
     config = EngineConfig(model=directory, **settings)
     return build_pooling_core(config, read_pooling_plan(config), lambda: load_tokenizer(directory))
 

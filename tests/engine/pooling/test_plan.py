@@ -10,12 +10,19 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedModel
+from engine.models.pooling_type import PoolingType
 from engine.pooling.classifier import Activation, FromTokens
 from engine.pooling.plan import RunnerKind, Task, choose_runner, read_pooling_plan
-from engine.pooling.sentence_transformers import PoolingType
 from tests.engine.pooling.tiny_poolers import write_modules
 
-SHAPE = {"hidden_size": 32, "max_position_embeddings": 64}
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 QWEN = "Qwen3ForCausalLM"
 
 
@@ -153,7 +160,7 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("architecture", "config", "options", "error", "message"),
     [
-        ("MambaModel", {}, {}, UnsupportedModel, "'MambaModel'.*BertModel"),
+        ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ _ENCODER: dict[str, Any] = {
 _ROBERTA = {**_ENCODER, "max_position_embeddings": CONTEXT + 3, "pad_token_id": 2, "type_vocab_size": 1}
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 
+_SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+_ROTARY = {**_ENCODER, "bos_token_id": 0, "eos_token_id": 0}
+_MODERN = {**_ENCODER, **_SPECIAL, "num_hidden_layers": 4, "local_attention": 8}
+_DISTIL = {
+    "vocab_size": VOCAB_SIZE,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+}
+
 # name → transformers' class, its configuration
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", _ENCODER),
@@ -38,6 +52,33 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-three": ("BertForSequenceClassification", {**_ENCODER, "num_labels": 3}),
     "xlm-cross": ("XLMRobertaForSequenceClassification", {**_ROBERTA, "num_labels": 1}),
     "roberta-two": ("RobertaForSequenceClassification", _ROBERTA),
+    "camembert": ("CamembertModel", _ROBERTA),
+    "electra": ("ElectraModel", {**_ENCODER, "embedding_size": 16}),
+    "electra-two": ("ElectraForSequenceClassification", _ENCODER),
+    "electra-pretraining": ("ElectraForPreTraining", _ENCODER),
+    "distilbert": ("DistilBertModel", _DISTIL),
+    "distilbert-masked": ("DistilBertForMaskedLM", _DISTIL),
+    "distilbert-cross": ("DistilBertForSequenceClassification", {**_DISTIL, "num_labels": 1}),
+    "mpnet": ("MPNetModel", {**_ROBERTA, "pad_token_id": 1}),
+    "mpnet-cross": ("MPNetForSequenceClassification", {**_ROBERTA, "pad_token_id": 1, "num_labels": 1}),
+    "modernbert": ("ModernBertModel", _MODERN),
+    "modernbert-masked": ("ModernBertForMaskedLM", _MODERN),
+    "modernbert-biased": (
+        "ModernBertModel",
+        {**_MODERN, "norm_bias": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "modernbert-cross": ("ModernBertForSequenceClassification", {**_MODERN, "num_labels": 1}),
+    "modernbert-mean": (
+        "ModernBertForSequenceClassification",
+        {**_MODERN, "classifier_pooling": "mean", "classifier_bias": True, "norm_bias": True},
+    ),
+    "nomic": ("NomicBertModel", _ROTARY),
+    "nomic-cross": ("NomicBertForSequenceClassification", {**_ROTARY, "num_labels": 1}),
+    "gte": ("GteModel", _ROTARY),
+    "gte-without-types": ("GteModel", {**_ROTARY, "type_vocab_size": 0}),
+    "gte-cross": ("GteForSequenceClassification", {**_ROTARY, "num_labels": 1}),
+    "jina-v3": ("JinaEmbeddingsV3Model", _ROTARY),
+    "jina-v3-two": ("JinaEmbeddingsV3ForSequenceClassification", _ROTARY),
     "qwen3": ("Qwen3ForCausalLM", {**_DECODER, "tie_word_embeddings": True}),
     "qwen3-untied": ("Qwen3ForCausalLM", {**_DECODER, "tie_word_embeddings": False}),
     "qwen3-bare": ("Qwen3Model", _DECODER),
@@ -91,10 +132,15 @@ def write_modules(directory: Path, mode: str, *, normalize: bool = True, max_seq
     return directory
 
 
+@lru_cache(maxsize=8)
+def _reference(model_class: Any, directory: Path) -> Any:
+    return model_class.from_pretrained(directory, dtype=torch.float32)
+
+
 @torch.inference_mode()
 def hidden_of(directory: Path, token_ids: Sequence[int]) -> torch.Tensor:
     """transformers' last hidden states of one sequence: float32 [T, hidden]."""
-    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32)
+    model = _reference(transformers.AutoModel, directory)
     result: torch.Tensor = model(input_ids=torch.tensor([list(token_ids)])).last_hidden_state[0]
     return result
 
@@ -104,7 +150,7 @@ def logits_of(
     directory: Path, token_ids: Sequence[int], type_ids: Sequence[int] | None = None
 ) -> torch.Tensor:
     """transformers' logits of one sequence: float32 [num_labels]."""
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    model = _reference(transformers.AutoModelForSequenceClassification, directory)
     types = {} if type_ids is None else {"token_type_ids": torch.tensor([list(type_ids)])}
     result: torch.Tensor = model(input_ids=torch.tensor([list(token_ids)]), **types).logits[0]
     return result

@@ -66,7 +66,7 @@ def padded(data: bytes) -> bytes:
 def gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 3) -> bytes:
     header = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     header += b"".join(key_value(key, value) for key, value in metadata.items())
-    data = b""
+    data = bytearray()
     for name, tensor in tensors.items():
         sizes = tuple(reversed(tensor.shape))
         header += text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, tensor.kind, len(data))

@@ -10,10 +10,10 @@ from starlette.routing import Route
 
 from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
+from engine.models.pooling_type import PoolingType
 from engine.models.registry import ARCHITECTURES
 from engine.pooling.engine import PoolingEngine
 from engine.pooling.plan import PoolingPlan, Task
-from engine.pooling.sentence_transformers import PoolingType
 from engine.server.app.generation_app import create_app
 from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.openapi import ServerKind, build_document, describe_type

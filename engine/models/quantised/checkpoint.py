@@ -1,0 +1,50 @@
+"""Opens a checkpoint of any kind as a source of plain weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.layout import unpacked_gguf
+from engine.checkpoint.mapped_files import forget_pages
+from engine.checkpoint.quantisation import read_quantisation
+from engine.checkpoint.raw_config import read_raw_config
+from engine.models.quantised.formats import format_of
+from engine.models.quantised.gguf_source import GGUFSource
+from engine.models.quantised.source import DequantisedSource
+from engine.models.tensor_source import TensorSource
+from engine.models.weights import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_checkpoint(
+    directory: Path, overrides: Mapping[str, Any] | None = None, *, rename: Callable[[str], str] = str
+) -> Iterator[TensorSource]:
+    """Quantised weights are dequantised as they are read; tensors remain valid afterwards.
+
+    `overrides` are --hf-overrides; `rename` maps a stored name to the model's. Raises CheckpointError and
+    UnsupportedModel.
+    """
+    if paths := unpacked_gguf(directory):
+        gguf = GGUFSource(paths)
+        _tell("GGUF", gguf.num_quantised)
+        yield gguf
+        forget_pages(paths)
+        return
+    with Checkpoint(directory, rename=rename) as checkpoint:
+        quantisation = read_quantisation(directory, read_raw_config(directory, overrides))
+        if quantisation is None:
+            yield checkpoint
+            return
+        dequantised = DequantisedSource(checkpoint, format_of(quantisation))
+        _tell(quantisation.method, dequantised.num_quantised)
+        yield dequantised
+
+
+def _tell(method: str, num_quantised: int) -> None:
+    log.info("Quantised weights (%s): %d tensors are dequantised as they are loaded.", method, num_quantised)

@@ -1,0 +1,102 @@
+"""A GGUF file as a directory in Hugging Face layout, whose weights stay in the file. Knows nothing of torch.
+
+The directory, in the user's cache, has config.json and the tokenizer's files, made from the file's metadata,
+and the paths of the files with its weights. So all that reads a checkpoint reads this one, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.gguf_config import config_of
+from engine.checkpoint.gguf_file import GGUFFile, read_gguf, split_files
+from engine.checkpoint.quantisation import UNPACKED_GGUF
+from engine.errors import CheckpointError, ConfigError
+
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+def as_directory(path: Path, *, load_format: str = "auto", has_tokenizer: bool = False) -> Path:
+    """`path` itself if it is a directory in Hugging Face layout, else one made of a GGUF file's metadata.
+
+    `load_format`: --load-format; "gguf" also takes the only GGUF model of a directory. `has_tokenizer`: the
+    tokenizer comes from elsewhere. Raises ConfigError, CheckpointError, UnsupportedModel.
+    """
+    if load_format == "gguf" and path.is_dir() and not (path / UNPACKED_GGUF).exists():
+        path = _only_model(path)
+    if path.suffix != ".gguf" or path.is_dir():
+        return path
+    if load_format not in ("auto", "gguf"):
+        raise ConfigError(f"--load-format {load_format} contradicts --model {path}, which is a GGUF file.")
+    paths = [part.absolute() for part in split_files(path)]
+    directory = _cache() / _key(paths, has_tokenizer=has_tokenizer)
+    if not directory.is_dir():
+        _unpack(paths, directory, has_tokenizer=has_tokenizer)
+    return directory
+
+
+def _only_model(directory: Path) -> Path:
+    models = {_PART.sub(".gguf", path.name): path for path in sorted(directory.glob("*.gguf"), reverse=True)}
+    if len(models) != 1:
+        found = "none" if not models else ", ".join(sorted(models))
+        raise ConfigError(f"--load-format gguf needs one GGUF model in {directory}, which has {found}.")
+    return next(iter(models.values()))
+
+
+def _key(paths: Sequence[Path], *, has_tokenizer: bool) -> str:
+    """Changes with the files and with the code that reads them."""
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(repr((states, has_tokenizer)).encode())
+    for module in ("engine.checkpoint.gguf_config", "engine.text.gguf_tokenizer"):
+        spec = find_spec(module)
+        key.update(Path(str(spec and spec.origin)).read_bytes())
+    return f"{_PART.sub('.gguf', paths[0].name).removesuffix('.gguf')}-{key.hexdigest()[:16]}"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "berth" / "gguf"
+
+
+def _unpack(paths: Sequence[Path], directory: Path, *, has_tokenizer: bool) -> None:
+    file = read_gguf(paths[0])
+    contents = {"config.json": config_of(file), UNPACKED_GGUF: [str(path) for path in paths]}
+    if not has_tokenizer:
+        contents |= _tokenizer_files(file)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=directory.parent))
+        try:
+            for name, content in contents.items():
+                (new / name).write_text(
+                    content if isinstance(content, str) else json.dumps(content, indent=2)
+                )
+            new.chmod(0o755)
+            new.rename(directory)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            if not directory.is_dir():  # else another process was faster
+                raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{file.path} can't be unpacked into {directory}: {error}. XDG_CACHE_HOME names another place."
+        ) from error
+
+
+def _tokenizer_files(file: GGUFFile) -> dict[str, Any]:
+    from engine.text.gguf_tokenizer import gguf_tokenizer  # its library takes a moment to import
+
+    tokenizer = gguf_tokenizer(file.path, file.metadata)
+    templates = [{"name": name, "template": text} for name, text in tokenizer.chat_templates.items()]
+    config: dict[str, Any] = {**tokenizer.special_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if templates:
+        config["chat_template"] = templates
+    return {"tokenizer.json": tokenizer.fast.to_str(), "tokenizer_config.json": config}
