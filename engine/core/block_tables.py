@@ -49,11 +49,12 @@ class BlockTables:
             group.can_start(num_tokens) for group in self.windows
         )
 
-    def start(self, sequence: SequenceState, match: PrefixMatch, reserved: int) -> None:
-        """Allocate those blocks; `reserved`: how many the sequence may have in the end."""
+    def start(self, sequence: SequenceState, match: PrefixMatch, *, longest: int, most_reserved: int) -> None:
+        """Allocate those blocks, if possible where those for `longest` tokens, or so many, can follow."""
         num_tokens, num_cached = len(sequence.token_ids), len(match.blocks)
-        num_new = self.block_manager.num_blocks_for(num_tokens) - num_cached
-        blocks = self.block_manager.allocate(num_new, shared=match.blocks, reserved=reserved - num_cached)
+        present = self.block_manager.num_blocks_for(num_tokens)
+        reserved = min(self.block_manager.num_blocks_for(longest), present + most_reserved) - num_cached
+        blocks = self.block_manager.allocate(present - num_cached, shared=match.blocks, reserved=reserved)
         sequence.block_ids = array("q", blocks)
         if self.windows:
             sequence.windows = tuple(
@@ -72,12 +73,13 @@ class BlockTables:
             table.group.raise_claim(table, num_tokens) for table in sequence.windows
         )
 
-    def prepare(self, sequence: SequenceState, num_tokens: int) -> None:
-        """Where layers have a window, allocate the blocks for the next tokens. There are always enough."""
-        stop = sequence.num_computed + num_tokens - 1 + self._max_tokens_per_step
-        stop = min(stop, len(sequence.block_ids) * self.block_manager.block_size)
-        for table in sequence.windows:
-            table.group.extend(table, stop)
+    def prepare(self, chunks: Sequence[tuple[SequenceState, int]]) -> None:
+        """Where layers have a window, allocate the blocks for a step's tokens. There are always enough."""
+        for sequence, num_tokens in chunks if self.windows else ():
+            stop = sequence.num_computed + num_tokens - 1 + self._max_tokens_per_step
+            stop = min(stop, len(sequence.block_ids) * self.block_manager.block_size)
+            for table in sequence.windows:
+                table.group.extend(table, stop)
 
     def release(self, sequence: SequenceState) -> None:
         self.block_manager.free(sequence.block_ids)

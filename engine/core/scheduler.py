@@ -80,6 +80,7 @@ class Scheduler:
         self.max_model_len = min(
             max_model_len, tables.block_manager.num_blocks * tables.block_manager.block_size
         )
+        self._fair_blocks = tables.block_manager.num_blocks // self.max_num_seqs
         self._vocab_size = vocab_size
         self._request_check = RequestCheck(self.max_model_len, vocab_size)
         self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
@@ -142,13 +143,9 @@ class Scheduler:
         # Blocks for the next tokens of each running sequence, by preempting others if need be
         for sequence in tuple(self._running):
             self._ensure_blocks(sequence)
-        # Decodes, then prefills
-        chunks = self._plan_chunks()
-        chunks.sort(key=lambda chunk: chunk[1] > 1)
+        chunks = sorted(self._plan_chunks(), key=lambda chunk: chunk[1] > 1)  # decodes, then prefills
         self._in_step = [sequence for sequence, _ in chunks]
-        if self._tables.windows:
-            for sequence, num_tokens in chunks:
-                self._tables.prepare(sequence, num_tokens)
+        self._tables.prepare(chunks)
         return Batch(tuple(sequence.schedule(num_tokens) for sequence, num_tokens in chunks))
 
     def update(self, batch: Batch, result: StepResult) -> list[TokenDelta]:
@@ -251,7 +248,8 @@ class Scheduler:
                 self._preempt(self._fair_share.surplus_sequence(self._running))
             if not self._tables.can_start(sequence, match, len(self._running)):
                 break
-            self._tables.start(sequence, match, self._reserved_blocks(sequence))
+            longest, fair = min(sequence.longest, self.max_model_len), self._fair_blocks
+            self._tables.start(sequence, match, longest=longest, most_reserved=fair)
             self._start(sequence, len(match.blocks) * self._block_manager.block_size)
             admitted.append(sequence)
             budget.give(sequence)
@@ -265,14 +263,6 @@ class Scheduler:
     def _has_slot(self) -> bool:
         """Whether a slot is free, or will be given back."""
         return len(self._running) < self.max_num_seqs or self._fair_share.has_surplus_slot
-
-    def _reserved_blocks(self, sequence: SequenceState) -> int:
-        """The blocks a sequence may need in the end, but no more new ones than its fair share."""
-        params = sequence.request.params
-        longest = min(len(sequence.request.prompt_token_ids) + params.max_tokens, self.max_model_len)
-        fair = self._block_manager.num_blocks // self.max_num_seqs
-        present = self._block_manager.num_blocks_for(len(sequence.token_ids))
-        return min(self._block_manager.num_blocks_for(longest), present + fair)
 
     # Acting
 
@@ -309,8 +299,7 @@ class Scheduler:
         self._generation_tokens += num_added
         if num_added > 1:  # the runner has computed all but the last
             self._prefix_cache.advance(sequence, num_added - 1)
-        if num_added < len(tokens):
-            tokens, logprobs = tokens[:num_added], logprobs[:num_added]
+        tokens, logprobs = tokens[:num_added], logprobs[:num_added]
         if finish is None:
             return sequence.delta(tokens, logprobs)
         return self._end(sequence, finish, tokens, logprobs)

@@ -62,6 +62,11 @@ class SequenceState:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
+    def longest(self) -> int:
+        """Its tokens in the end, as far as the request limits them."""
+        return len(self.request.prompt_token_ids) + self.request.params.max_tokens
+
+    @property
     def num_remaining(self) -> int:
         """Tokens still to run before the next one can be sampled; 1 = decoding."""
         return len(self.token_ids) - self.num_computed
