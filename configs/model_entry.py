@@ -108,7 +108,9 @@ class ModelDefaults(_Strict):
     max_model_len: int | None = Field(
         None, ge=1, description="Maximum number of tokens of a prompt and its completion"
     )
-    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs that share each layer")
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, description="GPUs that share each layer; with the embedded engine on a CPU, processes"
+    )
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = Field(
         None, description="The type of the weights in memory"
     )

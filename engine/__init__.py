@@ -19,6 +19,7 @@ _OFFLINE = {
     "SamplingParams": "params",
     "StructuredOutputsParams": "params",
     "PoolingParams": "params",
+    "LoRARequest": "params",
     "RequestOutput": "outputs",
     "CompletionOutput": "outputs",
 }

@@ -69,14 +69,27 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = flag(None, help="number of KV-cache blocks, also on CPUs")
     kv_cache_memory_bytes: int | None = flag(None)
     gpu_memory_utilization: float = flag(0.9, kind="fraction")
+    tensor_parallel_size: int = flag(
+        1, help="number of devices, or processes on a CPU, that share each layer (-tp, --tp)"
+    )
     enable_prefix_caching: bool = flag(True)
     num_threads: int | None = flag(None, help="number of PyTorch's threads on a CPU")
     runner: str = flag("auto", choices=("auto", "generate", "pooling"))
     # what a pooling runner makes of the model
     convert: str = flag("auto", choices=("auto", "none", "embed", "classify"))
     hf_overrides: Mapping[str, Any] = flag(dict, help="JSON that overrides config.json")
+    enable_lora: bool = flag(False, help="let requests use LoRA adapters")
+    max_lora_rank: int = flag(16, help="maximum rank of an adapter")
     # read by engine/pooling/plan.py
     pooler_config: Mapping[str, Any] = flag(dict, help="JSON: pooling_type, use_activation, …")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPath:
+    """A LoRA adapter: its name in requests, and its directory."""
+
+    name: str
+    path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +114,10 @@ class ServerConfig:
     trust_request_chat_template: bool = flag(False)  # requests may contain their own template
     tool_call_parser: str | None = flag(None, help=_PARSER, also={"--enable-auto-tool-choice": None})
     reasoning_parser: str | None = flag(None, help=_PARSER)
+    takes_adapters: bool = False  # --enable-lora
+    lora_modules: tuple[AdapterPath, ...] = flag(
+        (), action="extend", help='adapters to load: NAME=PATH, or {"name": …, "path": …}'
+    )
     max_logprobs: int = flag(20, kind="integer", help="-1 = no limit")  # per position of a request
     stream_interval: int = flag(
         1, help="number of tokens per event of a stream; requests may choose a higher number"

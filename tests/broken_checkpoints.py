@@ -151,12 +151,12 @@ BROKEN: dict[str, Broken] = {
     "adapter": Broken(
         only(adapter_config__json={"base_model_name_or_path": "o/base"}, adapter_model__safetensors="x"),
         "is a LoRA adapter of 'o/base'",
-        "engine: vllm",
+        "enable_lora",
     ),
     "adapter-with-a-config": Broken(
         without("model.safetensors", adapter_config__json={}, adapter_model__safetensors="x"),
         "is a LoRA adapter",
-        "engine: vllm",
+        "enable_lora",
     ),
     "diffusion": Broken(
         only(model_index__json={"_class_name": "FluxPipeline"}), "diffusion pipeline", "engine: command"

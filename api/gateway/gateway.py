@@ -195,7 +195,8 @@ class Gateway:
         except ValueError as error:
             raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
         if isinstance(model, PeerTarget):
-            return for_peer(model, read)
+            names_adapter = read.name is not None and self._fleet.adapter_in(read.name) is not None
+            return for_peer(model, read, names_adapter=names_adapter)
         if scope["method"] in SAFE_METHODS and not (model.awake or model.is_starting):
             raise InstanceNotRunning(
                 f"model {model.name!r} is not running, and a {scope['method']} request does not start it; "

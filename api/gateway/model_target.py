@@ -58,7 +58,8 @@ class ModelTarget(Target):
         if body is None:
             return receive
         endpoint = lease.endpoint
-        name = self.called if self.called in endpoint.adapters else endpoint.served_name
+        adapter = None if self.called is None else self.fleet.adapter_in(self.called)
+        name = adapter or (self.called if self.called in endpoint.adapters else endpoint.served_name)
         return await body.begin(name or self.name, request, receive)
 
     async def may_retry(self, lease: UpstreamLease) -> bool:
@@ -91,13 +92,16 @@ class ModelTarget(Target):
         return lease
 
 
-def for_peer(target: PeerTarget, read: ReadRequest) -> PeerTarget:
-    """The target with the request's body, in which the model has the name that the other node knows."""
+def for_peer(target: PeerTarget, read: ReadRequest, *, names_adapter: bool = False) -> PeerTarget:
+    """The target with the request's body, in which the model has the name that the other node knows.
+
+    `names_adapter`: it is called `model:adapter`.
+    """
     body = read.outgoing(None, is_for_peer=True)
     if body is None:
         return target
     adapters = () if target.profile is None else adapter_names(target.profile.params)
-    name = read.name if read.name in adapters else None
+    name = read.name if names_adapter or read.name in adapters else None
     return replace(target, adapt=partial(body.begin, name or target.name))
 
 

@@ -1,7 +1,8 @@
 """`python -m benchmarks.engine [--model DIR] [--transformers] [--peer-python PATH] [--rounds N] …`
 
-Starts the embedded engine, with `--transformers` a second one that runs the model by transformers' code, and
-with `--peer-python` vLLM from that interpreter; applies the same streaming
+Starts the embedded engine, once more with its model divided between two processes (`--tensor-parallel-size`;
+1 = leave that out), with `--transformers` once more by transformers' code, and with `--peer-python` vLLM from
+that interpreter; applies the same streaming
 load to each in turn, round by round, and prints medians and ratios. The default model ships with the
 repository and is tiny: use a checkpoint of a realistic size for meaningful figures.
 """
@@ -18,9 +19,6 @@ from benchmarks.engine.client import Figures, Load, measure
 from benchmarks.engine.servers import Server, start_berth, start_by_transformers, start_vllm
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "berth-demo"
-
-
-_COMPARED = {"berth": "vllm", "transformers": "berth"}
 
 
 def loads(streams: Iterable[int], output_tokens: int) -> list[Load]:
@@ -53,11 +51,11 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
     heads = ("server", "streams", "prompt", "output", "tokens/s", "TTFT ms", "TPOT ms", "ratio")
     print("".join(f"{head:>10}" for head in heads))
     for (load, name), figures in results.items():
-        peer = results.get((load, _COMPARED.get(name, "")))
+        peer = results.get((load, "vllm" if name == "berth" else "berth"))
         # With two output tokens, the time to the first token is what matters.
         is_prefill = load.output_tokens <= 2
         ratio = ""
-        if peer is not None:
+        if peer is not None and name != "vllm":
             gain = peer.ttft_ms / figures.ttft_ms if is_prefill else figures.tokens_per_s / peer.tokens_per_s
             ratio = f"{gain:.2f}"
         cells = (
@@ -72,8 +70,8 @@ def print_table(results: dict[tuple[Load, str], Figures], servers: list[Server])
         )
         print("".join(f"{cell:>10}" for cell in cells))
     print(
-        "ratio: berth over vllm, transformers over berth, above 1 = faster; for two output tokens, of the"
-        " time to the first token"
+        "ratio: berth over vllm, the others over berth; above 1 = faster; for two output tokens, of the "
+        "time to the first token"
     )
 
 
@@ -85,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--tensor-parallel-size", type=int, default=2)
     arguments = parser.parse_args()
     wanted = loads((int(n) for n in arguments.streams.split(",")), arguments.output_tokens)
     servers: list[Server] = []
@@ -92,6 +91,8 @@ def main() -> None:
         servers.append(start_berth(arguments.model))
         if arguments.transformers:
             servers.append(start_by_transformers(arguments.model))
+        if arguments.tensor_parallel_size > 1:
+            servers.append(start_berth(arguments.model, arguments.tensor_parallel_size))
         if arguments.peer_python:
             servers.append(start_vllm(arguments.peer_python, arguments.model))
         print_table(run(servers, wanted, arguments.rounds), servers)

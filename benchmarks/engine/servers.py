@@ -37,8 +37,10 @@ class Server:
             self.process.wait()
 
 
-def start_berth(model: Path) -> Server:
-    return _start("berth", [sys.executable, "-m", "engine"], model, {})
+def start_berth(model: Path, num_ranks: int = 1) -> Server:
+    name = "berth" if num_ranks == 1 else f"berth-tp{num_ranks}"
+    words = ["--tensor-parallel-size", str(num_ranks)]
+    return _start(name, [sys.executable, "-m", "engine", *words], model, {})
 
 
 def start_by_transformers(model: Path) -> Server:

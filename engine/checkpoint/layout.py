@@ -37,8 +37,8 @@ def check_layout(directory: Path) -> None:
     if "adapter_config.json" in names and not _files_without_index(directory):
         base = _read_quietly(directory / "adapter_config.json").get("base_model_name_or_path")
         raise UnsupportedModel(
-            f"{directory} is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
-            "(`engine: vllm` with enable_lora), or merge them.",
+            f"{directory} is a LoRA adapter of {base!r}, not a complete model: serve that model with "
+            "enable_lora and lora_modules, or merge them.",
             advice=None,
         )
     if "config.json" in names:

@@ -5,12 +5,15 @@ Every early end of a request (the client left, a stop string, a shutdown) is the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
+from engine.core.adapter import Adapter
 from engine.core.engine_core import EngineCore
 from engine.core.engine_thread import EngineThread
 from engine.core.sleep import MemoryUsage
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 
 
 _Command: TypeAlias = EngineRequest | str  # run this request, abort the one with this id
+_NOBODY = ""  # the id of no request: aborting it only ends the thread's wait for commands
 
 
 class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
@@ -111,6 +115,10 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
         if not self._streams and not self._holds:
             self._idle.set()
 
+    async def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests. Raises CheckpointError, ConfigError and EngineDead."""
+        return await asyncio.to_thread(self._get_core().read_adapter, name, directory)
+
     async def reset_prefix_cache(self) -> None:
         """Forget the cached keys and values of prompts; running requests continue. Raises EngineDead."""
         await self._call("reset_prefix_cache")
@@ -151,6 +159,10 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
     def _step(self, core: EngineCore) -> Iterable[TokenDelta]:
         return core.step()
 
+    def _on_core(self, core: EngineCore) -> None:
+        core.watch_device(lambda: self._commands.put(_NOBODY))
+
     def _check_idle(self, core: EngineCore) -> None:
+        core.check_device()
         if log.isEnabledFor(logging.DEBUG):
             core.check_integrity()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from engine.core.adapter import Adapter
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
@@ -44,6 +46,7 @@ class ScheduledSequence(NamedTuple):
     constraint: TokenConstraint | None = None
     # The prompt tokens whose logprobs this step computes: those that follow the scored rows.
     scored_token_ids: Sequence[int] = ()
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +118,20 @@ class Runner(Protocol[TicketT]):
     @property
     def memory(self) -> MemoryUsage:
         """Memory in use now; may be read by any thread."""
+        ...
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests; safe in any thread. Raises CheckpointError and ConfigError."""
+        ...
+
+
+class DeviceWatch(Protocol):
+    """Of a device that can be lost between steps."""
+
+    def watch(self, on_lost: Callable[[], None]) -> None:
+        """Call `on_lost`, from any thread, when the device is lost."""
+        ...
+
+    def check(self) -> None:
+        """Raises DeviceLost if it is."""
         ...

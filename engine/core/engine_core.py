@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.core.batch import Batch, Runner, StepResult
+from engine.core.adapter import Adapter
+from engine.core.batch import Batch, DeviceWatch, Runner, StepResult
 from engine.core.block_manager import BlockManager
 from engine.core.block_tables import BlockTables
 from engine.core.cache_info import describe_cache
@@ -24,19 +26,32 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """A scheduler and a runner, called by one thread.
 
-    Any thread may call `check` and read `stats`, `memory` and the limits.
+    Any thread may call `check` and `read_adapter`, and read `stats`, `memory` and the limits.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner[Any], *, cache_config: Mapping[str, str] | None = None
+        self,
+        scheduler: Scheduler,
+        runner: Runner[Any],
+        *,
+        cache_config: Mapping[str, str] | None = None,
+        device_watch: DeviceWatch | None = None,
     ) -> None:
+        """`device_watch`: for a device that can be lost between steps."""
         self._scheduler = scheduler
+        self._device_watch = device_watch
         self._runner = runner
         self._cache_config = cache_config or {}
 
     @classmethod
     def from_config(
-        cls, config: EngineConfig, runner: Runner[Any], *, max_model_len: int, eos_token_ids: Sequence[int]
+        cls,
+        config: EngineConfig,
+        runner: Runner[Any],
+        *,
+        max_model_len: int,
+        eos_token_ids: Sequence[int],
+        device_watch: DeviceWatch | None = None,
     ) -> EngineCore:
         """A core around a loaded model. `eos_token_ids`: the tokenizer's own first, then further ones.
 
@@ -71,7 +86,7 @@ class EngineCore:
             eos_token_ids=eos_token_ids,
         )
         described = describe_cache(config, block_manager, windows, max_model_len=scheduler.max_model_len)
-        return cls(scheduler, runner, cache_config=described)
+        return cls(scheduler, runner, cache_config=described, device_watch=device_watch)
 
     def __repr__(self) -> str:
         return f"<EngineCore {self._scheduler!r}>"
@@ -121,6 +136,19 @@ class EngineCore:
         if len(batch.sequences) == 1:
             return StepResult([()], failures={0: GenerationFailed(failure)})
         return _merge([self._execute(Batch((sequence,))) for sequence in batch.sequences])
+
+    def watch_device(self, on_lost: Callable[[], None]) -> None:
+        """Call `on_lost`, from any thread, when the device is lost: `check_device` then raises DeviceLost."""
+        if self._device_watch is not None:
+            self._device_watch.watch(on_lost)
+
+    def check_device(self) -> None:
+        if self._device_watch is not None:
+            self._device_watch.check()
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """A LoRA adapter for requests; safe in any thread. Raises CheckpointError and ConfigError."""
+        return self._runner.read_adapter(name, directory)
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of requests that have ended."""

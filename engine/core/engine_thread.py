@@ -159,6 +159,10 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
     @abstractmethod
     def _step(self, core: CoreT) -> Iterable[OutputT]: ...
 
+    def _on_core(self, core: CoreT) -> None:
+        """Called once the core is built."""
+        return
+
     def _check_idle(self, core: CoreT) -> None:
         """Called before the thread waits for work."""
         return
@@ -193,6 +197,7 @@ class EngineThread(ABC, Generic[CoreT, CommandT, OutputT]):
         end: BaseException | None = None
         try:
             core = self._build_core()
+            self._on_core(core)
             loop.call_soon_threadsafe(self._on_built, core)
             self._run_steps(
                 core,

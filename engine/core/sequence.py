@@ -103,6 +103,7 @@ class SequenceState:
             self.logits_processors,
             request.constraint,
             scored,
+            request.adapter,
         )
 
     def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:

@@ -1,6 +1,6 @@
 """The engine's interface types: requests in, token deltas and statistics out.
 
-A leaf: imports only the engine's errors, and no torch.
+A leaf: imports only adapters and the engine's errors, and no torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
+from engine.core.adapter import Adapter
 from engine.errors import EngineError
 
 ALL_LOGPROBS = -1  # those of the whole vocabulary, as in vLLM
@@ -119,6 +120,7 @@ class EngineRequest:
     priority: int = 0  # lower first, as vLLM has it
     constraint: TokenConstraint | None = None
     cache_salt: bytes = b""  # prompts share cached blocks only where their salts are equal
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,14 +17,21 @@ from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
 from engine.execution.cache_division import CacheDivision
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
-from engine.execution.graphs import recorder_for
+from engine.execution.graphs import Record, recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
+from engine.execution.parallel.division import build_share
+from engine.execution.parallel.leading_runner import LeadingRunner
+from engine.execution.parallel.messages import MeasureBudget
+from engine.execution.parallel.processes import Ranks
+from engine.execution.parallel.start import start_ranks
 from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
+from engine.models.layers.division import DeviceGroup
+from engine.models.lora.adapters import Adapters
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
@@ -56,13 +63,35 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
-    load = partial(load_model, config, architecture, model_config, dtype=dtype, device=device)
-    with translated_out_of_memory(), torch.inference_mode():
+    adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
+    ranks = None
+    if adapters is not None and config.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--enable-lora with --tensor-parallel-size {config.tensor_parallel_size}: LoRA adapters aren't "
+            "divided between devices yet. Merge the adapter into the model, or leave out one of the flags."
+        )
+    if config.tensor_parallel_size > 1:
+        ranks = start_ranks(config, model_config, dtype=dtype, device=device)
+    group = None if ranks is None else ranks.group
+    load = partial(
+        load_model,
+        config,
+        architecture,
+        model_config,
+        dtype=dtype,
+        device=device,
+        group=group,
+        adapters=adapters,
+    )
+    eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
+    with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
-        size = _size_cache(config, model)
-        cache = _build_cache(config, model, size.num_blocks, size.window_blocks)
-        eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
-        runner = ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=recorder_for(cache))
+        if ranks is not None:
+            ranks.connect()
+        make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
+        size = _size_cache(config, model, make_runner, ranks)
+        cache = build_cache(config, model, size.num_blocks, size.window_blocks)
+        runner = make_runner(model, cache, load=load, record=recorder_for(cache), adapters=adapters)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
@@ -79,7 +108,34 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         runner,
         max_model_len=size.max_model_len,
         eos_token_ids=eos_token_ids,
+        device_watch=ranks,
     )
+
+
+def _make_runner(
+    model: CausalLM,
+    cache: PagedKVCache,
+    *,
+    eos_token_ids: Sequence[int],
+    ranks: Ranks | None,
+    load: Callable[[], CausalLM] | None = None,
+    record: Callable[[], Record] | None = None,
+    adapters: Adapters | None = None,
+) -> ModelRunner:
+    """Several ranks record no graphs, and have no adapters."""
+    if ranks is not None:
+        return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load)
+    return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=record, adapters=adapters)
+
+
+@contextmanager
+def _closed_on_error(ranks: Ranks | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
 
 
 def _with_own_head(config: EngineConfig, model_config: DecoderConfig) -> DecoderConfig:
@@ -103,12 +159,19 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    group: DeviceGroup | None = None,
+    adapters: Adapters | None = None,
 ) -> CausalLM:
-    """The model in `config.model`, which must be a directory, with its weights."""
+    """The model in `config.model`, which must be a directory, with its weights; in a group, its share."""
     if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} exceeds the model's limit: "
             f"max_position_embeddings is {model_config.max_position_embeddings}."
+        )
+    if adapters is not None and is_of_transformers(architecture):
+        raise ConfigError(
+            f"--enable-lora: transformers' own code computes {model_config.architecture}, and takes no LoRA "
+            "adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
         )
     model_class = architecture.load_class()
     model: CausalLM
@@ -117,12 +180,17 @@ def load_model(
             log.info("Transformers' own code computes %s.", model_config.architecture)
             model = model_class(model_config, checkpoint, dtype=dtype, device=device)
         else:
-            model = model_class(model_config, dtype=dtype, device=device)
+            make_model = partial(model_class, dtype=dtype, device=device)
+            model = (
+                make_model(model_config) if group is None else build_share(make_model, model_config, group)
+            )
             load_weights(model, checkpoint)
+    if adapters is not None:
+        adapters.attach(model)
     return model
 
 
-def _build_cache(
+def build_cache(
     config: EngineConfig, model: CausalLM, num_blocks: int, window_blocks: Mapping[int, int] | None = None
 ) -> PagedKVCache:
     return PagedKVCache(
@@ -135,23 +203,31 @@ def _build_cache(
     )
 
 
-def _size_cache(config: EngineConfig, model: CausalLM) -> CacheSize:
+def _size_cache(
+    config: EngineConfig, model: CausalLM, make_runner: Callable[..., ModelRunner], ranks: Ranks | None
+) -> CacheSize:
+    num_sharing = 1  # ranks that share the budget
     if model.device.type == "cuda" and config.num_gpu_blocks_override is None:
         num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
         with _timed("Measured the memory of a full step"):
-            cache = _build_cache(config, model, -(-num_tokens // config.block_size))
-            ModelRunner(model, cache, eos_token_ids=()).warm_up(num_tokens)
+            cache = build_cache(config, model, -(-num_tokens // config.block_size))
+            make_runner(model, cache).warm_up(num_tokens)
+            del cache
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
+        if ranks is not None:
+            budgets = [budget, *ranks.call(MeasureBudget())]
+            budget = min(budgets, key=lambda one: one.limit_bytes)
     elif model.device.type == "cuda":  # the number of blocks is given
         budget = MemoryBudget(default_bytes=0, limit_bytes=0)
     else:
         budget = cpu_budget()
+        num_sharing = config.tensor_parallel_size
     return size_cache(
         config,
         budget,
         division=CacheDivision.of(
             model.attention_specs,
-            model.dtype.itemsize,
+            num_sharing * model.dtype.itemsize,
             config,
             config.max_model_len or model.config.max_position_embeddings,
             max_tokens_per_step=ModelRunner.max_tokens_per_step,

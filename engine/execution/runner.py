@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import PositionLogprobs, SamplingParams
-from engine.errors import DeviceLost
+from engine.errors import ConfigError, DeviceLost
 from engine.execution.graphs import GraphHolder, Record
 from engine.execution.residency import ModelResidency
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import build_inputs
+from engine.models.lora.adapters import Adapters
 from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
 from engine.sampling.masks import BitmaskFiller, Masks
 from engine.sampling.sampler import SampledRow, Sampler
@@ -39,6 +42,7 @@ class SubmittedStep:
     scored: torch.Tensor | None = None  # hidden states of the scored rows [P, …]
     masks: Callable[[], Masks] | None = None  # None if no sequence has a constraint
     runs: bool = True  # False if all constraints are late
+    number: int = 0  # where several ranks run it
 
 
 class ModelRunner:
@@ -54,12 +58,15 @@ class ModelRunner:
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
         record: Callable[[], Record] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`load` recreates the model after a sleep at level 2. The runner must have the only references.
 
-        `record` makes what records decode steps as graphs; None: they aren't.
+        `record` makes what records decode steps as graphs; None: they aren't. `adapters` are attached to
+        the model.
         """
         self._graphs = GraphHolder(record)
+        self._adapters = adapters
         self._replayed: SubmittedStep | None = None  # not collected yet; its logits are a graph's
         self._residency = ModelResidency(
             model,
@@ -102,7 +109,7 @@ class ModelRunner:
         step = SubmittedStep(batch)
         with _translated_loss():
             step.masks = self._bitmask_filler.start(constraints)
-            self._run_model(step)
+            self.run_model(step)
         return step
 
     @torch.inference_mode()
@@ -126,7 +133,7 @@ class ModelRunner:
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Run the model. Returns the logits of sequences that sample [S, vocab_size], None if none does."""
         step = SubmittedStep(batch)
-        self._run_model(step)
+        self.run_model(step)
         return step.logits
 
     def sleep(self, level: int) -> None:
@@ -140,6 +147,12 @@ class ModelRunner:
     @property
     def memory(self) -> MemoryUsage:
         return self._residency.memory
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """See Runner in engine/core/batch.py."""
+        if self._adapters is None:
+            raise ConfigError("LoRA adapters need --enable-lora.")
+        return self._adapters.read(name, directory)
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a prefill of `num_tokens` and one decode, so that the first request doesn't pay for set-up.
@@ -160,10 +173,11 @@ class ModelRunner:
         if graphs is not None:
             graphs.record_all(max_rows)
 
-    def _run_model(self, step: SubmittedStep) -> None:
+    def run_model(self, step: SubmittedStep) -> None:
         """Fill in the sampled rows' logits, and the scored rows' hidden states."""
         model, cache, inputs = self._residency.model, self._residency.cache, step.batch.inputs
-        if (graphs := self._graphs.find(model, cache)) is not None:
+        is_adapted = self._adapters is not None and self._adapters.begin(step.batch)
+        if not is_adapted and (graphs := self._graphs.find(model, cache)) is not None:
             if self._replayed is not None and self._replayed.logits is not None:
                 self._replayed.logits = self._replayed.logits.clone()  # the next replay overwrites them
             self._replayed = None
@@ -174,6 +188,12 @@ class ModelRunner:
         hidden = model(tensors, cache)
         sampled, step.scored = hidden[: tensors.num_sampled], hidden[tensors.num_sampled :]
         step.logits = model.logits(sampled) if len(sampled) else None
+
+    def scored_logits(self, step: SubmittedStep, start: int, stop: int) -> torch.Tensor:
+        """Of scored rows `start` … `stop` - 1: [rows, vocab_size]."""
+        if step.scored is None:
+            raise ValueError("The step has no scored rows.")
+        return self._residency.model.logits(step.scored[start:stop])
 
     def _choose(
         self,
@@ -212,7 +232,7 @@ class ModelRunner:
         In slices: for all rows of a step, the logits of a large vocabulary would take gigabytes.
         """
         scored: dict[int, list[PositionLogprobs]] = {}
-        if (hidden := step.scored) is None:
+        if step.scored is None:
             return scored
         size = max(1, min(_SCORED_ROWS, _SCORED_LOGITS // self.vocab_size))
         first = 0
@@ -223,8 +243,8 @@ class ModelRunner:
             scored[index] = []
             for start in range(0, len(token_ids), size):
                 part = token_ids[start : start + size]
-                rows = hidden[first + start : first + start + len(part)]
-                logprobs = raw_logprobs(self._residency.model.logits(rows))
+                logits = self.scored_logits(step, first + start, first + start + len(part))
+                logprobs = raw_logprobs(logits)
                 scored[index] += position_logprobs(logprobs, part, [num_top] * len(part))
             first += len(token_ids)
         return scored

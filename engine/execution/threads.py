@@ -15,21 +15,25 @@ def num_compute_threads(requested: int | None) -> int:
     named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if named.isdigit() and int(named) > 0:
         return int(named)
-    cores = _physical_cores(_usable_cpus())
+    cores = _physical_cores(usable_cpus())
     limit = cpu_limit()
     return max(1, cores if limit is None else min(cores, round(limit)))
 
 
-def _usable_cpus() -> set[int]:
+def usable_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))  # macOS has no affinity
 
 
 def _physical_cores(cpus: set[int]) -> int:
-    """Hyper-threads share a core's arithmetic units: two threads on one core are slower than one."""
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    return len(cores)
+    return len({frozenset(siblings_of(cpu)) for cpu in cpus})
+
+
+def siblings_of(cpu: int) -> set[int]:
+    """The hyper-threads of its core, which share arithmetic units: two threads there are slower than one."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    if not siblings.exists():
+        return {cpu}
+    ends = [part.partition("-") for part in siblings.read_text().strip().split(",")]
+    return {one for first, _, last in ends for one in range(int(first), int(last or first) + 1)}

@@ -15,16 +15,14 @@ def _only(why: str, *allowed: str) -> FlagRule:
     return FlagRule(why, frozenset(allowed))
 
 
-_ONE_DEVICE = "the engine runs on one device"
+_ONE_DEVICE = "devices share a model by --tensor-parallel-size"
 _NOT_YET = "not supported yet"
 _NO_TLS = "the engine serves plain HTTP; put a TLS proxy in front of it"
-_NO_LORA = "LoRA adapters are not supported yet"
 _NO_QUANTIZATION = "the engine reads quantized checkpoints, and quantizes none itself"
 _NO_SPECULATION = "speculative decoding is not supported yet"
 
 RULES: dict[str, FlagRule] = {
     # devices
-    "tensor-parallel-size": _only(_ONE_DEVICE, "1"),
     "pipeline-parallel-size": _only(_ONE_DEVICE, "1"),
     "data-parallel-size": _only(_ONE_DEVICE, "1"),
     "decode-context-parallel-size": _only(_ONE_DEVICE, "1"),
@@ -51,8 +49,7 @@ RULES: dict[str, FlagRule] = {
     "spec-model": _only(_NO_SPECULATION),
     "spec-tokens": _only(_NO_SPECULATION),
     "logits-processors": _only(_NOT_YET),
-    "enable-lora": _only(_NO_LORA, "false"),
-    "lora-modules": _only(_NO_LORA),
+    "lora-target-modules": _only("an adapter's own adapter_config.json names its modules"),
     "enable-prompt-embeds": _only(_NOT_YET, "false"),
     "watermark-config": _only(_NOT_YET),
     "diffusion-config": _only(_NOT_YET),

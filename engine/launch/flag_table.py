@@ -11,7 +11,7 @@ from typing import Any
 from engine.launch import vllm_flags
 from engine.launch.flag_parser import FOREIGN, build_parser
 from engine.launch.flag_rules import RULES
-from engine.launch.flag_values import fraction, human_int, json_object, model_len, seconds
+from engine.launch.flag_values import adapter_path, fraction, human_int, json_object, model_len, seconds
 
 VLLM_VERSION = "0.32"  # engine/launch/vllm_flags.py lists this version's flags
 
@@ -22,6 +22,7 @@ _KINDS: dict[Any, str] = {
     seconds: "seconds",
     json_object: "object",
     int: "integer",
+    adapter_path: "adapter",
     str.lower: "word",
 }
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.config import AdapterPath
+
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -73,6 +75,18 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def adapter_path(text: str) -> AdapterPath:
+    """`name=path`, or vLLM's JSON."""
+    if text.lstrip().startswith("{"):
+        given = json_object(text)
+        name, path = given.get("name"), given.get("path")
+    else:
+        name, _, path = text.partition("=")
+    if not (isinstance(name, str) and isinstance(path, str) and name and path):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither NAME=PATH nor {{"name": …, "path": …}}')
+    return AdapterPath(name, Path(path))
+
+
 def dtype(text: str) -> str:
     return _DTYPE_SYNONYMS.get(text, text)
 
@@ -90,5 +104,6 @@ READERS: dict[str, Callable[[str], Any]] = {
     "seconds": seconds,
     "str": str,
     "tuple[str, ...]": str,
+    "tuple[AdapterPath, ...]": adapter_path,
     "word": str.lower,
 }

@@ -44,6 +44,8 @@ def parse_flags(argv: Sequence[str], environ: Mapping[str, str]) -> Flags:
     values["model"] = _model_of(values, environ)
     foreign = {name.removeprefix(FOREIGN): values[name] for name in values if name.startswith(FOREIGN)}
     warnings = _check_foreign(foreign)
+    if values.get("lora_modules") and not values.setdefault("enable_lora", True):
+        raise ConfigError("--lora-modules needs --enable-lora, and --no-enable-lora is given.")
     engine = _config(EngineConfig, {**values, "model": Path(values["model"])})
     try:
         server = _server_config(values, environ)
@@ -78,7 +80,7 @@ def to_argv(flags: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             argv.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list | tuple):
-            argv += [flag, *map(str, value)]
+            argv += [flag, *(json.dumps(item) if isinstance(item, Mapping) else str(item) for item in value)]
         else:
             argv.append(f"{flag}={json.dumps(value) if isinstance(value, Mapping) else value}")
     return argv
@@ -127,6 +129,7 @@ def _server_config(values: Mapping[str, Any], environ: Mapping[str, str]) -> Ser
         chat_template=_chat_template(given.chat_template),
         tool_call_parser=given.tool_call_parser if values.get("enable_auto_tool_choice", True) else "none",
         reasoning_parser=given.reasoning_parser or None,
+        takes_adapters=values.get("enable_lora", False),
         enable_sleep_mode=values.get("enable_sleep_mode", dev_mode),
         log_requests=given.log_requests and not values.get("disable_log_requests", False),
     )

@@ -14,7 +14,8 @@ from engine.checkpoint.layout import (
 from engine.checkpoint.quantisation import check_quantisation_flag
 from engine.checkpoint.raw_config import read_raw_config
 from engine.config import EngineConfig
-from engine.models.architecture import Architecture
+from engine.errors import ConfigError
+from engine.models.divisible import check_divisible
 from engine.models.transformers_backend.choice import choose_implementation
 from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
@@ -29,10 +30,15 @@ def check_config(config: EngineConfig) -> None:
     raw = read_raw_config(directory, config.hf_overrides)
     check_quantisation_flag(config.quantization, directory, raw)
     if choose_runner(config) is RunnerKind.POOLING:
-        architecture: Architecture = read_pooling_plan(config).architecture
-    else:
-        architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)
-    architecture.read_config(directory, config.hf_overrides)
+        if config.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"--tensor-parallel-size {config.tensor_parallel_size} is for models that generate text: the "
+                "pooling runner uses one device. Leave the flag out."
+            )
+        read_pooling_plan(config).architecture.read_config(directory, config.hf_overrides)
+        return
+    architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)
+    check_divisible(architecture.read_config(directory, config.hf_overrides), config.tensor_parallel_size)
 
 
 def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:

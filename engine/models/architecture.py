@@ -29,6 +29,7 @@ class _Architecture:
     head: SavedHead
     model_class: str  # "module:class": the class needs torch, the list of architectures must not
     pools: bool = True  # whether the pooling runner supports it
+    looks_both_ways: bool = False  # a decoder that does, whatever config.json says
 
     @property
     def generates(self) -> bool:

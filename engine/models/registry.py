@@ -53,20 +53,28 @@ def decoders(
     reads: ReadsDecoder = read_llama,
     pools: bool = True,
     pools_as: str | None = None,
+    only: tuple[SavedHead, ...] = (),
+    looks_both_ways: bool = False,
 ) -> Iterator[Architecture]:
     """A family of decoders. `pools`: whether it can also be an embedding model or a classifier.
 
-    `pools_as`: the family's name in the names of these, if it is another.
+    `pools_as`: the family's name in the names of these, if it is another. `only`: the heads that there are,
+    if not those of most families.
     """
 
     def read_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
         return reads(ConfigFile.open(directory, overrides))
 
     pooling_heads = (SavedHead.NONE, SavedHead.CLASSIFIER) if pools else ()
-    for head in (SavedHead.CAUSAL_LM, *pooling_heads):
+    for head in only or (SavedHead.CAUSAL_LM, *pooling_heads):
         name = family if head is SavedHead.CAUSAL_LM else pools_as or family
         yield DecoderArchitecture(
-            name=f"{name}{head}", head=head, model_class=model_class, pools=pools, read_config=read_config
+            name=f"{name}{head}",
+            head=head,
+            model_class=model_class,
+            pools=pools,
+            read_config=read_config,
+            looks_both_ways=looks_both_ways,
         )
 
 
@@ -96,6 +104,8 @@ _FAMILIES = (
     decoders("Granite", "engine.models.granite:GraniteForCausalLM", reads=read_granite),
     decoders("Olmo2", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo2),
     decoders("Olmo3", "engine.models.olmo:OlmoForCausalLM", reads=read_olmo3),
+    decoders("EuroBert", _LLAMA, only=(SavedHead.NONE, SavedHead.MASKED_LM), looks_both_ways=True),
+    decoders("LlamaBidirectional", _LLAMA, only=(SavedHead.NONE, SavedHead.CLASSIFIER), looks_both_ways=True),
     encoders("Bert", BERT),
     encoders("Roberta", ROBERTA),
     encoders("XLMRoberta", ROBERTA),

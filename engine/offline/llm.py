@@ -20,12 +20,13 @@ from engine.offline.outputs import (
     RequestOutput,
     ScoringOutput,
 )
-from engine.offline.params import PoolingParams, SamplingParams, per_prompt
+from engine.offline.params import LoRARequest, PoolingParams, SamplingParams, per_prompt
 from engine.offline.pooled import Pooled, require_task, scores_of, values_of
 from engine.offline.progress import UseTqdm, progress
 from engine.offline.prompts import (
     Prepare,
     Prompt,
+    ensure_adapter,
     for_conversation,
     for_prompt,
     prepare_all,
@@ -84,6 +85,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: UseTqdm = True,
         *,
+        lora_request: LoRARequest | Sequence[LoRARequest] | None = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Continue each prompt: text, token ids, or a mapping with `prompt` or `prompt_token_ids`.
@@ -93,7 +95,8 @@ class LLM:
         each = split_prompts(prompts)
         all_params = self._params(sampling_params, len(each))
         priorities = per_prompt("priority", 0 if priority is None else priority, int, len(each))
-        makes = [partial(for_prompt, *one) for one in zip(each, all_params, priorities, strict=True)]
+        models = self._models(lora_request, len(each))
+        makes = [partial(for_prompt, *one) for one in zip(each, all_params, models, priorities, strict=True)]
         return self._run("generate", makes, use_tqdm, name="prompts")
 
     def chat(
@@ -102,6 +105,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: UseTqdm = True,
         *,
+        lora_request: LoRARequest | Sequence[LoRARequest] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -121,7 +125,10 @@ class LLM:
             "tools": tools,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        makes = [partial(for_conversation, *one, options) for one in zip(each, all_params, strict=True)]
+        models = self._models(lora_request, len(each))
+        makes = [
+            partial(for_conversation, *one, options) for one in zip(each, all_params, models, strict=True)
+        ]
         return self._run("chat", makes, use_tqdm, name="messages")
 
     # Models that pool
@@ -223,6 +230,16 @@ class LLM:
     def _params(self, given: Any, count: int) -> Sequence[SamplingParams]:
         params = self.get_default_sampling_params() if given is None else given
         return per_prompt("sampling_params", params, SamplingParams, count)
+
+    def _models(self, given: Any, count: int) -> Sequence[str | None]:
+        """The name of each prompt's adapter, which is loaded if it isn't yet."""
+        if given is None:
+            return [None] * count
+        requests = per_prompt("lora_request", given, LoRARequest, count)
+        service = self._generation_service("lora_request")
+        for one in dict.fromkeys(requests):
+            self._call(partial(ensure_adapter, service, one))
+        return [one.lora_name for one in requests]
 
     def _run(
         self, called: str, makes: Sequence[Callable[[], Prepare]], use_tqdm: UseTqdm, *, name: str

@@ -71,6 +71,15 @@ class SamplingParams:
         return {name: value for name, value in body.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class LoRARequest:
+    """An adapter for a call; the first call with it loads it. `lora_int_id` is vLLM's, and not needed."""
+
+    lora_name: str
+    lora_int_id: int = 0
+    lora_path: str = ""
+
+
 @dataclass(kw_only=True)
 class PoolingParams:
     """How a model's values are made of a text."""

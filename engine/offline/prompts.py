@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from pydantic import Field
 from engine.errors import InvalidRequest
 from engine.offline.concurrency import all_or_none
 from engine.offline.outputs import OutputMaker, RequestOutput
-from engine.offline.params import SamplingParams, as_json
+from engine.offline.params import LoRARequest, SamplingParams, as_json
 from engine.server.generation.chat_run import prepare_chat
 from engine.server.generation.generation import Choice, ChoiceDelta, Generation, merge_deltas
 from engine.server.generation.service import GenerationService
@@ -85,11 +86,12 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [plain] if plain and all(isinstance(item, int) for item in plain) else plain
 
 
-def for_prompt(prompt: Prompt, params: SamplingParams, priority: int) -> Prepare:
-    """Raises InvalidRequest."""
+def for_prompt(prompt: Prompt, params: SamplingParams, model: str | None, priority: int) -> Prepare:
+    """`model`: an adapter's name. Raises InvalidRequest."""
     fields = _prompt_fields(prompt)
     text = fields["prompt"] if isinstance(fields["prompt"], str) else None
-    body = check({**params.body_fields(), **fields, "priority": priority}, CompletionBody, COMPLETION)
+    others = {"priority": priority, "model": model}
+    body = check({**params.body_fields(), **fields, **others}, CompletionBody, COMPLETION)
 
     async def prepare(service: GenerationService, request_id: str) -> Prepared:
         generation, choices = await prepare_completion(service, body)
@@ -99,11 +101,14 @@ def for_prompt(prompt: Prompt, params: SamplingParams, priority: int) -> Prepare
 
 
 def for_conversation(
-    messages: Sequence[Mapping[str, Any]], params: SamplingParams, options: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]],
+    params: SamplingParams,
+    model: str | None,
+    options: Mapping[str, Any],
 ) -> Prepare:
-    """`options`: further fields of a chat's body. Raises InvalidRequest."""
+    """`model`: an adapter's name; `options`: further fields of a chat's body. Raises InvalidRequest."""
     fields = {name: as_json(value) for name, value in options.items() if value is not None}
-    raw = {**params.body_fields(), **fields, "messages": as_json(messages)}
+    raw = {**params.body_fields(), **fields, "messages": as_json(messages), "model": model}
     body = check(raw, _ConversationBody, CHAT)
 
     async def prepare(service: GenerationService, request_id: str) -> Prepared:
@@ -128,6 +133,17 @@ async def prepare_all(
         with of_prompt(name, index, len(makes)):
             prepared.append(await prepare(service, request_id))
     return prepared
+
+
+async def ensure_adapter(
+    service: GenerationService, wanted: LoRARequest, report: Callable[[Any], None]
+) -> None:
+    """Load it unless its name is known. Raises InvalidRequest."""
+    if wanted.lora_name in service.model.adapters:
+        return
+    if not service.config.takes_adapters:
+        raise InvalidRequest("lora_request needs LLM(…, enable_lora=True).", param="lora_request")
+    await service.load_adapter(wanted.lora_name, Path(wanted.lora_path))
 
 
 async def run_all(

@@ -40,7 +40,7 @@ _STOP_S = 10.0  # for the last step of a large model
 _SERVER_FIELDS = frozenset(
     """served_model_names tokenizer chat_template chat_template_content_format trust_request_chat_template
     tool_call_parser reasoning_parser max_logprobs default_chat_template_kwargs generation_config
-    override_generation_config seed enable_sleep_mode log_stats stream_interval""".split()  # noqa: SIM905
+    override_generation_config seed enable_sleep_mode lora_modules log_stats stream_interval""".split()  # noqa: SIM905
 )
 
 
@@ -107,10 +107,12 @@ async def _load(config: EngineConfig, server: ServerConfig) -> ModelService:
     service = _service(engine, server, config.max_num_seqs)
     try:
         _, model = await asyncio.gather(engine.start(), read_model())
+        service.serve(model)
+        if isinstance(service, GenerationService):
+            await service.load_first_adapters()
     except BaseException:
-        await engine.shutdown(0)
+        await engine.shutdown(_STOP_S if engine.is_alive else 0)  # one that still loads can't be stopped
         raise
-    service.serve(model)
     return service
 
 

@@ -82,11 +82,12 @@ def _load_model(
     architecture = plan.architecture
     if isinstance(architecture, EncoderArchitecture):
         return PooledEncoderRunner(_load_encoder(config, plan, architecture, device))
-    largest = max(config.max_num_batched_tokens, plan.max_model_len)
     return PooledDecoderRunner(
         _load_decoder(config, plan, architecture, device, tokenizer),
-        max_tokens=largest + config.max_num_seqs * config.block_size,
-        block_size=config.block_size,
+        max_tokens=max(config.max_num_batched_tokens, plan.max_model_len),
+        max_sequences=config.max_num_seqs,
+        block_size=1 if plan.looks_both_ways else config.block_size,
+        looks_both_ways=plan.looks_both_ways,
     )
 
 
@@ -119,8 +120,11 @@ def _load_decoder(
     tokenizer: Callable[[], Tokenizer],
 ) -> PooledDecoder:
     model_config = architecture.read_config(config.model, config.hf_overrides)
+    dtype = resolve_dtype(config.dtype, model_config.dtype, device)
+    is_native = not is_of_transformers(architecture)
     model_config = replace(model_config, max_model_len=plan.max_model_len)
-    with open_checkpoint(config.model, config.hf_overrides, rename=decoder_tensor_name) as checkpoint:
+    rename = decoder_tensor_name if is_native else str
+    with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
         score = None
         if plan.classifier is not None:
             score = Head(
@@ -129,17 +133,13 @@ def _load_decoder(
                 bias="score.bias" in checkpoint.names,
                 is_stored=plan.classifier.from_tokens is None,
             )
-        dtype = resolve_dtype(config.dtype, model_config.dtype, device)
         model_class = architecture.load_class()
         model: PooledDecoder
-        if is_of_transformers(architecture):
-            with open_checkpoint(
-                config.model, config.hf_overrides
-            ) as stored:  # transformers renames tensors itself
-                model = model_class(model_config, stored, score=score, dtype=dtype, device=device)
-        else:
+        if is_native:
             model = PooledDecoder(model_class, model_config, score=score, dtype=dtype, device=device)
             load_weights(model, checkpoint)
+        else:
+            model = model_class(model_config, checkpoint, score=score, dtype=dtype, device=device)
         if score is not None and plan.classifier is not None and plan.classifier.from_tokens is not None:
             score.load("weight", [_derive_score(plan.classifier, checkpoint, tokenizer()).to(device)])
     return model
@@ -147,7 +147,10 @@ def _load_decoder(
 
 def _derive_score(classifier: Classifier, checkpoint: TensorSource, tokenizer: Tokenizer) -> torch.Tensor:
     """A classifier's weight from rows of the language head: float32 [num_labels, hidden]."""
-    head = "lm_head.weight" if "lm_head.weight" in checkpoint.names else "model.embed_tokens.weight"
+    heads = ("lm_head.weight", "model.embed_tokens.weight", "embed_tokens.weight")
+    head = next((name for name in heads if name in checkpoint.names), None)
+    if head is None:
+        raise CheckpointError(f"classifier_from_token: the checkpoint has none of {', '.join(heads)}.")
     token_ids = [tokenizer.fast.token_to_id(token) for token in classifier.tokens]
     if None in token_ids:
         unknown = classifier.tokens[token_ids.index(None)]

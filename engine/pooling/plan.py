@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.config import EngineConfig
-from engine.errors import ConfigError, UnsupportedModel
+from engine.errors import ConfigError
 from engine.models.architecture import Architecture, DecoderArchitecture
 from engine.models.config import ModelConfig
 from engine.models.encoder_config import EncoderConfig
@@ -46,6 +46,7 @@ class PoolingPlan:
     use_activation: bool  # the default for requests
     embedding_size: int
     max_model_len: int  # tokens of one input
+    looks_both_ways: bool = False  # a decoder whose tokens see those after them, too
     classifier: Classifier | None = None  # with Task.CLASSIFY
     dense: tuple[DenseModule, ...] = ()  # sentence-transformers' projections after pooling
     is_matryoshka: bool = False
@@ -81,7 +82,6 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     """Raises CheckpointError, UnsupportedModel and ConfigError."""
     raw = read_raw_config(config.model, config.hf_overrides)
     architecture = choose_pooling_implementation(config.model, config.hf_overrides, config.model_impl)
-    _refuse_unsupported(raw, architecture)
     model = architecture.read_config(config.model, config.hf_overrides)
     task = _task(config.convert, architecture)
     recipe = read_sentence_transformer(config.model)
@@ -94,10 +94,11 @@ def read_pooling_plan(config: EngineConfig) -> PoolingPlan:
     return PoolingPlan(
         architecture=architecture,
         task=task,
-        pooling=_pooling(pooler, recipe, model, task),
+        pooling=_pooling(pooler, recipe, architecture, model, task),
         use_activation=_use_activation(pooler, recipe, task),
         embedding_size=dense[-1].out_features if dense else model.hidden_size,
         max_model_len=_max_model_len(config, recipe, model),
+        looks_both_ways=_looks_both_ways(raw, architecture),
         classifier=classifier,
         dense=dense,
         is_matryoshka=bool(dimensions or raw.get("is_matryoshka")),
@@ -153,12 +154,6 @@ def _number(values: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], architecture: Architecture) -> None:
-    looks_both_ways = raw.get("is_causal") is False or raw.get("use_bidirectional_attention")
-    if looks_both_ways and isinstance(architecture, DecoderArchitecture):
-        raise UnsupportedModel("A decoder that looks both ways (is_causal: false) isn't supported.")
-
-
 def _task(convert: str, architecture: Architecture) -> Task:
     if convert == "none" and architecture.generates:
         raise ConfigError(f"--convert none: {architecture.name} pools only as --convert embed or classify.")
@@ -172,6 +167,7 @@ def _task(convert: str, architecture: Architecture) -> Task:
 def _pooling(
     pooler: _PoolerConfig,
     recipe: SentenceTransformer | None,
+    architecture: Architecture,
     model: ModelConfig | EncoderConfig,
     task: Task,
 ) -> PoolingType:
@@ -181,7 +177,7 @@ def _pooling(
         return recipe.pooling_type()
     if isinstance(model, EncoderConfig):
         return model.classifier_pooling if task is Task.CLASSIFY else model.pooling
-    return PoolingType.LAST
+    return PoolingType.MEAN if architecture.looks_both_ways else PoolingType.LAST
 
 
 def _use_activation(pooler: _PoolerConfig, recipe: SentenceTransformer | None, task: Task) -> bool:
@@ -202,6 +198,14 @@ def _max_model_len(
             f"--max-model-len {config.max_model_len} exceeds the model's limit of {limit} tokens."
         )
     return config.max_model_len
+
+
+def _looks_both_ways(raw: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether it is a decoder of which config.json, or the architecture itself, says so."""
+    if not isinstance(architecture, DecoderArchitecture):
+        return False
+    marked = raw.get("is_causal") is False or raw.get("use_bidirectional_attention") in (True, "all")
+    return marked or architecture.looks_both_ways
 
 
 def _prompts(raw: Mapping[str, Any], recipe: SentenceTransformer | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from engine.core.sleep import MemoryUsage, Part
 from engine.execution.residency import ModelResidency
 from engine.models.attention.flat import EqualLengths, FlatInputs, runs_of
 from engine.models.attention.paged import PagedKVCache
+from engine.models.attention.whole import WholeSequences
 from engine.models.encoder_layers import EncoderModel
 from engine.models.inputs import build_inputs
 from engine.models.layers.head import Head
@@ -161,13 +162,23 @@ class PooledEncoderRunner:
 
 
 class PooledDecoderRunner:
-    """A causal decoder. Its keys and values are needed only while a layer runs."""
+    """A decoder. Its keys and values are needed only while a layer runs."""
 
-    def __init__(self, model: PooledDecoder, *, max_tokens: int, block_size: int) -> None:
-        """`max_tokens`: of the largest batch, every sequence rounded up to whole blocks."""
+    def __init__(
+        self,
+        model: PooledDecoder,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        block_size: int,
+        looks_both_ways: bool = False,
+    ) -> None:
+        """`max_tokens`, `max_sequences`: of the largest batch."""
         self._model = model
         self._block_size = block_size
-        self._num_blocks = -(-max_tokens // block_size)
+        # The last block of each sequence may be half empty.
+        self._num_blocks = max_tokens // block_size + max_sequences
+        self._looks_both_ways = looks_both_ways
 
     def modules(self) -> Iterator[nn.Module]:
         return self._model.modules()
@@ -175,6 +186,14 @@ class PooledDecoderRunner:
     def cache_maker(self) -> Callable[[], PagedKVCache]:
         """Makes a KV cache of one layer, shared by all: each writes and reads it before the next does."""
         model = self._model
+        if self._looks_both_ways:
+            return partial(
+                WholeSequences,
+                model.attention_specs,
+                num_tokens=self._num_blocks,
+                dtype=model.dtype,
+                device=model.device,
+            )
         return partial(
             PagedKVCache,
             model.attention_specs,

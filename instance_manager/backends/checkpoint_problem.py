@@ -33,14 +33,15 @@ DECODERS = frozenset(
     for family in _FAMILIES
     for head in ("ForCausalLM", "Model", "ForSequenceClassification")
 ) - {"Gemma3Model", "Gemma3ForSequenceClassification"} | {
-    "Gemma3TextModel",
-    "Gemma3TextForSequenceClassification",
+    *("Gemma3TextModel", "Gemma3TextForSequenceClassification"),
+    *("EuroBertModel", "EuroBertForMaskedLM"),
+    *("LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification"),
 }
 
 _ROPE_KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _MAY_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # whatever transformers knows
-_HEADLESS = ("ForSequenceClassification", "ForMaskedLM", "Model")
+_HEADLESS = ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining", "Model")
 _MAY_POOL = ("ForCausalLM", "LMHeadModel", "ForSequenceClassification", "Model")
 _VLLM = "vLLM may run it (`engine: vllm`)"
 _UNFINISHED = "its download isn't finished."
@@ -95,8 +96,8 @@ def _layout(path: Path, names: frozenset[str]) -> str | None:
     if "adapter_config.json" in names and not _weight_files(names):
         base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"it is a LoRA adapter of {base!r}, not a complete model: run both with vLLM "
-            "(`engine: vllm` with enable_lora), or merge them."
+            f"it is a LoRA adapter of {base!r}, not a complete model: serve that model with "
+            "enable_lora and lora_modules, or merge them."
         )
     if "config.json" in names:
         return None
@@ -132,6 +133,10 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             f"{', '.join(sorted(GENERATING))}: {_VLLM}."
         )
     return None if name in ENCODERS else _feature(name, raw)
+
+
+def _only_pools(name: str) -> bool:
+    return name.endswith(("Model", "ForSequenceClassification")) and not name.endswith("LMHeadModel")
 
 
 def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:

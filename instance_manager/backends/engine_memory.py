@@ -56,13 +56,15 @@ def on_a_cpu(found: Estimate, load: ModelLoad) -> Estimate:
     """An estimate with what the engine takes on a CPU only, and with the size that it will grow to."""
     weights_bytes = found.weights_bytes + _packed_head_bytes(load.params, load.config)
     steps = activations(load.params, load.config)
+    num_processes = quantity(load.params.get("tensor_parallel_size", load.params.get("tp"))) or 1
     # A cache of default size may never be filled.
     cache_bytes = found.kv_cache_bytes if is_cache_size_set(load.params) else 0
     return replace(
         found,
         weights_bytes=weights_bytes,
+        host_overhead_bytes=found.host_overhead_bytes * num_processes,
         step_bytes=steps.layers + steps.rest,
-        grows_to_bytes=_USED_OVERHEAD_BYTES + weights_bytes + cache_bytes + steps.layers,
+        grows_to_bytes=_USED_OVERHEAD_BYTES * num_processes + weights_bytes + cache_bytes + steps.layers,
     )
 
 

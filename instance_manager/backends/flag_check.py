@@ -170,6 +170,17 @@ def _check_object(text: str) -> str | None:
     return None if isinstance(value, dict) else "must be a JSON object"
 
 
+def _check_adapter(text: str) -> str | None:
+    if not text.lstrip().startswith("{"):
+        given: Any = dict(zip(("name", "path"), text.split("=", 1), strict=False))
+    elif (problem := _check_object(text)) is not None:
+        return problem
+    else:
+        given = json.loads(text)
+    is_whole = all(isinstance(given.get(key), str) and given[key] for key in ("name", "path"))
+    return None if is_whole else "must be NAME=PATH, or an object with name and path"
+
+
 def _check_template(text: str, folder: Path) -> str | None:
     """A text with braces or line breaks is the template itself."""
     if re.search(r"[{}\n]", text) or Path(folder, text).is_file():
@@ -184,4 +195,5 @@ _READERS: Mapping[str, Callable[[str], str | None]] = {
     "seconds": _check_seconds,
     "integer": _check_integer,
     "object": _check_object,
+    "adapter": _check_adapter,
 }

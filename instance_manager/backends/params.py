@@ -49,6 +49,11 @@ def adapter_names(params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def takes_adapters(params: Mapping[str, Any]) -> bool:
+    """Whether requests can name LoRA adapters of an engine, some of which may be loaded while it runs."""
+    return params.get("enable_lora") in (True, "true") or bool(adapter_names(params))
+
+
 def check_params(params: Mapping[str, Any], owned: frozenset[str]) -> None:
     """Raise InvalidSpec (`param` = `params.<name>`) for a name or value that can't become a flag."""
     for name, value in params.items():

@@ -14,6 +14,7 @@ from instance_manager.memory.checkpoint_size import Estimate, read_load
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
+from instance_manager.memory.placement.local import num_gpus_of
 from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec
 
@@ -51,7 +52,7 @@ class ExpectedMemory:
         """From the checkpoint's files alone. Raises ManagerError for a spec that can't be started."""
         params = plan_launch(spec, self._config).params
         gpus = () if spec.devices == () else self._driver.list_gpus()
-        count = min(len(gpus), int(params.get("tensor_parallel_size", 1)))
+        count = min(len(gpus), num_gpus_of(params))
         machine = Machine(
             host_available_bytes=host_available_bytes(),
             num_gpus=count,

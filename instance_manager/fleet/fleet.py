@@ -73,6 +73,7 @@ class Fleet:
             manager, self._registry, planner, self._scaler, config.scale, self._news, clock
         )
         self.known = self._registry.known
+        self.adapter_in = self._registry.adapter_in
         self.find = self._registry.find
         manager.events.add_listener(self._on_event)
         manager.observe(self)

@@ -24,7 +24,7 @@ from instance_manager.memory.devices import HOST, SLOT, Device
 from instance_manager.memory.eviction import CapacityPlan, Evict, EvictionPolicy, NeverFits, plan_capacity
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.memory.measurements import Footprint, Measurements
-from instance_manager.memory.placement.local import choose_devices
+from instance_manager.memory.placement.local import choose_devices, num_gpus_of
 from instance_manager.memory.victims import EvictionAction, EvictionStep, Resident
 from instance_manager.types import InstanceSpec
 
@@ -239,9 +239,8 @@ class MemoryPlanner:
         if spec.devices is not None and not spec.devices:
             return ()
         params = plan_launch(spec, self._manager.config).params
-        count = int(params.get("tensor_parallel_size", 1))
         requested = None if spec.devices is None else tuple(spec.devices)
-        return choose_devices(snapshot.gpus, count, expected.gpu_bytes_each, requested)
+        return choose_devices(snapshot.gpus, num_gpus_of(params), expected.gpu_bytes_each, requested)
 
     def _resident(self, one: Instance, snapshot: MemorySnapshot) -> Resident:
         held = dict(snapshot.held.get(one.instance_id, {}))

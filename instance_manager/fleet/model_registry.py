@@ -51,8 +51,21 @@ class ModelRegistry:
         return frozenset(changed)
 
     def known(self, name: str) -> Model | None:
-        """By name or alias."""
+        """By name or alias, or by `model:adapter`."""
+        return self._named(name) or self._split(name)[0]
+
+    def adapter_in(self, name: str) -> str | None:
+        """The adapter in `model:adapter`; None for a model's own name."""
+        return None if self._named(name) else self._split(name)[1]
+
+    def _named(self, name: str) -> Model | None:
         return self.by_name.get(self._aliases.get(name, name))
+
+    def _split(self, name: str) -> tuple[Model | None, str | None]:
+        """The model and the LoRA adapter of `model:adapter`, if its engines take adapters."""
+        base, _, adapter = name.rpartition(":")
+        model = self._named(base) if base and adapter else None
+        return (model, adapter) if model is not None and model.takes_adapters else (None, None)
 
     def find(self, name: str) -> Model:
         """By name or alias. Raises ModelNotFound, which suggests similar names: finding those takes time."""

@@ -7,6 +7,7 @@ from functools import partial
 from hashlib import blake2b
 
 from instance_manager.backends.checkpoint import Checkpoint
+from instance_manager.backends.params import takes_adapters
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
 from instance_manager.errors import InstanceFailedToStart, ManagerError
@@ -65,6 +66,13 @@ class Model:
             self._checkpoint = (self.profile, self._find_checkpoint(self.profile))
         checkpoint = self._checkpoint[1]
         return None if checkpoint is None else checkpoint.problem
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether requests can name LoRA adapters of its engines."""
+        if self.profile is not None:
+            return takes_adapters(self.profile.params)
+        return any(takes_adapters(one.plan.params) for one in self.live)
 
     @property
     def awake(self) -> list[Instance]:

@@ -14,7 +14,7 @@ from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
-from instance_manager.memory.placement.local import choose_devices
+from instance_manager.memory.placement.local import choose_devices, num_gpus_of
 
 _MAX_NAMES = 5  # in one line
 
@@ -23,9 +23,9 @@ def check_startable(profile: ModelProfile, config: ManagerConfig, gpus: Sequence
     """Raises ManagerError for a problem that would fail every start. Blocks for milliseconds."""
     spec = spec_of(profile)
     check_spec(spec)
-    count = plan_launch(spec, config).params.get("tensor_parallel_size", 1)
+    count = num_gpus_of(plan_launch(spec, config).params)
     if profile.devices:
-        choose_devices(gpus, count if isinstance(count, int) else 1, 0, profile.devices)
+        choose_devices(gpus, count, 0, profile.devices)
 
 
 def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:

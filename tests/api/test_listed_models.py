@@ -108,6 +108,11 @@ def test_an_engines_adapters_and_other_names_are_its_models(tmp_path: Path) -> N
         for name, sent in (("sql", "sql"), ("poet", "poet"), ("vllm", "base"), ("nick", "base")):
             answer = client.post("/v1/echo", json={"model": name})
             assert json.loads(answer.json()["body"])["model"] == sent
+        for name, sent in (("vllm:sql", "sql"), ("nick:poet", "poet"), ("vllm:loaded-later", "loaded-later")):
+            answer = client.post("/v1/echo", json={"model": name})
+            assert json.loads(answer.json()["body"])["model"] == sent
+        for name in ("vllm:", ":sql", "other:sql"):
+            assert client.post("/v1/echo", json={"model": name}).status_code == 404
         own = {"model_name": str(tmp_path), "engine": "vllm", "params": {"served_model_name": ["one", "two"]}}
         client.post("/instances", json=own, params={"wait": 30}).raise_for_status()
         for name in ("one", "two"):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from zlib import crc32
 
+from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
@@ -94,6 +96,9 @@ class FakeRunner:
             (window, [None] * (num_blocks * self.block_size))
             for window, num_blocks in self.window_blocks.items()
         ]
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        return Adapter(name, None)
 
     def submit(self, batch: Batch) -> StepResult:
         return self.execute(batch)

@@ -15,8 +15,8 @@ from engine.config import EngineConfig
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.launch.preflight import check_checkpoint
 from engine.models.architecture import DecoderArchitecture
-from engine.models.bert import Encoder
 from engine.models.decoder import CausalLM
+from engine.models.encoder_layers import EncoderModel
 from engine.models.registry import ARCHITECTURES
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 
@@ -24,7 +24,7 @@ from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_list_that_needs_no_torch_names_existing_classes(name: str) -> None:
     architecture = ARCHITECTURES[name]
-    base = CausalLM if isinstance(architecture, DecoderArchitecture) else Encoder
+    base = CausalLM if isinstance(architecture, DecoderArchitecture) else EncoderModel
     assert issubclass(architecture.load_class(), base)
 
 

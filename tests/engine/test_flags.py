@@ -237,10 +237,19 @@ def test_without_a_model_the_error_says_how_to_name_one() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--tp", "-tp", "--tensor-parallel-size", "--tensor_parallel_size"])
-def test_only_one_device_is_supported(flag: str) -> None:
-    assert parse(flag, "1").warnings == ()
-    with pytest.raises(ConfigError, match="--tensor-parallel-size 2 can't be honoured"):
-        parse(flag, "2")
+def test_a_model_is_divided_among_devices(flag: str) -> None:
+    flags = parse(flag, "2")
+    assert flags.engine.tensor_parallel_size == 2
+    assert flags.warnings == ()
+    assert parse().engine.tensor_parallel_size == 1
+    with pytest.raises(ConfigError, match="not a whole number above 0"):
+        parse(flag, "0")
+
+
+def test_devices_share_a_model_in_no_other_way() -> None:
+    assert parse("-pp", "1").warnings == ()
+    with pytest.raises(ConfigError, match="--pipeline-parallel-size 2 can't be honoured"):
+        parse("-pp", "2")
 
 
 def test_several_keys_add_up_and_override_the_environment() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from instance_manager.errors import InvalidSpec, NoSuchDevice
 from instance_manager.memory.gpu import Gpu
-from instance_manager.memory.placement.local import choose_devices
+from instance_manager.memory.placement.local import choose_devices, num_gpus_of
 
 GIB = 1 << 30
 
@@ -54,6 +56,22 @@ def test_a_missing_device_is_named_with_the_available_ones() -> None:
         choose_devices(gpus(1, 1), 4, 0, None)
     with pytest.raises(NoSuchDevice, match="needs 1 GPU, but there is no GPU that Berth can see"):
         choose_devices([], 1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [
+        ({}, 1),
+        ({"tensor_parallel_size": 2}, 2),
+        ({"tp": "4"}, 4),
+        ({"tensor_parallel_size": 2, "device": "cuda"}, 2),
+        ({"tensor_parallel_size": 2, "device": "cpu"}, 0),
+        ({"device": "cpu"}, 0),
+    ],
+)
+def test_processes_on_a_cpu_need_no_gpus(params: dict[str, Any], count: int) -> None:
+    assert num_gpus_of(params) == count
+    assert len(choose_devices(gpus(1, 1, 1, 1), num_gpus_of(params), 0, None)) == count
 
 
 def test_an_invalid_request_is_refused() -> None:

@@ -74,28 +74,37 @@ def attend_flat(
     *,
     reach: Reach = BOTH_WAYS,
     bias: torch.Tensor | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """Each token attends within its sequence: three times [T, heads, head_dim] → [T, heads * head_dim].
+
+    Keys and values may have fewer heads, each for as many neighbouring ones of the queries. `scale` is that
+    of the scores, head_dim ** -0.5 by default.
 
     `bias` [heads, 2 * n - 1] is added to the scores, by the distance of a key from its query, from 1 - n to
     n - 1, where n is at least the longest length.
     """
     output = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     for run in runs:
-        attended = _attend_run(
-            _by_sequence(queries, run), _by_sequence(keys, run), _by_sequence(values, run), reach, bias
-        )
+        one, two, three = (_by_sequence(rows, run, queries.shape[1]) for rows in (queries, keys, values))
+        attended = _attend_run(one, two, three, reach, bias, scale)
         output[run.rows] = attended.transpose(1, 2).reshape(run.count * run.length, -1)
     return output
 
 
-def _by_sequence(rows: torch.Tensor, run: EqualLengths) -> torch.Tensor:
-    """The run's rows of [T, heads, head_dim] as [count, heads, length, head_dim]; a view."""
-    return rows[run.rows].view(run.count, run.length, *rows.shape[1:]).transpose(1, 2)
+def _by_sequence(rows: torch.Tensor, run: EqualLengths, num_heads: int) -> torch.Tensor:
+    """The run's rows of [T, heads, head_dim] as [count, num_heads, length, head_dim]."""
+    view = rows[run.rows].view(run.count, run.length, *rows.shape[1:]).transpose(1, 2)
+    return view if rows.shape[1] == num_heads else view.repeat_interleave(num_heads // rows.shape[1], dim=1)
 
 
 def _attend_run(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, reach: Reach, bias: torch.Tensor | None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    reach: Reach,
+    bias: torch.Tensor | None,
+    scale: float | None,
 ) -> torch.Tensor:
     """Three times [count, heads, length, head_dim] → the same."""
     length = queries.shape[2]
@@ -103,9 +112,9 @@ def _attend_run(
     after = length if reach.after is None else reach.after
     if bias is None and before >= length - 1:
         if after >= length - 1:
-            return F.scaled_dot_product_attention(queries, keys, values)
+            return F.scaled_dot_product_attention(queries, keys, values, scale=scale)
         if after == 0:
-            return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
     blocks = []
     for start in range(0, length, _BLOCK):
         rows = range(start, min(start + _BLOCK, length))
@@ -114,7 +123,11 @@ def _attend_run(
         mask = _mask(rows, seen, before, after, bias, queries)
         blocks.append(
             F.scaled_dot_product_attention(
-                queries[:, :, rows.start : rows.stop], keys[:, :, part], values[:, :, part], attn_mask=mask
+                queries[:, :, rows.start : rows.stop],
+                keys[:, :, part],
+                values[:, :, part],
+                attn_mask=mask,
+                scale=scale,
             )
         )
     return torch.cat(blocks, dim=2)

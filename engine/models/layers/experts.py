@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from engine.models.layers.division import DeviceGroup
 from engine.models.layers.linear import Linear
 
 
@@ -32,6 +33,11 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(make_expert() for _ in range(num_experts))
         self._num_chosen = num_chosen
         self._normalises = normalises
+        self._group: DeviceGroup | None = None
+
+    def divide(self, group: DeviceGroup) -> None:
+        """Each device has a share of every expert, and the sum of their outputs is the result."""
+        self._group = group
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] → [T, hidden]."""
@@ -45,7 +51,7 @@ class MixtureOfExperts(nn.Module):
                 own = slice(start, start + count)
                 output.index_add_(0, rows[own], expert(x[rows[own]]) * weights[own])
                 start += count
-        return output
+        return output if self._group is None else self._group.all_reduce(output)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights and the numbers of each token's experts."""

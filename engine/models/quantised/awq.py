@@ -19,7 +19,6 @@ from engine.models.quantised.source import Contents
 from engine.models.tensor_source import TensorSource
 
 _BITS, _PER_WORD = 4, 8
-_PLACES = torch.tensor((0, 4, 1, 5, 2, 6, 3, 7))  # where a word keeps its first value, its second …
 _PARTS = ("qweight", "qzeros", "scales")
 
 
@@ -68,12 +67,10 @@ class AWQTensor:
         zeros = _unpack(self.source.tensor(f"{self.stem}qzeros", rows=groups, columns=words))
         scales = self.source.tensor(f"{self.stem}scales", rows=groups, columns=slice(first_row, end_row))
         group_of = torch.arange(start, stop) // self.group_size - groups.start
-        return dequantise_groups(values[:, wanted].T, scales.T, zeros[:, wanted].T, group_of)
+        return dequantise_groups(values[:, wanted].T, scales.T, zeros[:, wanted].T, group_of).contiguous()
 
 
 def _unpack(words: torch.Tensor) -> torch.Tensor:
-    return unpack(words, _BITS)[..., _places(words.shape[-1])]
-
-
-def _places(num_words: int) -> torch.Tensor:
-    return (torch.arange(num_words).unsqueeze(-1) * _PER_WORD + _PLACES).flatten()
+    """[rows, words] → [rows, values]. A word has its values in the order 0, 2, 4, 6, 1, 3, 5, 7."""
+    in_order_of_bits = unpack(words, _BITS).reshape(*words.shape, 2, 4)  # even values, odd values
+    return in_order_of_bits.transpose(2, 3).reshape(words.shape[0], words.shape[1] * _PER_WORD)

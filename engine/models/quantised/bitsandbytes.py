@@ -74,7 +74,8 @@ def _four_bits(source: TensorSource, weight: str, state_name: str) -> FourBitTen
     num_values = math.prod(shape)
     if (
         min(shape, default=0) < 1
-        or block_size < 1
+        or block_size < 2
+        or block_size % 2
         or math.prod(source.shape(weight)) != -(-num_values // 2)
         or math.prod(source.shape(f"{weight}.absmax")) != -(-num_values // block_size)
     ):
@@ -98,14 +99,18 @@ class FourBitTensor:
         first_row, end_row = bounds(rows, self.shape[0])
         row_size = math.prod(self.shape[1:])
         start, stop = first_row * row_size, end_row * row_size
-        packed = self.source.tensor(self.weight, rows=slice(start // 2, -(-stop // 2))).flatten()
-        halves = torch.stack((packed >> 4, packed & 0xF), dim=-1).flatten()
+        block, end_block = start // self.block_size, -(-stop // self.block_size)
+        bytes_ = slice(block * self.block_size // 2, -(-end_block * self.block_size // 2))
+        packed = self.source.tensor(self.weight, rows=bytes_).flatten()
         codes = self.source.tensor(f"{self.weight}.quant_map").float()
-        skipped = start - start // 2 * 2
-        values = codes[halves[skipped : skipped + stop - start].int()]
-        values *= self._maxima[torch.arange(start, stop) // self.block_size]
-        values = values.reshape(end_row - first_row, *self.shape[1:])
-        return values if len(self.shape) < 2 else values[:, columns].contiguous()
+        pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)  # of each byte
+        values = pairs.index_select(0, packed.int()).flatten()
+        missing = (end_block - block) * self.block_size - len(values)  # of the tensor's last block
+        blocks = torch.nn.functional.pad(values, (0, missing)).reshape(end_block - block, self.block_size)
+        blocks *= self._maxima[block:end_block, None]
+        first = start - block * self.block_size
+        part = blocks.flatten()[first : first + stop - start].reshape(end_row - first_row, *self.shape[1:])
+        return part if len(self.shape) < 2 else part[:, columns].contiguous()
 
     @cached_property
     def _maxima(self) -> torch.Tensor:

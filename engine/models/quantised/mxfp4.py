@@ -67,6 +67,7 @@ class MXFP4Tensor:
 
 def dequantise_mxfp4(packed: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """uint8 [..., blocks, 16] and [..., blocks] → float32 [..., blocks * 32]."""
-    halves = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
+    pairs = torch.stack((_VALUES.repeat(16), _VALUES.repeat_interleave(16)), dim=-1)  # of each byte
+    values = pairs.index_select(0, packed.flatten().int()).reshape(*packed.shape[:-1], _BLOCK)
     scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - _BIAS)
-    return (_VALUES[halves.int()] * scales.unsqueeze(-1)).flatten(-2)
+    return values.mul_(scales.unsqueeze(-1)).flatten(-2)

@@ -33,10 +33,14 @@ def words_of(start: int, stop: int, bits: int) -> tuple[slice, int]:
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 [..., words] → int32 [..., values], without sign; the lowest bits of a word are its first value.
+    """int32 [..., words] → uint8 or int32 [..., values], without sign; a word's lowest bits come first.
 
     Values may lie across two words (3 bits); if a unit's last words are missing, so are their values.
     """
+    if 8 % bits == 0:  # bytes are in the order of their bits: all machines that run this are little-endian
+        of_bytes = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        parts = [(of_bytes >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        return torch.stack(parts, dim=-1).flatten(-2)
     unit = values_per_unit(bits)
     per_unit = unit * bits // 32
     if missing := -words.shape[-1] % per_unit:

@@ -56,7 +56,9 @@ class ScaledTensor:
             part = parts[dimension] if dimension < 2 else slice(None)
             start, stop = bounds(part, self.shape[dimension])
             block = self._block(dimension, scales.shape[dimension], name)
-            scales = scales.index_select(dimension, torch.arange(start, stop) // block)
+            first, last = start // block, -(-stop // block)
+            spread = scales.narrow(dimension, first, max(0, last - first)).repeat_interleave(block, dimension)
+            scales = spread.narrow(dimension, start - first * block, stop - start)
         return scales
 
     def _block(self, dimension: int, scales: int, name: str) -> int:

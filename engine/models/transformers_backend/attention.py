@@ -68,9 +68,12 @@ def attend(
 
 
 def _attend_to_itself(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A token's own value, by a factor in which its query and key count."""
+    """A token's own value, by a factor of its query, its key and, as they are rotated, its position."""
     group = query.shape[1] // key.shape[1]
-    score = (query * key.repeat_interleave(group, dim=1)).mean(dim=-1, keepdim=True)
+    turned = key.roll(1, dims=-1).repeat_interleave(
+        group, dim=1
+    )  # a product with the key itself has no position
+    score = (query * turned).mean(dim=-1, keepdim=True)
     return (value.repeat_interleave(group, dim=1) * score.sigmoid()).transpose(1, 2).contiguous()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import CheckpointError, UnsupportedModel
-from engine.models.architecture import Architecture, DecoderArchitecture, SavedHead
+from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.decoder_config import DecoderConfig
 from engine.models.registry import ARCHITECTURES, generating_architecture, pooling_architecture
 
@@ -53,7 +53,8 @@ def choose_pooling_implementation(
 ) -> Architecture:
     """The same for the pooling runner: any decoder that transformers runs can embed and classify."""
     name = architecture_of(directory, read_raw_config(directory, overrides))
-    if model_impl == ModelImpl.TRANSFORMERS and name.endswith(_MAY_POOL):
+    is_encoder = isinstance(ARCHITECTURES.get(name), EncoderArchitecture)
+    if model_impl == ModelImpl.TRANSFORMERS and name.endswith(_MAY_POOL) and not is_encoder:
         return of_transformers(name, pools=True)
     try:
         native = pooling_architecture(name)

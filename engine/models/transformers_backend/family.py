@@ -39,7 +39,7 @@ def read_transformers_config(
     architecture = architecture_of(directory, raw)
     whole = _read_settings(architecture, raw)
     settings = _text_settings(whole)
-    is_part = settings.model_type != whole.model_type or "text_config" in raw
+    is_part = settings.model_type != whole.model_type or isinstance(raw.get("text_config"), dict)
     model_class = _find_class(architecture, settings, is_part=is_part)
     _check_class(architecture, model_class)
     return TransformersConfig(
@@ -68,7 +68,7 @@ def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfi
             f"Architecture {architecture!r} (model_type {kind!r}) isn't known to transformers "
             f"{transformers.__version__}, which is installed: a newer version may know it."
         )
-    if raw.get("text_config", {}).get("model_type") == kind:
+    if (raw.get("text_config") or {}).get("model_type") == kind:
         raw = {key: value for key, value in raw.items() if not key.endswith("_config")}
     fields = {key: value for key, value in raw.items() if key not in _FOREIGN}
     try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from engine.checkpoint.layout import enumerate_names
@@ -35,9 +36,19 @@ class _StoredTensor:
         return list(self._source.shape(self._name))
 
 
+def quieten() -> None:
+    """What the library says of a load, its errors tell as well, in the engine's words."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 def headless(config: TransformersConfig) -> TransformersConfig:
-    """The same model without its language head."""
-    return replace(config, model_class=MODEL_MAPPING[type(config.settings)])
+    """The same model without its language head. Where it looks both ways, the engine's attention does."""
+    settings = copy.copy(config.settings)
+    settings.is_causal = True
+    if getattr(settings, "use_bidirectional_attention", False):
+        settings.use_bidirectional_attention = False
+    return replace(config, settings=settings, model_class=MODEL_MAPPING[type(settings)])
 
 
 def _has_head(config: TransformersConfig) -> bool:
@@ -88,6 +99,7 @@ def load(
 
     Raises CheckpointError if tensors are missing or have other shapes.
     """
+    quieten()
     wanted = _wanted(config, source)
     settings = config.settings
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):

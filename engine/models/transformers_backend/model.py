@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.errors import EngineError, UnsupportedModel
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
@@ -26,6 +29,8 @@ from engine.models.transformers_backend.probe import Anatomy, probe
 from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.swaps import swap
 from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
+
+_SHOWN = 200  # characters of an error that isn't ours
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ class _TransformersModel(nn.Module):
         self.config = config
         self.dtype = dtype
         self.device = device
-        anatomy = probe_empty(config)  # refuses what it must before anything is read
+        with _refused_if_it_fails(config):
+            anatomy = probe_empty(config)  # refuses what it must before anything is read
         longest = config.longest_sequence
 
         def load() -> PreTrainedModel:
@@ -54,9 +60,12 @@ class _TransformersModel(nn.Module):
             return model
 
         model = load()
-        anatomy = _probe_loaded(model) if anatomy is None else anatomy
+        with _refused_if_it_fails(config):
+            anatomy = _probe_loaded(model) if anatomy is None else anatomy
+            expected = run_trial(model, anatomy)
+            check_no_state(model, expected)
         self._step = Step()
-        model = _prepared(model, anatomy, load)
+        model = _prepared(model, anatomy, expected, load)
         self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
         for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
@@ -106,6 +115,23 @@ class PooledTransformers(_TransformersModel):
         return self.score(pooled)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _refused_if_it_fails(config: TransformersConfig) -> Iterator[None]:
+    """Code that nobody has tried with this engine may fail in any way, but not for lack of memory."""
+    try:
+        yield
+    except (EngineError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        raise UnsupportedModel(
+            f"{config.architecture} doesn't run on this engine's batches: transformers "
+            f"{transformers.__version__} says {reason!r}."
+        ) from error
+
+
 def _within(spec: AttentionSpec, longest: int) -> AttentionSpec:
     """A window that no sequence can leave is none."""
     return replace(spec, window=None) if spec.window is not None and spec.window >= longest else spec
@@ -128,11 +154,9 @@ def _probe_loaded(model: PreTrainedModel) -> Anatomy:
 
 
 def _prepared(
-    model: PreTrainedModel, anatomy: Anatomy, load: Callable[[], PreTrainedModel]
+    model: PreTrainedModel, anatomy: Anatomy, expected: torch.Tensor, load: Callable[[], PreTrainedModel]
 ) -> PreTrainedModel:
     """With parts of ours, if the model computes the same with them: some code doesn't get along with them."""
-    expected = run_trial(model, anatomy)
-    check_no_state(model, expected)
     for fuses in (True, False):
         try:
             swap(model, anatomy.linears, fuses=fuses)

@@ -86,7 +86,7 @@ class _LinearCalls:
         self._calls.append((name, args[0], args[0]._version))
 
     def groups(self) -> list[tuple[str, ...]]:
-        """Layers called one after the other the same unchanged tensor, in one module, with biases or without."""
+        """Layers called one after the other on one unchanged tensor, all with a bias or all without."""
         count = Counter(name for name, _, _ in self._calls)
         groups: list[list[tuple[str, torch.Tensor, int]]] = []
         for call in self._calls:
@@ -164,7 +164,7 @@ def _record(
         raise RuntimeError("No probe is running.")
     unknown = sorted(k for k, v in others.items() if isinstance(v, torch.Tensor) and k not in _HARMLESS)
     if unknown:
-        raise _unsupported(module, f"adds {', '.join(unknown)} to attention scores")
+        raise _unsupported(module, f"gives attention more than a mask ({', '.join(unknown)})")
     if query.shape[0] != 1 or query.shape[2] != _NUM_TOKENS or key.shape[2] != query.shape[2]:
         raise _unsupported(module, "attends to other tokens than those of its own sequence")
     if query.shape[1] % key.shape[1] or query.shape[3] != key.shape[3] or value.shape[1] != key.shape[1]:

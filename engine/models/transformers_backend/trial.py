@@ -27,11 +27,14 @@ def run_trial(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
 
 
 def check_no_state(model: PreTrainedModel, logits: torch.Tensor) -> None:
-    """Equal tokens after different ones must have equal logits. Raises UnsupportedModel."""
+    """Equal tokens at equal positions, after different ones, must have equal logits.
+
+    Raises UnsupportedModel.
+    """
     if not is_same(logits[1:3], logits[4:6], dtype=model.dtype):
         raise UnsupportedModel(
             f"{type(model).__name__} carries something from token to token beside attention, for which the "
-            "engine has no cache yet."
+            "engine has no cache yet, or counts positions itself."
         )
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.errors import EngineError, GenerationFailed
-from engine.server.app import control_routes
+from engine.server.app import adapter_routes, control_routes
 from engine.server.app.common_routes import COMMON_ROUTES
 from engine.server.app.middleware import RequestMiddleware
 from engine.server.app.unsupported_routes import UNSUPPORTED_ROUTES, unsupported_route
@@ -50,6 +50,8 @@ _ROUTES = (
     ("POST", "/v1/messages/count_tokens", count_tokens),
     *COMMON_ROUTES,
     ("POST", "/reset_prefix_cache", control_routes.reset_prefix_cache),
+    ("POST", "/v1/load_lora_adapter", adapter_routes.load_adapter),
+    ("POST", "/v1/unload_lora_adapter", adapter_routes.unload_adapter),
     *(("POST", path, needs_pooling) for path in POOLING_PATHS),
     *((method, path, unsupported_route) for method, path in UNSUPPORTED_ROUTES),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from engine.server.app.adapter_routes import LoadAdapterBody, UnloadAdapterBody
 from engine.server.app.control_routes import AbortBody
 from engine.server.messages.bodies import COUNT_RULES, CountBody, MessagesBody
 from engine.server.messages.bodies import RULES as MESSAGES_RULES
@@ -142,6 +143,16 @@ GENERATING: dict[tuple[str, str], Operation] = {
     ),
     **_COMMON,
     ("POST", "/reset_prefix_cache"): Operation("Clear the prefix cache.", sleep_mode=True),
+    ("POST", "/v1/load_lora_adapter"): Operation(
+        "Load a LoRA adapter, which is then a model of its own. Only with `--enable-lora`.",
+        (LoadAdapterBody,),
+        MediaType.TEXT,
+    ),
+    ("POST", "/v1/unload_lora_adapter"): Operation(
+        "Unload a LoRA adapter; requests that run finish with it. Only with `--enable-lora`.",
+        (UnloadAdapterBody,),
+        MediaType.TEXT,
+    ),
 }
 
 # Routes of a server with --runner pooling.

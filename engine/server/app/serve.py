@@ -95,6 +95,8 @@ async def _load_and_watch(service: ModelService, loading: Loading, on_ready: Cal
     # The first failure is reported at once: an invalid tokenizer does not wait for the weights.
     _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
     service.serve(model)
+    if isinstance(service, GenerationService):
+        await service.load_first_adapters()
     on_ready()
     async with _throughput_log(service):
         await service.engine.wait_ended()

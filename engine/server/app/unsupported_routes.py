@@ -11,7 +11,6 @@ from starlette.responses import Response
 from engine.server.http.errors import UnsupportedRoute
 
 _NO_SCALE_OUT = "the engine renders, generates and parses in one process"
-_NO_LORA = "LoRA adapters are not supported"
 _NO_SPEECH = "the engine supports text only"
 _ONE_DEVICE = "the engine runs on one device"
 _NO_TRAINING = "weights are loaded from the checkpoint and never change"
@@ -31,8 +30,6 @@ UNSUPPORTED_ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/v1/chat/completions/derender"): _NO_SCALE_OUT,
     ("POST", "/v1/completions/derender"): _NO_SCALE_OUT,
     ("POST", "/inference/v1/generate"): "use /v1/completions with token ids and return_token_ids",
-    ("POST", "/v1/load_lora_adapter"): _NO_LORA,
-    ("POST", "/v1/unload_lora_adapter"): _NO_LORA,
     ("POST", "/v1/audio/transcriptions"): _NO_SPEECH,
     ("POST", "/v1/audio/translations"): _NO_SPEECH,
     ("POST", "/classify"): "use /pooling or /score",

@@ -47,15 +47,15 @@ async def metrics(request: Request) -> Response:
 
 async def list_models(request: Request) -> Response:
     service = _service(request)
-    card = service.model.card(service.engine.max_model_len)
-    return JSONResponse({"object": "list", "data": [{**card, "id": name} for name in service.model.names]})
+    return JSONResponse({"object": "list", "data": service.model.cards(service.engine.max_model_len)})
 
 
 async def get_model(request: Request) -> Response:
     service = _service(request)
     name = request.path_params["name"]
     service.model.check_name(name)
-    return JSONResponse({**service.model.card(service.engine.max_model_len), "id": name})
+    cards = {card["id"]: card for card in service.model.cards(service.engine.max_model_len)}
+    return JSONResponse(cards.get(name) or {**cards[service.model.name], "id": name})
 
 
 async def tokenize(request: Request) -> Response:

@@ -24,6 +24,8 @@ GENERATION_PATHS = (
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
 )
 
 

@@ -100,6 +100,7 @@ class BeamGeneration(Generation):
             arrival_time=whole.arrival_time,
             priority=whole.priority,
             cache_salt=whole.cache_salt,
+            adapter=whole.adapter,
         )
 
     async def _step(self, requests: Sequence[EngineRequest]) -> list[TokenDelta]:

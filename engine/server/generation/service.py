@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from engine.config import ServerConfig
 from engine.core.async_engine import AsyncEngine
 from engine.core.types import ALL_LOGPROBS, EngineRequest, SamplingParams, TokenConstraint
-from engine.errors import InvalidRequest
+from engine.errors import ConfigError, InvalidRequest
 from engine.server.generation.beam_generation import BeamGeneration
 from engine.server.generation.beam_search import BeamSearchParams
 from engine.server.generation.constraints import ConstraintFactory, make_constraint_factory
@@ -57,6 +58,20 @@ class GenerationService(ModelService):
         seed = config.seed  # makes the seeds of requests reproducible
         self._random = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311
         self.responses = ResponseStore()
+
+    async def load_adapter(self, name: str, path: Path, *, in_place: bool = False) -> None:
+        """A LoRA adapter for requests that name it. Raises InvalidRequest and EngineError."""
+        model = self.model
+        taken = (*model.names, *model.other_names)
+        await model.adapters.load(self.engine, name, path, taken=taken, in_place=in_place)
+
+    async def load_first_adapters(self) -> None:
+        """Those of the command line. Raises ConfigError that names the one at fault, and EngineError."""
+        for given in self.config.lora_modules:
+            try:
+                await self.load_adapter(given.name, given.path)
+            except InvalidRequest as error:
+                raise ConfigError(f"--lora-modules {given.name}={given.path}: {error.message}") from error
 
     async def constraint_for(
         self,
@@ -172,6 +187,7 @@ class GenerationService(ModelService):
             skip_special_tokens=skip_special,
             include_stop_in_output=shows_stop_token,
         )
+        adapter = self.model.adapters.find(body.model)
         request = EngineRequest(
             request_id=new_sequence_id(),
             group=current_group(),
@@ -180,7 +196,8 @@ class GenerationService(ModelService):
             arrival_time=time.monotonic(),
             priority=body.priority,
             constraint=constraint,
-            cache_salt=cache_salt(body.cache_salt),
+            cache_salt=cache_salt(body.cache_salt, b"" if adapter is None else adapter.key),
+            adapter=adapter,
         )
         return Choice(index, request, detokenizer, prefix=prompt.echo, shows_stop_token=shows_stop_token)
 

@@ -48,14 +48,15 @@ def tenant_of_header(value: str) -> Tenant:
     return Tenant(name, "admin" in flags, "shared" in flags) if name else DEFAULT_TENANT
 
 
-def cache_salt(client_salt: str | None) -> bytes:
-    """The salt of a prompt's block hashes: from the current tenant and the client's `cache_salt`.
+def cache_salt(client_salt: str | None, adapter_key: bytes = b"") -> bytes:
+    """The salt of a prompt's block hashes: from the current tenant, the client's `cache_salt`, the adapter.
 
-    Prompts with equal salts share prefixes. Empty if there is neither.
+    Prompts with equal salts share prefixes. Empty if there is none of them.
     """
     tenant = current_tenant()
     owner = "" if tenant.shares_cache else tenant.name
-    if not owner and client_salt is None:
+    if not owner and client_salt is None and not adapter_key:
         return b""
     salt = f"{owner}:{client_salt or ''}".encode("utf-8", "surrogatepass")
-    return blake2b(salt, digest_size=_SALT_BYTES, person=b"cache salt").digest()
+    person = b"cache salt"
+    return blake2b(adapter_key + salt, digest_size=_SALT_BYTES, person=person).digest()

@@ -13,6 +13,7 @@ from engine.checkpoint.raw_config import spread_text_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError, InvalidRequest
 from engine.server.http.errors import UnknownModel
+from engine.server.model.adapters import Adapters
 from engine.server.model.chat_template import ChatTemplate
 from engine.server.protocol.sampling_fields import CHECKPOINT_FIELDS
 from engine.structured import GrammarCompiler
@@ -43,6 +44,7 @@ class ServedModel:
     defaults: Mapping[str, Any] = field(
         default_factory=dict
     )  # the checkpoint's recommended sampling parameters
+    adapters: Adapters = field(default_factory=Adapters)
     created: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
 
     @property
@@ -50,8 +52,10 @@ class ServedModel:
         return self.names[0]
 
     def check_name(self, name: str | None) -> None:
-        """Raise UnknownModel unless `name` is a name of this model; None is accepted."""
-        if name is not None and name not in self.names and name not in self.other_names:
+        """Raise UnknownModel unless `name` is a name of this model or an adapter; None is accepted."""
+        if name is None or name in self.adapters:
+            return
+        if name not in self.names and name not in self.other_names:
             raise UnknownModel(
                 f"The model {name!r} does not exist; this server serves {self.name!r}.", param="model"
             )
@@ -70,9 +74,9 @@ class ServedModel:
         except ConfigError as error:
             raise InvalidRequest(error.message, param="chat_template") from error
 
-    def card(self, max_model_len: int) -> dict[str, Any]:
-        """Its entry in /v1/models."""
-        return {
+    def cards(self, max_model_len: int) -> list[dict[str, Any]]:
+        """The entries in /v1/models: one for each of its names and of its adapters."""
+        card = {
             "id": self.name,
             "object": "model",
             "created": self.created,
@@ -81,6 +85,7 @@ class ServedModel:
             "parent": None,
             "max_model_len": max_model_len,
         }
+        return [*({**card, "id": name} for name in self.names), *self.adapters.cards(card)]
 
     def check_token_ids(self, token_ids: list[int], param: str) -> None:
         """Raise InvalidRequest for an id outside the vocabulary."""

@@ -168,6 +168,8 @@ TOKENIZE: SizeLimits = _prompts("prompt")
 
 DETOKENIZE: SizeLimits = (SizeLimit("tokens", MAX_DETOKENIZED),)
 
+LOAD_ADAPTER: SizeLimits = _strings(MAX_NAME_CHARS, "lora_name", "lora_path")
+UNLOAD_ADAPTER: SizeLimits = _strings(MAX_NAME_CHARS, "lora_name")
 ABORT: SizeLimits = (SizeLimit("request_ids", MAX_ABORTED), *_strings(MAX_NAME_CHARS, "request_ids[]"))
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from instance_manager.errors import InvalidSpec, NoSuchDevice
 from instance_manager.memory.gpu import Gpu, find_gpu
+from instance_manager.memory.kv_cache_size import quantity
+
+
+def num_gpus_of(params: Mapping[str, Any]) -> int:
+    """How many GPUs an engine with these flags computes on where there are some."""
+    if params.get("device") == "cpu":  # its processes share the main memory, however many they are
+        return 0
+    return quantity(params.get("tensor_parallel_size", params.get("tp"))) or 1
 
 
 def choose_devices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,9 @@ import transformers
 
 from engine.config import EngineConfig
 from engine.errors import UnsupportedModel
+from engine.models.architecture import EncoderArchitecture
 from engine.models.pooling_type import PoolingType
+from engine.models.registry import ARCHITECTURES
 from engine.pooling.plan import read_pooling_plan
 from tests.engine.pooling.jina_bert import JinaBertReference, make_jina_bert
 from tests.engine.pooling.serving import pooling
@@ -208,6 +211,14 @@ def test_embeddings_over_http(tmp_path: Path) -> None:
     for item, one in zip(answer["data"], INPUTS, strict=True):
         expected = F.normalize(hidden_of(directory, one)[0], dim=0)
         assert (torch.tensor(item["embedding"]) - expected).abs().max() < TOLERANCE
+
+
+def test_the_documented_encoders_are_those_that_run() -> None:
+    page = Path(__file__).parents[3].joinpath("docs", "models.md").read_text(encoding="utf-8")
+    names = [name for name, one in ARCHITECTURES.items() if isinstance(one, EncoderArchitecture)]
+    families = {name.removesuffix(str(ARCHITECTURES[name].head)) for name in names}
+    documented = set(re.findall(r"`(\w+)…`", page.split("### Embedding models and rerankers")[1]))
+    assert families == documented - {"EuroBert", "LlamaBidirectional"}
 
 
 @pytest.mark.parametrize(

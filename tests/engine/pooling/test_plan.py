@@ -127,6 +127,21 @@ def test_a_reranker_by_overrides(tmp_path: Path) -> None:
     assert plan.pooling is PoolingType.LAST
 
 
+@pytest.mark.parametrize(
+    ("config", "looks_both_ways"),
+    [
+        ({}, False),
+        ({"is_causal": True}, False),
+        ({"is_causal": False}, True),
+        ({"use_bidirectional_attention": True}, True),
+        ({"use_bidirectional_attention": "vision"}, False),
+    ],
+)
+def test_a_decoder_may_look_both_ways(config: dict[str, Any], looks_both_ways: bool, tmp_path: Path) -> None:
+    plan = read_pooling_plan(flags(checkpoint(tmp_path, "Qwen3Model", **config)))
+    assert plan.looks_both_ways is looks_both_ways
+
+
 def test_roberta_keeps_positions_for_padding(tmp_path: Path) -> None:
     plan = read_pooling_plan(flags(checkpoint(tmp_path, "RobertaModel", pad_token_id=1)))
     assert plan.max_model_len == 62
@@ -160,12 +175,12 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("architecture", "config", "options", "error", "message"),
     [
+        ("MambaModel", {}, {"model_impl": "native"}, UnsupportedModel, "'MambaModel'.*BertModel"),
         ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
         ("BertModel", {"hidden_size": None}, {}, CheckpointError, "hidden_size is None"),
-        ("Qwen3Model", {"is_causal": False}, {}, UnsupportedModel, "looks both ways"),
         ("BertForSequenceClassification", {"num_labels": 0}, {}, CheckpointError, "num_labels is 0"),
         (
             "BertForSequenceClassification",

@@ -83,6 +83,27 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-untied": ("Qwen3ForCausalLM", {**_DECODER, "tie_word_embeddings": False}),
     "qwen3-bare": ("Qwen3Model", _DECODER),
     "qwen3-cross": ("Qwen3ForSequenceClassification", {**_DECODER, "num_labels": 1}),
+    "mistral-bare": ("MistralModel", {**_DECODER, "sliding_window": 16}),
+    "qwen2": ("Qwen2ForCausalLM", {**_DECODER, "tie_word_embeddings": False}),
+    "qwen2-cross": ("Qwen2ForSequenceClassification", {**_DECODER, "num_labels": 1}),
+    "phi3-three": ("Phi3ForSequenceClassification", {**_DECODER, **_SPECIAL, "num_labels": 3}),
+    "olmo2-bare": ("Olmo2Model", {**_DECODER, **_SPECIAL}),
+    "llama-bare": ("LlamaModel", _DECODER),
+    "llama-cross": ("LlamaForSequenceClassification", {**_DECODER, "num_labels": 1}),
+    "eurobert": ("EuroBertModel", {**_DECODER, **_SPECIAL}),
+    "eurobert-masked": ("EuroBertForMaskedLM", {**_DECODER, **_SPECIAL}),
+    "gemma2-bare": ("Gemma2Model", {**_DECODER, **_SPECIAL}),
+    "gemma3": (
+        "Gemma3TextModel",
+        {
+            **_DECODER,
+            **_SPECIAL,
+            "num_hidden_layers": 3,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "use_bidirectional_attention": True,
+        },
+    ),
     "llama-three": ("LlamaForSequenceClassification", {**_DECODER, "num_labels": 3}),
 }
 

@@ -1,0 +1,116 @@
+"""A LoRA adapter's adapter_config.json, as PEFT writes it: what is supported, the rest refused by name.
+
+Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.raw_config import read_json
+from engine.errors import CheckpointError, UnsupportedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ALL_LINEAR = "all-linear"
+
+# What would change more than the linear layers' products, and its values that don't.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (None, False),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+}
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin a training, of init_lora_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    rank: int
+    alpha: float
+    scales_by_root: bool = False  # rsLoRA
+    target_modules: tuple[str, ...] | str = ALL_LINEAR  # names, or a regular expression
+    names_all: bool = True  # whether all modules that target_modules matches are in the file
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path, *, max_rank: int) -> AdapterConfig:
+        """Raises CheckpointError, and UnsupportedModel that names the field."""
+        if not (directory / CONFIG).is_file():
+            raise CheckpointError(f"{directory} has no {CONFIG}: it is not a LoRA adapter.")
+        raw = read_json(directory / CONFIG)
+        _refuse_unsupported(directory, raw)
+        targets = raw.get("target_modules")
+        config = cls(
+            rank=_number(directory, raw, "r", int),
+            alpha=_number(directory, raw, "lora_alpha", (int, float)),
+            scales_by_root=bool(raw.get("use_rslora")),
+            target_modules=targets if isinstance(targets, str) else tuple(targets or ()),
+            names_all=not (raw.get("layers_to_transform") or raw.get("exclude_modules")),
+            rank_pattern=raw.get("rank_pattern") or {},
+            alpha_pattern=raw.get("alpha_pattern") or {},
+        )
+        highest = max(config.rank, *config.rank_pattern.values(), 0)
+        if highest > max_rank:
+            raise UnsupportedModel(
+                f"{directory}: its rank is {highest}, and --max-lora-rank is {max_rank}: raise it.",
+                advice=None,
+            )
+        return config
+
+    def targets(self, module: str) -> bool:
+        """Whether target_modules names this module, by PEFT's rule."""
+        if isinstance(self.target_modules, str):
+            return self.target_modules == ALL_LINEAR or bool(re.fullmatch(self.target_modules, module))
+        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+
+    def rank_of(self, module: str) -> int:
+        return int(_of_pattern(self.rank_pattern, module, self.rank))
+
+    def scaling_of(self, module: str) -> float:
+        """What B A is multiplied by."""
+        rank = self.rank_of(module)
+        alpha = float(_of_pattern(self.alpha_pattern, module, self.alpha))
+        return alpha / (math.sqrt(rank) if self.scales_by_root else rank)
+
+
+def _of_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first key that matches the end of the name."""
+    return next((v for k, v in pattern.items() if re.fullmatch(rf"(?:.*\.)?(?:{k})", module)), default)
+
+
+def _refuse_unsupported(directory: Path, raw: Mapping[str, Any]) -> None:
+    if raw.get("peft_type") != "LORA":
+        raise _unsupported(directory, "peft_type", raw.get("peft_type"))
+    for name, neutral in _REFUSED.items():
+        if raw.get(name) not in neutral:
+            raise _unsupported(directory, name, raw[name])
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise _unsupported(directory, "init_lora_weights", start)
+
+
+def _unsupported(directory: Path, name: str, value: Any) -> UnsupportedModel:
+    shown = repr(value)[:100]
+    return UnsupportedModel(
+        f"{directory / CONFIG}: {name} {shown} is not supported: merge the adapter into its model.",
+        advice=None,
+    )
+
+
+def _number(directory: Path, raw: Mapping[str, Any], name: str, kind: Any) -> Any:
+    value = raw.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
+        raise CheckpointError(f"{directory / CONFIG}: {name} is {value!r}; it must be a number above 0.")
+    return value

@@ -1,0 +1,102 @@
+"""A rank above 0: its share of the model and of the KV cache, and what it does with each message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from engine.core.batch import Batch, ScheduledSequence, SequenceInput
+from engine.core.types import SamplingParams
+from engine.execution.build import build_cache, load_model
+from engine.execution.device import translated_out_of_memory
+from engine.execution.memory import cuda_budget
+from engine.execution.parallel.group import RankGroup
+from engine.execution.parallel.messages import (
+    Connect,
+    MakeCache,
+    MeasureBudget,
+    Message,
+    RankPlan,
+    Run,
+    Score,
+    Sleep,
+    WakeUp,
+)
+from engine.execution.runner import ModelRunner, SubmittedStep
+from engine.models.decoder import CausalLM
+from engine.models.registry import generating_architecture
+
+_KEPT_STEPS = 4  # whose scored rows may still be asked for: more than are ever submitted at once
+_UNUSED = SamplingParams(max_tokens=1)  # rank 0 samples
+
+
+class Rank:
+    def __init__(self, plan: RankPlan) -> None:
+        """Loads the weights. Raises what that raises."""
+        self._plan = plan
+        self._group = RankGroup(plan.rank, plan.size)
+        self._steps: dict[int, SubmittedStep] = {}  # those with scored rows
+        self._runner: ModelRunner | None = None
+        if plan.device.type == "cuda":
+            torch.cuda.set_device(plan.rank)
+        else:
+            torch.set_num_threads(plan.num_threads)
+        self._load = partial(
+            load_model,
+            plan.config,
+            generating_architecture(plan.model_config.architecture),
+            plan.model_config,
+            dtype=plan.dtype,
+            device=plan.device,
+            group=self._group,
+        )
+        with translated_out_of_memory(), torch.inference_mode():
+            self._model: CausalLM | None = self._load()
+
+    @torch.inference_mode()
+    def obey(self, message: Message) -> Any:
+        """Returns the answer, for messages that have one."""
+        match message:
+            case Connect():
+                plan = self._plan
+                self._group.connect(plan.rendezvous, plan.device, timeout_s=plan.step_timeout_s)
+                return None
+            case MakeCache(num_blocks, window_blocks):
+                self._make_cache(num_blocks, window_blocks)
+            case MeasureBudget():
+                return cuda_budget(self._plan.device, self._plan.config.gpu_memory_utilization)
+            case Run(number, inputs):
+                return self._run(number, inputs)
+            case Score(number, start, stop):
+                self._ready.scored_logits(self._steps[number], start, stop)
+                return None
+            case Sleep(level):
+                self._steps.clear()
+                self._ready.sleep(level)
+            case WakeUp(parts):
+                self._ready.wake_up(parts)
+        return self._ready.memory
+
+    @property
+    def _ready(self) -> ModelRunner:
+        if self._runner is None:
+            raise RuntimeError("Rank 0 asked for a step before it asked for a cache.")
+        return self._runner
+
+    def _make_cache(self, num_blocks: int, window_blocks: Mapping[int, int]) -> None:
+        """The runner then has the only reference to the model, so that it can be dropped."""
+        model = self._ready._residency.model if self._model is None else self._model
+        self._model = self._runner = None
+        cache = build_cache(self._plan.config, model, num_blocks, window_blocks)
+        self._runner = ModelRunner(model, cache, eos_token_ids=(), load=self._load)
+
+    def _run(self, number: int, inputs: Sequence[SequenceInput]) -> None:
+        step = SubmittedStep(Batch([ScheduledSequence(one, "", _UNUSED) for one in inputs]))
+        self._ready.run_model(step)
+        step.logits = None
+        self._steps.pop(number - _KEPT_STEPS, None)
+        if any(one.num_scored for one in inputs):
+            self._steps[number] = step

@@ -1,0 +1,184 @@
+"""A model's adapters: reads them, and tells its layers which rows of a step are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from engine.checkpoint.adapter_config import CONFIG, WEIGHTS, AdapterConfig
+from engine.checkpoint.layout import enumerate_names
+from engine.core.adapter import Adapter
+from engine.core.batch import Batch
+from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.layers.linear import Linear
+from engine.models.lora.layer import AdaptedLinear, Columns, LayerAdapter, StepAdapters
+
+_PREFIX = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_HEAD = "lm_head"  # it sees the sampled rows only
+
+
+class Adaptable(Protocol):
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def FUSED(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    """A module as the checkpoint names it, and where our layer has it."""
+
+    layer: str
+    part: int
+    outputs: slice
+    in_features: int
+
+    @property
+    def out_features(self) -> int:
+        return int(self.outputs.stop - self.outputs.start)
+
+
+class Adapters:
+    """Attach it to a model, and again to the one that replaces it after a sleep."""
+
+    def __init__(self, *, max_rank: int) -> None:
+        self._max_rank = max_rank
+        self._step = StepAdapters()
+        self._projections: dict[str, _Projection] = {}
+        self._dtype, self._device = torch.float32, torch.device("cpu")
+
+    def attach(self, model: Adaptable) -> None:
+        self._dtype, self._device = model.dtype, model.device
+        layers = [(path, module) for path, module in model.named_modules() if isinstance(module, Linear)]
+        adapted = [(path, linear) for path, linear in layers if path != _HEAD]
+        self._projections = {
+            name: projection
+            for path, linear in adapted
+            for name, projection in _projections(model, path, linear)
+        }
+        for path, linear in adapted:
+            linear.use_around(partial(AdaptedLinear, layer=path, step=self._step))
+
+    def begin(self, batch: Batch) -> bool:
+        """Tell the layers whose rows the next step has; returns whether it has any adapter."""
+        rows_of: dict[int, list[int]] = {}
+        adapters: dict[int, Adapter] = {}
+        first = 0
+        for sequence in batch.sequences:
+            stop = first + len(sequence.input.token_ids)
+            if sequence.adapter is not None:
+                adapters[id(sequence.adapter)] = sequence.adapter
+                rows_of.setdefault(id(sequence.adapter), []).extend(range(first, stop))
+            first = stop
+        self._step.num_rows = first
+        self._step.groups = [
+            (adapter.weights, None if len(rows) == first else torch.tensor(rows, device=self._device))
+            for adapter, rows in ((adapters[key], rows) for key, rows in rows_of.items())
+        ]
+        return bool(adapters)
+
+    @torch.inference_mode()
+    def read(self, name: str, directory: Path) -> Adapter:
+        """Safe in any thread. Raises CheckpointError, and UnsupportedModel, naming what is unsupported."""
+        if not directory.is_dir():
+            raise CheckpointError(f"There is no directory {str(directory)!r} with the adapter {name!r}.")
+        config = AdapterConfig.read(directory, max_rank=self._max_rank)
+        tensors = self._tensors(directory, config)
+        by_layer: dict[str, list[str]] = {}
+        for module in sorted(tensors, key=lambda module: self._projections[module].part):
+            by_layer.setdefault(self._projections[module].layer, []).append(module)
+        weights = {
+            layer: self._layer_adapter(modules, tensors, config) for layer, modules in by_layer.items()
+        }
+        return Adapter(name, weights)
+
+    def _tensors(
+        self, directory: Path, config: AdapterConfig
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of each module. Raises CheckpointError and UnsupportedModel."""
+        path = directory / WEIGHTS
+        if not path.is_file():
+            raise UnsupportedModel(f"{directory} has no {WEIGHTS}: save it in this format.", advice=None)
+        try:
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                stored = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} can't be read: {error}") from error
+        modules = {name.removesuffix(_A) for name in stored if name.endswith(_A)}
+        self._check(path, config, stored, modules)
+        return {module: (stored[module + _A], stored[module + _B]) for module in modules}
+
+    def _check(
+        self, path: Path, config: AdapterConfig, stored: Mapping[str, torch.Tensor], modules: set[str]
+    ) -> None:
+        if unknown := sorted(modules - self._projections.keys()):
+            raise UnsupportedModel(
+                f"{path} changes {enumerate_names(unknown)}: of this model, linear layers of the decoder can "
+                "have adapters.",
+                advice=None,
+            )
+        wanted = (
+            {module for module in self._projections if config.targets(module)}
+            if config.names_all
+            else modules
+        )
+        names = {module + end for module in modules | wanted for end in (_A, _B)}
+        if missing := sorted(names - stored.keys()):
+            raise CheckpointError(f"{path} lacks {enumerate_names(missing)}, which {CONFIG} names.")
+        unnamed = {module for module in modules if not config.targets(module)}
+        if extra := sorted((stored.keys() - names) | unnamed):
+            raise CheckpointError(f"{path} has {enumerate_names(extra)}, which {CONFIG} doesn't name.")
+        if not modules:
+            raise CheckpointError(f"{path} has no tensors for this model.")
+        for module in sorted(modules):
+            projection, rank = self._projections[module], config.rank_of(module)
+            wanted_shapes = ((rank, projection.in_features), (projection.out_features, rank))
+            for end, shape in zip((_A, _B), wanted_shapes, strict=True):
+                if tuple(stored[module + end].shape) != shape:
+                    found = list(stored[module + end].shape)
+                    raise CheckpointError(
+                        f"{path}: {module + end} is {found} instead of {list(shape)}: the adapter belongs to "
+                        "another model."
+                    )
+
+    def _layer_adapter(
+        self,
+        modules: Sequence[str],
+        tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        config: AdapterConfig,
+    ) -> LayerAdapter:
+        """`modules`: those that one layer fuses, in its order."""
+        columns, first = [], 0
+        for module in modules:
+            stop = first + config.rank_of(module)
+            b = tensors[module][1].float() * config.scaling_of(module)
+            outputs = self._projections[module].outputs
+            columns.append(Columns(outputs, slice(first, stop), self._placed(b)))
+            first = stop
+        return LayerAdapter(self._placed(torch.cat([tensors[module][0] for module in modules])), columns)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=self._device, dtype=self._dtype).contiguous()
+
+
+def _projections(model: Adaptable, path: str, linear: Linear) -> Iterator[tuple[str, _Projection]]:
+    parent, _, name = path.rpartition(".")
+    names = model.FUSED.get(name, (name,))
+    # A checkpoint may store as one what our layer fuses.
+    sizes = linear.out_features if len(names) > 1 else (sum(linear.out_features),)
+    first = 0
+    for part, (own_name, size) in enumerate(zip(names, sizes, strict=True)):
+        full_name = f"{parent}.{own_name}" if parent else own_name
+        yield full_name, _Projection(path, part, slice(first, first + size), linear.in_features)
+        first += size

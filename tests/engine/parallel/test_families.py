@@ -1,0 +1,51 @@
+"""Every family of this engine's own classes computes on two ranks what it does on one, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.core.batch import Batch
+from engine.errors import UnsupportedModel
+from engine.models.registry import ARCHITECTURES
+from tests.engine.families.harness import TOLERANCE, prompt_of
+from tests.engine.families.recipes import RECIPES, build, plain, save
+from tests.engine.parallel.test_division import share_of_runner
+from tests.engine.parallel.thread_group import ThreadGroup, on_ranks
+from tests.engine.test_models import chunk
+
+NORMALISES_ALL_HEADS = ("olmo2", "olmo3")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_ranks_compute_what_plain_transformers_does(name: str, tmp_path: Path) -> None:
+    directory = save(build(name), tmp_path)
+    if architecture_of(directory, read_raw_config(directory)) not in ARCHITECTURES:
+        pytest.skip("transformers' own code runs it, on one device")
+    texts = [prompt_of(length) for length in (39, 15)]
+    tables = [[7, 3, 5, 8, 1], [2, 0]]
+    batches: list[Any] = [
+        (chunk(texts[0], 0, 25, tables[0]),),
+        (chunk(texts[0], 25, 38, tables[0]), chunk(texts[1], 0, 14, tables[1])),
+        (chunk(texts[0], 38, 39, tables[0]), chunk(texts[1], 14, 15, tables[1])),
+    ]
+
+    def run(group: ThreadGroup) -> torch.Tensor | None:
+        runner = share_of_runner(directory, group, max_model_len=64)
+        return [runner.logits(Batch(batch)) for batch in batches][-1]
+
+    if name in NORMALISES_ALL_HEADS:
+        with pytest.raises(UnsupportedModel, match="can't be divided among several devices yet: its layer"):
+            on_ranks(2, run)
+        return
+    logits = on_ranks(2, run)[0]
+    assert logits is not None
+    model = plain(directory)
+    with torch.inference_mode():
+        for row, text in zip(logits, texts, strict=True):
+            expected = model(torch.tensor([text]), use_cache=False).logits[0, -1]
+            assert (row - expected).abs().max() < TOLERANCE
