@@ -27,6 +27,9 @@ class SequenceInput(NamedTuple):
     samples: bool  # whether to sample the last position's logits (False for an unfinished prefill)
     scored_from: int = 0  # index, in `token_ids`, of the first row whose logits score the token after it
     num_scored: int = 0  # such rows
+    # The block tables in the groups of layers with a window, in the order of Runner.window_blocks. What lies
+    # behind the window of the first token that runs means nothing.
+    window_block_ids: tuple[Sequence[int], ...] = ()
 
 
 class ScheduledSequence(NamedTuple):
@@ -84,6 +87,9 @@ class Runner(Protocol[TicketT]):
     """
 
     num_blocks: int  # KV-cache blocks
+    window_blocks: Mapping[
+        int, int
+    ]  # by window, of layers that have blocks of their own; they free those behind
     block_size: int  # tokens in a block
     vocab_size: int  # logits per position
     # The most tokens that a step returns for a sequence, as far as its blocks reach. It has then written the

@@ -96,6 +96,10 @@ class BlockManager:
             blocks.append(block)
         return blocks
 
+    def find(self, block_hash: bytes) -> int | None:
+        """The block with this content."""
+        return self._block_of_hash.get(block_hash)
+
     def cache_blocks(self, block_ids: Sequence[int], hashes: Sequence[bytes], start: int, stop: int) -> None:
         """Let `match_prefix` find blocks `start` … `stop` - 1 of a sequence, whose contents are now written.
 

@@ -12,10 +12,12 @@ from engine.config import EngineConfig
 from engine.core.adapter import Adapter
 from engine.core.batch import Batch, DeviceWatch, Runner, StepResult
 from engine.core.block_manager import BlockManager
+from engine.core.block_tables import BlockTables
 from engine.core.cache_info import describe_cache
 from engine.core.scheduler import Scheduler
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
+from engine.core.window_groups import WindowGroup, WindowNeeds
 from engine.errors import DeviceLost, EngineError, GenerationFailed
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,23 @@ class EngineCore:
         block_manager = BlockManager(
             runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
+        windows = [
+            WindowGroup(
+                BlockManager(
+                    num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
+                ),
+                window,
+                WindowNeeds.of(
+                    window,
+                    runner.block_size,
+                    max_num_batched_tokens=config.max_num_batched_tokens,
+                    max_tokens_per_step=runner.max_tokens_per_step,
+                ),
+            )
+            for window, num_blocks in runner.window_blocks.items()
+        ]
         scheduler = Scheduler(
-            block_manager,
+            BlockTables(block_manager, windows, max_tokens_per_step=runner.max_tokens_per_step),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
@@ -68,7 +85,7 @@ class EngineCore:
             max_tokens_per_step=runner.max_tokens_per_step,
             eos_token_ids=eos_token_ids,
         )
-        described = describe_cache(config, block_manager, max_model_len=scheduler.max_model_len)
+        described = describe_cache(config, block_manager, windows, max_model_len=scheduler.max_model_len)
         return cls(scheduler, runner, cache_config=described, device_watch=device_watch)
 
     def __repr__(self) -> str:

@@ -23,20 +23,19 @@ case until running sequences have ended.
 from __future__ import annotations
 
 import time
-from array import array
 from bisect import insort
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import attrgetter
 
 from engine.core.batch import Batch, StepResult
-from engine.core.block_manager import BlockManager
+from engine.core.block_tables import BlockTables
 from engine.core.fair_share import FairShare, eligible
 from engine.core.logits_processors import LogitsProcessorFactory
 from engine.core.prefix_cache import PrefixCache
 from engine.core.prompt_budget import PromptBudget
 from engine.core.request_check import RequestCheck
-from engine.core.sequence import NO_BLOCKS, Finish, SequenceState, StopRule
+from engine.core.sequence import Finish, SequenceState, StopRule
 from engine.core.types import EngineRequest, EngineStats, FinishReason, PositionLogprobs, TokenDelta
 from engine.errors import ConfigError, InvalidRequest
 
@@ -48,7 +47,7 @@ class Scheduler:
 
     def __init__(
         self,
-        block_manager: BlockManager,
+        tables: BlockTables,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -69,7 +68,8 @@ class Scheduler:
                 f"max_num_seqs {max_num_seqs} and max_num_batched_tokens {max_num_batched_tokens} must be at "
                 f"least 1, max_model_len {max_model_len} at least 2."
             )
-        self._block_manager = block_manager
+        self._tables = tables
+        self._block_manager = tables.block_manager
         self._clock = clock
         self.max_num_batched_tokens = max_num_batched_tokens
         self._max_prefill_beside_decodes = max(1, max_prefill_beside_decodes or max_num_batched_tokens)
@@ -77,7 +77,10 @@ class Scheduler:
         # Every running sequence can decode in every step.
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         # A sequence alone always fits into the cache.
-        self.max_model_len = min(max_model_len, block_manager.num_blocks * block_manager.block_size)
+        self.max_model_len = min(
+            max_model_len, tables.block_manager.num_blocks * tables.block_manager.block_size
+        )
+        self._fair_blocks = tables.block_manager.num_blocks // self.max_num_seqs
         self._vocab_size = vocab_size
         self._request_check = RequestCheck(self.max_model_len, vocab_size)
         self._stop_rule = StopRule(tuple(eos_token_ids), self.max_model_len)
@@ -87,7 +90,7 @@ class Scheduler:
         self._in_step: list[SequenceState] = []  # parallel to the sequences of the batch that runs now
         self._fair_share = FairShare(self.max_num_seqs)
         self._logits_processor_factory = LogitsProcessorFactory()
-        self._prefix_cache = PrefixCache(block_manager)
+        self._prefix_cache = PrefixCache(tables)
         self._num_added = 0
         self._num_preemptions = 0
         self._prompt_tokens = 0
@@ -140,10 +143,9 @@ class Scheduler:
         # Blocks for the next tokens of each running sequence, by preempting others if need be
         for sequence in tuple(self._running):
             self._ensure_blocks(sequence)
-        # Decodes, then prefills
-        chunks = self._plan_chunks()
-        chunks.sort(key=lambda chunk: chunk[1] > 1)
+        chunks = sorted(self._plan_chunks(), key=lambda chunk: chunk[1] > 1)  # decodes, then prefills
         self._in_step = [sequence for sequence, _ in chunks]
+        self._tables.prepare(chunks)
         return Batch(tuple(sequence.schedule(num_tokens) for sequence, num_tokens in chunks))
 
     def update(self, batch: Batch, result: StepResult) -> list[TokenDelta]:
@@ -172,14 +174,14 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """Forget cached blocks; running sequences keep theirs."""
-        self._block_manager.reset()
+        self._tables.reset()
 
     def stats(self) -> EngineStats:
         """Reads counters only: safe in any thread."""
         return EngineStats(
             num_requests_running=len(self._running),
             num_requests_waiting=len(self._waiting),
-            kv_cache_usage=self._block_manager.usage,
+            kv_cache_usage=self._tables.usage,
             prefix_cache_queries=self._prefix_cache.num_queries,
             prefix_cache_hits=self._prefix_cache.num_hits,
             prompt_tokens=self._prompt_tokens,
@@ -189,7 +191,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if a block has leaked or belongs to a sequence that isn't running."""
-        self._block_manager.check_integrity([sequence.block_ids for sequence in self._sequences.values()])
+        self._tables.check_integrity(self._sequences.values())
         if sum(map(len, (self._running, self._waiting))) != len(self._sequences):
             raise RuntimeError(f"{self!r} has {len(self._sequences)} sequences.")
         self._fair_share.check_integrity(self._running, self._waiting)
@@ -201,12 +203,8 @@ class Scheduler:
         if sequence.num_remaining > 1:
             return  # prefills got all their blocks when they were admitted, and preempted sequences have none
         stop = min(sequence.num_computed + self._max_tokens_per_step, self.max_model_len)
-        while sequence.block_ids and len(sequence.block_ids) * self._block_manager.block_size < stop:
-            if self._block_manager.can_allocate(1):
-                block = self._block_manager.grow(sequence.block_ids)
-                sequence.block_ids = sequence.block_ids + array("q", (block,))
-            else:
-                self._preempt(self._running[-1])
+        while sequence.block_ids and not self._tables.grow(sequence, stop):
+            self._preempt(self._running[-1])
 
     def _plan_chunks(self) -> list[tuple[SequenceState, int]]:
         """Which sequences run, and how many tokens: decodes, then unfinished prompts, then new ones.
@@ -243,18 +241,16 @@ class Scheduler:
         for sequence in islice(candidates, self.max_num_seqs if budget.num_left else 0):
             if not (budget.num_left and self._has_slot()):
                 break
-            shared = self._prefix_cache.find(sequence, self._running)
-            if shared is None:
+            match = self._prefix_cache.find(sequence, self._running)
+            if match is None:
                 continue
             if len(self._running) >= self.max_num_seqs:
                 self._preempt(self._fair_share.surplus_sequence(self._running))
-            num_new = self._block_manager.num_blocks_for(len(sequence.token_ids)) - len(shared)
-            if not self._block_manager.can_allocate(num_new + len(self._running), shared=shared):
+            if not self._tables.can_start(sequence, match, len(self._running)):
                 break
-            reserved = self._reserved_blocks(sequence) - len(shared)
-            blocks = self._block_manager.allocate(num_new, shared=shared, reserved=reserved)
-            sequence.block_ids = array("q", blocks)
-            self._start(sequence, len(shared) * self._block_manager.block_size)
+            longest, fair = min(sequence.longest, self.max_model_len), self._fair_blocks
+            self._tables.start(sequence, match, longest=longest, most_reserved=fair)
+            self._start(sequence, len(match.blocks) * self._block_manager.block_size)
             admitted.append(sequence)
             budget.give(sequence)
         return admitted
@@ -267,14 +263,6 @@ class Scheduler:
     def _has_slot(self) -> bool:
         """Whether a slot is free, or will be given back."""
         return len(self._running) < self.max_num_seqs or self._fair_share.has_surplus_slot
-
-    def _reserved_blocks(self, sequence: SequenceState) -> int:
-        """The blocks a sequence may need in the end, but no more new ones than its fair share."""
-        params = sequence.request.params
-        longest = min(len(sequence.request.prompt_token_ids) + params.max_tokens, self.max_model_len)
-        fair = self._block_manager.num_blocks // self.max_num_seqs
-        present = self._block_manager.num_blocks_for(len(sequence.token_ids))
-        return min(self._block_manager.num_blocks_for(longest), present + fair)
 
     # Acting
 
@@ -292,8 +280,7 @@ class Scheduler:
         self._running.remove(sequence)
         insort(self._waiting, sequence, key=_by_priority)
         self._fair_share.mark_waiting(sequence.group)
-        self._block_manager.free(sequence.block_ids)
-        sequence.block_ids = NO_BLOCKS
+        self._tables.release(sequence)
         sequence.num_computed = 0
         self._num_preemptions += 1
 
@@ -312,8 +299,7 @@ class Scheduler:
         self._generation_tokens += num_added
         if num_added > 1:  # the runner has computed all but the last
             self._prefix_cache.advance(sequence, num_added - 1)
-        if num_added < len(tokens):
-            tokens, logprobs = tokens[:num_added], logprobs[:num_added]
+        tokens, logprobs = tokens[:num_added], logprobs[:num_added]
         if finish is None:
             return sequence.delta(tokens, logprobs)
         return self._end(sequence, finish, tokens, logprobs)
@@ -329,6 +315,5 @@ class Scheduler:
         del self._sequences[sequence.request.request_id]
         (self._running if sequence.block_ids else self._waiting).remove(sequence)
         self._fair_share.remove(sequence, is_running=bool(sequence.block_ids))
-        self._block_manager.free(sequence.block_ids)
-        sequence.block_ids = NO_BLOCKS
+        self._tables.release(sequence)
         return sequence.last_delta(finish, tokens, logprobs, self._clock())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from engine.core.batch import ScheduledSequence, SequenceInput
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, TokenDelta
+from engine.core.window_groups import WindowTable
 from engine.errors import EngineError, GenerationFailed
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class SequenceState:
     num_computed: int = 0  # tokens whose keys and values are in the cache
     # Empty while waiting. Replaced, never changed: steps may still read it.
     block_ids: array[int] = field(default_factory=lambda: NO_BLOCKS)
+    windows: Sequence[WindowTable] = ()  # its blocks in the groups of layers with a window, while it runs
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as needed so far
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as computed
@@ -58,6 +60,11 @@ class SequenceState:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def longest(self) -> int:
+        """Its tokens in the end, as far as the request limits them."""
+        return len(self.request.prompt_token_ids) + self.request.params.max_tokens
 
     @property
     def num_remaining(self) -> int:
@@ -88,6 +95,7 @@ class SequenceState:
                 samples=stop == len(self.token_ids) and not self.is_prompt_only,
                 scored_from=scored_from,
                 num_scored=len(scored),
+                window_block_ids=tuple([table.block_ids for table in self.windows]) if self.windows else (),
             ),
             request.request_id,
             request.params,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.errors import ConfigError
+from engine.execution.cache_division import CacheDivision
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.graphs import Record, recorder_for
 from engine.execution.memory import CacheSize, MemoryBudget, cpu_budget, cuda_budget, size_cache
@@ -27,7 +28,6 @@ from engine.execution.runner import ModelRunner
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
-from engine.models.attention.spec import bytes_per_token
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
 from engine.models.layers.division import DeviceGroup
@@ -90,11 +90,13 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
             ranks.connect()
         make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
         size = _size_cache(config, model, make_runner, ranks)
-        cache = build_cache(config, model, size.num_blocks)
+        cache = build_cache(config, model, size.num_blocks, size.window_blocks)
         runner = make_runner(model, cache, load=load, record=recorder_for(cache), adapters=adapters)
         with _timed("Warmed up"):
             runner.warm_up(min(16, size.max_model_len - 1))
             runner.record_graphs(config.max_num_seqs)
+    for window, num_blocks in size.window_blocks.items():
+        log.info("Layers with a window of %d tokens have %d blocks of their own.", window, num_blocks)
     log.info(
         "KV cache: %d blocks of %d tokens; longest sequence %d tokens.",
         size.num_blocks,
@@ -188,10 +190,13 @@ def load_model(
     return model
 
 
-def build_cache(config: EngineConfig, model: CausalLM, num_blocks: int) -> PagedKVCache:
+def build_cache(
+    config: EngineConfig, model: CausalLM, num_blocks: int, window_blocks: Mapping[int, int] | None = None
+) -> PagedKVCache:
     return PagedKVCache(
         model.attention_specs,
         num_blocks=num_blocks,
+        window_blocks=window_blocks or {},
         block_size=config.block_size,
         dtype=model.dtype,
         device=model.device,
@@ -220,7 +225,13 @@ def _size_cache(
     return size_cache(
         config,
         budget,
-        bytes_per_token=num_sharing * bytes_per_token(model.attention_specs, model.dtype.itemsize),
+        division=CacheDivision.of(
+            model.attention_specs,
+            num_sharing * model.dtype.itemsize,
+            config,
+            config.max_model_len or model.config.max_position_embeddings,
+            max_tokens_per_step=ModelRunner.max_tokens_per_step,
+        ),
         model_limit=model.config.max_position_embeddings,
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineError, OutOfMemory
+from engine.execution.cache_division import CacheDivision
 from host_limits.host_memory import host_available_bytes, host_total_bytes
 
 _GIB = 1 << 30
@@ -33,10 +35,11 @@ class MemoryBudget:
 class CacheSize:
     num_blocks: int
     max_model_len: int  # as requested; else the model's own limit, or what fits if that is less
+    window_blocks: Mapping[int, int] = field(default_factory=dict)  # see Runner in engine/core/batch.py
 
 
 def size_cache(
-    config: EngineConfig, budget: MemoryBudget, *, bytes_per_token: int, model_limit: int
+    config: EngineConfig, budget: MemoryBudget, *, division: CacheDivision, model_limit: int
 ) -> CacheSize:
     """The number of blocks, and the longest sequence. `model_limit` is the checkpoint's longest, in tokens.
 
@@ -44,27 +47,39 @@ def size_cache(
     short, ConfigError if other flags leave too little of it.
     """
     max_model_len = model_limit if config.max_model_len is None else config.max_model_len
-    block_bytes = config.block_size * bytes_per_token
     per_sequence = -(-max_model_len // config.block_size)
-    if config.num_gpu_blocks_override is not None:
-        num_blocks, source = config.num_gpu_blocks_override, "--num-gpu-blocks-override"
-    elif config.kv_cache_memory_bytes is not None:
-        num_blocks, source = config.kv_cache_memory_bytes // block_bytes, "--kv-cache-memory-bytes"
-    else:
-        num_blocks, source = budget.default_bytes // block_bytes, "the available memory"
-        if config.max_model_len is not None:
-            num_blocks = max(num_blocks, min(per_sequence, budget.limit_bytes // block_bytes))
-        num_blocks = min(num_blocks, per_sequence * config.max_num_seqs)  # more could not be used
+    num_blocks, source = _num_blocks(config, budget, division, per_sequence)
+    whole, _ = _num_blocks(config, budget, division.undivided, per_sequence)
+    gains = num_blocks >= whole and all(n < num_blocks for n in division.windows(num_blocks).values())
+    if config.num_gpu_blocks_override is not None or not gains:  # the number given is that of every layer
+        num_blocks, division = whole, division.undivided
     if config.max_model_len is None and num_blocks:
         max_model_len = min(model_limit, num_blocks * config.block_size)
     elif num_blocks < per_sequence:
-        raise _too_small(config, budget, num_blocks, per_sequence, block_bytes, max_model_len, source)
-    if budget.total_bytes is not None and num_blocks * block_bytes > budget.total_bytes:
+        raise _too_small(config, budget, num_blocks, per_sequence, division, max_model_len, source)
+    num_bytes = division.bytes_of(num_blocks)
+    if budget.total_bytes is not None and num_bytes > budget.total_bytes:
         raise OutOfMemory(
-            f"{source} asks for a KV cache of {_gib(num_blocks * block_bytes)}, but the machine has "
+            f"{source} asks for a KV cache of {_gib(num_bytes)}, but the machine has "
             f"{_gib(budget.total_bytes)} of memory. Lower it."
         )
-    return CacheSize(num_blocks=num_blocks, max_model_len=max_model_len)
+    return CacheSize(
+        num_blocks=num_blocks, max_model_len=max_model_len, window_blocks=division.windows(num_blocks)
+    )
+
+
+def _num_blocks(
+    config: EngineConfig, budget: MemoryBudget, division: CacheDivision, per_sequence: int
+) -> tuple[int, str]:
+    """Of the layers that keep all, and what decides it."""
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override, "--num-gpu-blocks-override"
+    if config.kv_cache_memory_bytes is not None:
+        return division.fit(config.kv_cache_memory_bytes), "--kv-cache-memory-bytes"
+    num_blocks = division.fit(budget.default_bytes)
+    if config.max_model_len is not None:
+        num_blocks = max(num_blocks, min(per_sequence, division.fit(budget.limit_bytes)))
+    return min(num_blocks, per_sequence * config.max_num_seqs), "the available memory"  # more is of no use
 
 
 def _too_small(
@@ -72,15 +87,15 @@ def _too_small(
     budget: MemoryBudget,
     num_blocks: int,
     per_sequence: int,
-    block_bytes: int,
+    division: CacheDivision,
     max_model_len: int,
     source: str,
 ) -> EngineError:
     """An error with the numbers and the flags that would help."""
     text = (
         f"One sequence of {max_model_len} tokens needs {per_sequence} KV-cache blocks "
-        f"({_gib(per_sequence * block_bytes)}), but {source} gives {num_blocks} "
-        f"({_gib(num_blocks * block_bytes)})."
+        f"({_gib(division.bytes_of(per_sequence))}), but {source} gives {num_blocks} "
+        f"({_gib(division.bytes_of(num_blocks))})."
     )
     levers = []
     if num_blocks:
@@ -88,7 +103,7 @@ def _too_small(
     if config.num_gpu_blocks_override is not None:
         levers.append(f"raise --num-gpu-blocks-override to {per_sequence}")
     elif config.kv_cache_memory_bytes is not None:
-        levers.append(f"raise --kv-cache-memory-bytes to {per_sequence * block_bytes}")
+        levers.append(f"raise --kv-cache-memory-bytes to {division.bytes_of(per_sequence)}")
     else:
         if config.dtype == "float32":
             levers.append("halve it with --dtype bfloat16")

@@ -78,6 +78,7 @@ class ModelRunner:
                 PagedKVCache,
                 model.attention_specs,
                 num_blocks=cache.num_blocks,
+                window_blocks=cache.window_blocks,
                 block_size=cache.block_size,
                 dtype=model.dtype,
                 device=model.device,
@@ -89,6 +90,7 @@ class ModelRunner:
             beside_model=model.device.type != "cpu",
         )
         self.num_blocks = cache.num_blocks
+        self.window_blocks: Mapping[int, int] = cache.window_blocks
         self.block_size = cache.block_size
         self.vocab_size = model.config.vocab_size
 
@@ -160,7 +162,8 @@ class ModelRunner:
         params = SamplingParams(max_tokens=1, temperature=0.0)
         for token_ids, start in (([0] * num_tokens, 0), ([0], num_tokens - 1)):
             blocks = range(-(-num_tokens // self.block_size))
-            sequence = SequenceInput(token_ids, start, blocks, samples=True)
+            windows = (blocks,) * len(self.window_blocks)
+            sequence = SequenceInput(token_ids, start, blocks, samples=True, window_block_ids=windows)
             self.execute(Batch((ScheduledSequence(sequence, "warm-up", params),)))
 
     @torch.inference_mode()

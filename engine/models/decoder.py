@@ -56,7 +56,7 @@ class Attention(nn.Module):
             None if self.qk_norm is None else self.qk_norm.weight,
             rotation.cos,
             rotation.signed_sin,
-            inputs.slots,
+            cache.inputs_of(self._layer, inputs).slots,
             cache.keys[self._layer][0],
             cache.values[self._layer][0],
             eps=0.0 if self.qk_norm is None else self.qk_norm.eps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,7 @@ class StepInputs:
     num_decodes: int  # the first of them run one token, and are rows 0, 1, …
     max_context: int
     host: FlatArrays  # the same numbers in main memory
+    windows: tuple[StepInputs, ...] = ()  # with the block tables and slots of each group with a window
     _plans: dict[tuple[Plans, int | None], Any] = field(default_factory=dict, init=False, compare=False)
 
     def plan(self, backend: Plans, window: int | None) -> Any:
@@ -76,10 +77,19 @@ class HostInputs:
     _max_context: int
     _selects_rows: bool
     _num_sampled: int
+    _windows: Sequence[Sequence[slice]] = ()  # the sections of each group with a window
 
     def on(self, numbers: torch.Tensor) -> StepInputs:
         """The inputs as views of `numbers`, a copy of this object's on the model's device."""
-        arrays = self._views(numbers)
+        windows = tuple(self._inputs(numbers, sections) for sections in self._windows)
+        return self._inputs(numbers, self._sections, windows)
+
+    def _inputs(
+        self, numbers: torch.Tensor, sections: Sequence[slice], windows: tuple[StepInputs, ...] = ()
+    ) -> StepInputs:
+        arrays = FlatArrays(*[numbers[section] for section in sections])
+        on_host = numbers is self.numbers  # as on a CPU
+        host = arrays if on_host else FlatArrays(*[self.numbers[section] for section in sections])
         return StepInputs(
             token_ids=arrays.token_ids,
             positions=arrays.positions,
@@ -93,11 +103,9 @@ class HostInputs:
             num_sequences=len(arrays.starts),
             num_decodes=self._num_decodes,
             max_context=self._max_context,
-            host=self._views(self.numbers),
+            host=host,
+            windows=windows,
         )
-
-    def _views(self, numbers: torch.Tensor) -> FlatArrays:
-        return FlatArrays(*(numbers[section] for section in self._sections))
 
 
 def build_inputs(batch: Sequence[SequenceInput], block_size: int, device: torch.device) -> StepInputs:
@@ -126,7 +134,7 @@ def flatten(batch: Sequence[SequenceInput], block_size: int, *, pad_to: int = 0)
         if sequence.num_scored:
             first_scored = first_row + sequence.scored_from
             scored_rows.extend(range(first_scored, first_scored + sequence.num_scored))
-    starts, contexts, blocks = _block_tables(batch)
+    starts, contexts, blocks = _block_tables(batch, [sequence.block_ids for sequence in batch])
     max_context = max(contexts, default=0)
     selects_rows = len(sampled_rows) < len(token_ids) or bool(scored_rows)
     num_padding = max(0, pad_to - len(token_ids))
@@ -135,17 +143,44 @@ def flatten(batch: Sequence[SequenceInput], block_size: int, *, pad_to: int = 0)
             column.extend([filling] * num_padding)
         first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
     wanted_rows = sampled_rows + scored_rows if selects_rows else []
-    numbers, sections = _end_to_end(
-        token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks
-    )
+    windows = [_window_columns(batch, group, block_size) for group in range(_num_windows(batch))]
+    columns = (token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks)
+    numbers, sections = _end_to_end(*columns, *chain.from_iterable(windows))
     return HostInputs(
         numbers=numbers,
-        _sections=sections,
+        _sections=sections[: len(columns)],
         _num_decodes=_count_decodes(batch) + num_padding,
         _max_context=max_context,
         _selects_rows=selects_rows,
         _num_sampled=len(sampled_rows),
+        _windows=[
+            _with_window(sections, len(columns) + group * _WINDOW_COLUMNS) for group in range(len(windows))
+        ],
     )
+
+
+_WINDOW_COLUMNS = 3
+
+
+def _num_windows(batch: Sequence[SequenceInput]) -> int:
+    return len(batch[0].window_block_ids) if batch else 0
+
+
+def _window_columns(batch: Sequence[SequenceInput], group: int, block_size: int) -> list[list[int]]:
+    """Of a group with a window: slots, and where each table starts, and the tables end to end."""
+    tables = [sequence.window_block_ids[group] for sequence in batch]
+    slots: list[int] = []
+    for sequence, table in zip(batch, tables, strict=True):
+        slots += _slots(table, sequence.start, sequence.start + len(sequence.token_ids), block_size)
+    starts, _, blocks = _block_tables(batch, tables)
+    return [slots, starts, blocks]
+
+
+def _with_window(sections: Sequence[slice], first: int) -> list[slice]:
+    """The sections of FlatArrays, with a group's columns in place of those of the layers that keep all."""
+    token_ids, positions, _, sampled_rows, _, contexts, first_rows, *_ = sections
+    slots, starts, blocks = sections[first : first + _WINDOW_COLUMNS]
+    return [token_ids, positions, slots, sampled_rows, starts, contexts, first_rows, blocks]
 
 
 def _count_decodes(sequences: Sequence[SequenceInput]) -> int:
@@ -153,15 +188,17 @@ def _count_decodes(sequences: Sequence[SequenceInput]) -> int:
     return sum(1 for _ in takewhile(lambda sequence: len(sequence.token_ids) == 1, sequences))
 
 
-def _block_tables(sequences: Sequence[SequenceInput]) -> tuple[list[int], list[int], list[int]]:
+def _block_tables(
+    sequences: Sequence[SequenceInput], tables: Sequence[Sequence[int]]
+) -> tuple[list[int], list[int], list[int]]:
     """Where each sequence's table starts, its context, and the tables end to end."""
     starts: list[int] = []
     contexts: list[int] = []
     blocks: list[int] = []
-    for sequence in sequences:
+    for sequence, table in zip(sequences, tables, strict=True):
         starts.append(len(blocks))
         contexts.append(sequence.start + len(sequence.token_ids))
-        blocks.extend(sequence.block_ids)
+        blocks.extend(table)
     return starts, contexts, blocks
 
 

@@ -8,12 +8,12 @@ too soon gives wrong output, as it would with real keys and values.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from zlib import crc32
 
 from engine.core.adapter import Adapter
-from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
+from engine.core.batch import Batch, ScheduledSequence, StepResult
 from engine.core.sleep import MemoryUsage, Part
 from engine.core.types import EngineRequest, PositionLogprobs, SamplingParams, TokenConstraint, TokenLogprob
 
@@ -75,7 +75,9 @@ class FakeRunner:
         block_size: int = 4,
         before: Callable[[Batch], None] | None = None,
         max_tokens_per_step: int = 1,
+        window_blocks: Mapping[int, int] | None = None,
     ) -> None:
+        self.window_blocks = window_blocks or {}
         self.max_tokens_per_step = max_tokens_per_step
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -85,7 +87,15 @@ class FakeRunner:
         self.before = before
         self.num_steps = 0
         self.last_batch = Batch()
-        self._slots: list[int | None] = [None] * (num_blocks * block_size)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Slots of the whole cache, and of each group of layers with a window."""
+        self._slots: list[int | None] = [None] * (self.num_blocks * self.block_size)
+        self._windows: list[tuple[int, list[int | None]]] = [
+            (window, [None] * (num_blocks * self.block_size))
+            for window, num_blocks in self.window_blocks.items()
+        ]
 
     def read_adapter(self, name: str, directory: Path) -> Adapter:
         return Adapter(name, None)
@@ -103,14 +113,9 @@ class FakeRunner:
             self.before(batch)
         # Earlier steps must have written whatever a step reads beyond its own tokens.
         tokens = [self._run(sequence) for sequence in batch.sequences]
-        written: set[int] = set()
-        for sequence, sampled in zip(batch.inputs, tokens, strict=True):
-            for offset, token in enumerate((*sequence.token_ids, *sampled[:-1])):
-                slot = self._slot(sequence, sequence.start + offset)
-                if slot in written:
-                    raise AssertionError(f"Slot {slot} is written twice in one step.")
-                written.add(slot)
-                self._slots[slot] = token
+        self._write(self._slots, [one.block_ids for one in batch.inputs], batch, tokens)
+        for group, (_, slots) in enumerate(self._windows):
+            self._write(slots, [one.window_block_ids[group] for one in batch.inputs], batch, tokens)
         return StepResult(
             tokens,
             logprobs={
@@ -132,7 +137,7 @@ class FakeRunner:
     def wake_up(self, parts: Set[Part]) -> None:
         self.wakings.append(frozenset(parts))
         if Part.KV_CACHE in parts:
-            self._slots = [None] * (self.num_blocks * self.block_size)
+            self._allocate()
 
     @property
     def memory(self) -> MemoryUsage:
@@ -154,15 +159,41 @@ class FakeRunner:
             raise AssertionError(f"{sequence.request_id}: {scored} don't follow row {first}.")
         return scored
 
-    def _slot(self, sequence: SequenceInput, position: int) -> int:
-        return sequence.block_ids[position // self.block_size] * self.block_size + position % self.block_size
+    def _write(
+        self,
+        slots: list[int | None],
+        tables: Sequence[Sequence[int]],
+        batch: Batch,
+        sampled: Sequence[Sequence[int]],
+    ) -> None:
+        """The tokens that run, and all but the last of those returned."""
+        written: set[int] = set()
+        for sequence, table, guessed in zip(batch.inputs, tables, sampled, strict=True):
+            for offset, token in enumerate((*sequence.token_ids, *guessed[:-1])):
+                slot = self._slot(table, sequence.start + offset)
+                if slot in written:
+                    raise AssertionError(f"Slot {slot} is written twice in one step.")
+                written.add(slot)
+                slots[slot] = token
+
+    def _slot(self, table: Sequence[int], position: int) -> int:
+        return table[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _check_windows(self, sequence: ScheduledSequence, known: Sequence[int]) -> None:
+        """The layers with a window must find in their own blocks what lies in it."""
+        for (window, slots), table in zip(self._windows, sequence.input.window_block_ids, strict=True):
+            first = max(0, len(known) - window + 1)
+            seen = [slots[self._slot(table, position)] for position in range(first, len(known))]
+            if seen != list(known[first:]):
+                raise AssertionError(f"{sequence.request_id} reads {seen} in its window of {window}.")
 
     def _run(self, sequence: ScheduledSequence) -> list[int]:
         start, token_ids = sequence.input.start, sequence.input.token_ids
-        context = [self._slots[self._slot(sequence.input, position)] for position in range(start)]
+        context = [self._slots[self._slot(sequence.input.block_ids, position)] for position in range(start)]
         known = [token for token in context if token is not None]
         if len(known) != len(context):
             raise AssertionError(f"{sequence.request_id} reads slots that were never written.")
+        self._check_windows(sequence, known)
         if not sequence.input.samples:
             return []
         most = len(sequence.input.block_ids) * self.block_size - start - len(token_ids) + 1

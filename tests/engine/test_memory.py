@@ -12,6 +12,7 @@ import torch
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelNotFound, OutOfMemory
+from engine.execution.cache_division import CacheDivision
 from engine.execution.device import translated_out_of_memory
 from engine.execution.memory import (
     CacheSize,
@@ -29,7 +30,7 @@ BUDGET = MemoryBudget(default_bytes=1000 * KIB, limit_bytes=4000 * KIB)
 def size(budget: MemoryBudget = BUDGET, *, model_limit: int = 640, **options: int) -> CacheSize:
     """With blocks of 16 tokens of 1 KiB each: a block is 16 KiB."""
     config = EngineConfig(model=Path("m"), block_size=16, **options)  # type: ignore[arg-type]
-    return size_cache(config, budget, bytes_per_token=KIB, model_limit=model_limit)
+    return size_cache(config, budget, division=CacheDivision(config.block_size, KIB), model_limit=model_limit)
 
 
 def test_requested_sizes_come_first() -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from engine.core.batch import Batch, StepResult
 from engine.core.block_manager import BlockManager
+from engine.core.block_tables import BlockTables
 from engine.core.scheduler import Scheduler
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, SamplingParams, TokenDelta
+from engine.core.window_groups import WindowGroup, WindowNeeds
 from engine.errors import ConfigError, GenerationFailed, InvalidRequest
 from tests.engine.fake_runner import FakeRunner, logprobs_of, make_request, reference_output
 from tests.engine.test_constraints import Script
@@ -29,12 +31,32 @@ class Harness:
         prefix_caching: bool = True,
         max_prefill_beside_decodes: int | None = None,
         max_tokens_per_step: int = 1,
+        window_blocks: Mapping[int, int] | None = None,
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.now = 0.0
-        self.runner = FakeRunner(num_blocks, block_size, max_tokens_per_step=max_tokens_per_step)
+        self.runner = FakeRunner(
+            num_blocks, block_size, max_tokens_per_step=max_tokens_per_step, window_blocks=window_blocks
+        )
+        windows = [
+            WindowGroup(
+                BlockManager(count, block_size, enable_prefix_caching=prefix_caching),
+                window,
+                WindowNeeds.of(
+                    window,
+                    block_size,
+                    max_num_batched_tokens=budget,
+                    max_tokens_per_step=max_tokens_per_step,
+                ),
+            )
+            for window, count in self.runner.window_blocks.items()
+        ]
         self.scheduler = Scheduler(
-            BlockManager(num_blocks, block_size, enable_prefix_caching=prefix_caching),
+            BlockTables(
+                BlockManager(num_blocks, block_size, enable_prefix_caching=prefix_caching),
+                windows,
+                max_tokens_per_step=max_tokens_per_step,
+            ),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             max_model_len=max_model_len,

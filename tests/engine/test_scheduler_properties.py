@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.core.batch import StepResult
 from engine.core.types import EngineRequest, FinishReason, SamplingParams
+from engine.core.window_groups import WindowNeeds
 from engine.errors import GenerationFailed
 from tests.engine.fake_runner import logprobs_of, make_request, reference_output
 from tests.engine.test_scheduler import Harness
@@ -151,6 +152,13 @@ class Trace:
             assert not output and last.finish_reason in (FinishReason.ABORT, FinishReason.ERROR)
 
 
+def least_blocks(window: int, block_size: int, budget: int, max_tokens_per_step: int) -> int:
+    needs = WindowNeeds.of(
+        window, block_size, max_num_batched_tokens=budget, max_tokens_per_step=max_tokens_per_step
+    )
+    return needs.per_sequence + needs.per_step
+
+
 @settings(max_examples=250, deadline=None)
 @given(
     EVENTS,
@@ -160,6 +168,7 @@ class Trace:
     st.sampled_from([2, 8, 40]),
     st.booleans(),
     st.sampled_from([1, 1, 2, 5]),
+    st.dictionaries(st.sampled_from([1, 2, 5, 8, 13]), st.integers(0, 6), max_size=2),
 )
 def test_any_trace(
     events: list[Add | Abort | Fail | Reset | Steps],
@@ -169,7 +178,9 @@ def test_any_trace(
     budget: int,
     prefix_caching: bool,
     max_tokens_per_step: int,
+    windows: dict[int, int],
 ) -> None:
+    """`windows`: groups with so many blocks to spare."""
     harness = Harness(
         num_blocks=-(-MAX_MODEL_LEN // block_size) + spare_blocks,
         block_size=block_size,
@@ -178,6 +189,10 @@ def test_any_trace(
         max_model_len=MAX_MODEL_LEN,
         max_prefill_beside_decodes=8,
         max_tokens_per_step=max_tokens_per_step,
+        window_blocks={
+            window: spare + least_blocks(window, block_size, budget, max_tokens_per_step)
+            for window, spare in windows.items()
+        },
         prefix_caching=prefix_caching,
         eos_token_ids=EOS,
     )

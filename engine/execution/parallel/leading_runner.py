@@ -32,7 +32,7 @@ class LeadingRunner(ModelRunner):
         super().__init__(model, cache, eos_token_ids=eos_token_ids, load=load)
         self._ranks = ranks
         self._num_steps = 0
-        self._others: list[MemoryUsage] = ranks.call(MakeCache(cache.num_blocks))
+        self._others: list[MemoryUsage] = ranks.call(MakeCache(cache.num_blocks, cache.window_blocks))
 
     def run_model(self, step: SubmittedStep) -> None:
         step.number = self._num_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,7 @@ class MakeCache(NamedTuple):
     """Have a KV cache of so many blocks, in place of any other. Answered with the memory in use."""
 
     num_blocks: int
+    window_blocks: Mapping[int, int]  # see Runner in engine/core/batch.py
 
 
 class MeasureBudget(NamedTuple):

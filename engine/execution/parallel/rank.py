@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,8 +64,8 @@ class Rank:
                 plan = self._plan
                 self._group.connect(plan.rendezvous, plan.device, timeout_s=plan.step_timeout_s)
                 return None
-            case MakeCache(num_blocks):
-                self._make_cache(num_blocks)
+            case MakeCache(num_blocks, window_blocks):
+                self._make_cache(num_blocks, window_blocks)
             case MeasureBudget():
                 return cuda_budget(self._plan.device, self._plan.config.gpu_memory_utilization)
             case Run(number, inputs):
@@ -86,11 +86,11 @@ class Rank:
             raise RuntimeError("Rank 0 asked for a step before it asked for a cache.")
         return self._runner
 
-    def _make_cache(self, num_blocks: int) -> None:
+    def _make_cache(self, num_blocks: int, window_blocks: Mapping[int, int]) -> None:
         """The runner then has the only reference to the model, so that it can be dropped."""
         model = self._ready._residency.model if self._model is None else self._model
         self._model = self._runner = None
-        cache = build_cache(self._plan.config, model, num_blocks)
+        cache = build_cache(self._plan.config, model, num_blocks, window_blocks)
         self._runner = ModelRunner(model, cache, eos_token_ids=(), load=self._load)
 
     def _run(self, number: int, inputs: Sequence[SequenceInput]) -> None:

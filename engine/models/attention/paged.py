@@ -6,7 +6,7 @@ block * block_size + offset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,19 +28,29 @@ class PagedKVCache:
         specs: Sequence[AttentionSpec],
         *,
         num_blocks: int,
+        window_blocks: Mapping[int, int] | None = None,
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
         shares_memory: bool = False,
     ) -> None:
-        """`shares_memory`: layers of one size write to the same memory, each before it reads; for whole
+        """`window_blocks`: by window, of layers that have so many blocks of their own (engine/core/batch.py).
+
+        `shares_memory`: layers of one size write to the same memory, each before it reads; for whole
         sequences only, whose keys and values no later step needs.
         """
         self.specs = tuple(specs)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
-        sizes = [(1, spec.num_kv_heads, num_blocks * block_size, spec.head_dim) for spec in specs]
+        self.window_blocks = dict(window_blocks or {})
+        counts = [num_blocks, *self.window_blocks.values()]
+        groups = {window: group for group, window in enumerate(self.window_blocks, 1)}
+        self._group_of = [0 if spec.window is None else groups.get(spec.window, 0) for spec in specs]
+        sizes = [
+            (1, spec.num_kv_heads, counts[group] * block_size, spec.head_dim)
+            for spec, group in zip(specs, self._group_of, strict=True)
+        ]
         # Not zeroed: unwritten slots are never read, and on a CPU use no memory.
         if shares_memory:
             shared = {
@@ -57,13 +67,19 @@ class PagedKVCache:
     @property
     def has_fixed_shapes(self) -> bool:
         """Whether decode steps can be recorded, to be replayed with other numbers."""
-        return all(backend.has_fixed_shapes for backend in self._backends)
+        return not self.window_blocks and all(backend.has_fixed_shapes for backend in self._backends)
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.keys, *self.values]
 
+    def inputs_of(self, layer: int, inputs: StepInputs) -> StepInputs:
+        """A step's inputs with the block tables and slots of this layer's group."""
+        group = self._group_of[layer]
+        return inputs.windows[group - 1] if group else inputs
+
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor, inputs: StepInputs) -> None:
         """Write the step's keys and values, both [T, kv_heads, head_dim]."""
+        inputs = self.inputs_of(layer, inputs)
         self._backends[layer].store(keys, values, self.keys[layer][0], self.values[layer][0], inputs)
 
     def attend(
@@ -77,6 +93,7 @@ class PagedKVCache:
         if spec.has_sinks != (sinks is not None):
             raise ValueError(f"Layer {layer}: sinks must be given exactly where the attention spec has them.")
         out = queries.new_empty(queries.shape[0], spec.num_heads * spec.head_dim)
+        inputs = self.inputs_of(layer, inputs)
         plan: Any = inputs.plan(backend, spec.window)
         sinks = None if sinks is None else sinks.float()
         backend.attend(spec, queries, self.keys[layer][0], self.values[layer][0], inputs, plan, sinks, out)
