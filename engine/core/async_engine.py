@@ -160,7 +160,8 @@ class AsyncEngine(EngineThread[EngineCore, _Command, TokenDelta]):
         return core.step()
 
     def _on_core(self, core: EngineCore) -> None:
-        core.watch_device(lambda: self._commands.put(_NOBODY))
+        commands = self._commands  # not this object, which has the core: whoever watches would keep it alive
+        core.watch_device(lambda: commands.put(_NOBODY))
 
     def _check_idle(self, core: EngineCore) -> None:
         core.check_device()

@@ -65,14 +65,8 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
     adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
     ranks = None
-    if adapters is not None and config.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"--enable-lora with --tensor-parallel-size {config.tensor_parallel_size}: LoRA adapters aren't "
-            "divided between devices yet. Merge the adapter into the model, or leave out one of the flags."
-        )
     if config.tensor_parallel_size > 1:
         ranks = start_ranks(config, model_config, dtype=dtype, device=device)
-    group = None if ranks is None else ranks.group
     load = partial(
         load_model,
         config,
@@ -80,21 +74,32 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         model_config,
         dtype=dtype,
         device=device,
-        group=group,
+        group=None if ranks is None else ranks.group,
         adapters=adapters,
     )
     eos_token_ids = model_config.eos_token_ids if eos_token_ids is None else eos_token_ids
+    make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
         if ranks is not None:
             ranks.connect()
-        make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
         size = _size_cache(config, model, make_runner, ranks)
         cache = build_cache(config, model, size.num_blocks, size.window_blocks)
         runner = make_runner(model, cache, load=load, record=recorder_for(cache), adapters=adapters)
-        with _timed("Warmed up"):
-            runner.warm_up(min(16, size.max_model_len - 1))
-            runner.record_graphs(config.max_num_seqs)
+        _warm_up(runner, config, size)
+    return EngineCore.from_config(
+        config,
+        runner,
+        max_model_len=size.max_model_len,
+        eos_token_ids=eos_token_ids,
+        device_watch=ranks,
+    )
+
+
+def _warm_up(runner: ModelRunner, config: EngineConfig, size: CacheSize) -> None:
+    with _timed("Warmed up"):
+        runner.warm_up(min(16, size.max_model_len - 1))
+        runner.record_graphs(config.max_num_seqs)
     for window, num_blocks in size.window_blocks.items():
         log.info("Layers with a window of %d tokens have %d blocks of their own.", window, num_blocks)
     log.info(
@@ -102,13 +107,6 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         size.num_blocks,
         config.block_size,
         size.max_model_len,
-    )
-    return EngineCore.from_config(
-        config,
-        runner,
-        max_model_len=size.max_model_len,
-        eos_token_ids=eos_token_ids,
-        device_watch=ranks,
     )
 
 

@@ -69,7 +69,8 @@ class Linear(WeightedLayer):
         num_missing = -(-vocab_size // group.size) - (share.stop - share.start)
 
         def gather(logits: torch.Tensor) -> torch.Tensor:
-            return group.gather(F.pad(logits, (0, num_missing)))[:, :vocab_size]
+            padded = F.pad(logits, (0, num_missing)) if num_missing else logits
+            return group.gather(padded)[:, :vocab_size]
 
         self._finish = gather
 
@@ -91,7 +92,7 @@ class Linear(WeightedLayer):
                     continue
                 parts.setdefault(name, []).append(self._read(stored, name, part, tensor, outputs))
                 axes[name] = tensor.outputs
-        method.load({name: _joined(each, axes[name]) for name, each in parts.items()})
+        method.load({name: _joined(parts.pop(name), axis) for name, axis in axes.items()})
         self._use(method)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

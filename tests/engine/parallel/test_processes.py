@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from engine import LLM, SamplingParams
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
@@ -22,6 +25,7 @@ from engine.execution.parallel.leading_runner import LeadingRunner
 from engine.execution.parallel.messages import Score
 from engine.execution.parallel.processes import Ranks
 from engine.launch.preflight import check_config
+from tests.engine.offline.conftest import DEMO
 from tests.engine.pooling.tiny_poolers import make_pooler
 from tests.engine.test_generation import greedy, run
 from tests.engine.tiny_models import prompt_of
@@ -102,14 +106,38 @@ def test_a_rank_that_can_not_sleep_keeps_all_awake(tiny_model: Path, monkeypatch
         assert run(core, [greedy("a", prompt_of(20))])["a"] == before
 
 
+def test_a_program_that_is_done_with_a_model_leaves_no_rank_behind() -> None:
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    llm = LLM(DEMO, tensor_parallel_size=2, dtype="float32", num_threads=1)
+    try:
+        (whole,) = llm.generate(["Hello"], SamplingParams(max_tokens=6, temperature=0))
+        (rank_1,) = ranks_of_this_process()
+        assert whole.outputs[0].token_ids
+        llm.shutdown()
+    finally:
+        del llm
+        gc.collect()
+        if affinity is not None:
+            os.sched_setaffinity(0, affinity)
+    rank_1.wait(30)
+    assert ranks_of_this_process() == []
+
+
+def ranks_of_this_process() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [child for child in children if "engine.execution.parallel.worker" in child.cmdline()]
+
+
 def test_what_can_not_be_divided_is_refused_before_anything_is_loaded(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path
 ) -> None:
     for check in (check_config, build_core):
         with pytest.raises(
             ConfigError, match=r"--tensor-parallel-size 3 doesn't divide .* Possible: 1, 2, 4"
         ):
             check(settings(tiny_model, tensor_parallel_size=3))
+    with pytest.raises(ConfigError, match="--enable-lora with --tensor-parallel-size 2"):
+        build_core(settings(tiny_model, tensor_parallel_size=2, enable_lora=True))
     pooler = settings(make_pooler("qwen3-bare", tmp_path), tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="--tensor-parallel-size 2 is for models that generate text"):
         check_config(pooler)
