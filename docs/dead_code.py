@@ -5,6 +5,7 @@ Fields are left out: bodies declare fields that Berth accepts and does not read,
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,29 +33,36 @@ PACKAGES = (
 _DECORATORS = ["@*router.*", "@field_validator", "@model_validator", "@group.*"]
 # Used by a library that we subclass or configure, under the name that it knows.
 _NAMES = [
-    "*ForCausalLM",  # engine/models/registry.py names them by a string, so that it needs no torch
     "__annotations__",
+    "__dir__",  # of modules
     "__signature__",
     "capture_signals",  # uvicorn.Server
     "chunked_encoding",  # uvicorn's request-response cycle
+    "_timeout",  # torch.distributed's options of groups
     "decoder",  # tokenizers.Tokenizer
     "DOWNLOAD_CHUNK_SIZE",  # huggingface_hub.constants
     "expected_content_length",  # uvicorn's request-response cycle
     "handle_exit",  # uvicorn.Server
+    "normalizer",  # tokenizers.Tokenizer
     "on_header",  # httptools' parsers
     "on_headers_complete",
     "on_message_begin",
     "on_message_complete",
     "on_url",
     "pause_writing",  # asyncio.Protocol
+    "post_processor",  # tokenizers.Tokenizer
     "pre_tokenizer",  # tokenizers.Tokenizer
     "process_redirect",  # websockets.asyncio.client.connect
     "redirect_slashes",  # starlette.routing.Router
+    "rootRank",  # torch.distributed.GatherOptions
     "special_token_ids",  # llguidance.TokenizerWrapper
     "text_factory",  # sqlite3.Connection
     "total_requests",  # uvicorn.Server
     "waiting_for_100_continue",  # uvicorn's request-response cycle
     "warn_double_anchors",  # ruamel.yaml
+    # What programs that import the engine use.
+    "LLM",
+    "num_classes",
     # Examples that plug-ins' authors copy.
     "AlpacaProtocol",
     "SummarizeProtocol",
@@ -63,9 +71,15 @@ _NAMES = [
 ]
 
 
+# A class named as "module:class", so that who names it needs no torch.
+_BY_STRING = re.compile(r':(\w+)"')
+
+
 def find() -> Iterator[Item]:
     """Functions, methods, classes, properties and attributes that no code outside tests/ uses."""
-    vulture = Vulture(ignore_decorators=_DECORATORS, ignore_names=_NAMES)
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "engine").rglob("*.py"))
+    named = [name for source in sources for name in _BY_STRING.findall(source)]
+    vulture = Vulture(ignore_decorators=_DECORATORS, ignore_names=[*_NAMES, *named])
     vulture.scavenge([str(ROOT / package) for package in PACKAGES])
     declared = {item.name for item in vulture.defined_vars}
     for item in vulture.get_unused_code(min_confidence=60):

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.config import ConfigFile
@@ -143,9 +142,3 @@ def pooling_architecture(name: str) -> Architecture:
     raise UnsupportedModel(
         f"Architecture {name!r} isn't supported by the pooling runner; supported are {', '.join(known)}."
     )
-
-
-def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
-    """Of a checkpoint that generates text. Raises CheckpointError and UnsupportedModel."""
-    name = architecture_of(directory, read_raw_config(directory, overrides))
-    return generating_architecture(name).read_config(directory, overrides)

@@ -17,9 +17,8 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import SamplingParams
 from engine.execution.build import build_core
-from engine.models.registry import read_model_config
 from tests.engine.test_generation import greedy, request_of, run
-from tests.engine.tiny_models import Reference, prompt_of
+from tests.engine.tiny_models import Reference, prompt_of, read_model_config
 
 SHARDED, TIED = "qwen3-untied-sharded", "llama3-tied"
 

@@ -16,9 +16,9 @@ from engine.errors import CheckpointError, UnsupportedModel
 from engine.execution.graphs import Record
 from engine.execution.runner import ModelRunner
 from engine.models.attention.paged import PagedKVCache
-from engine.models.registry import generating_architecture, read_model_config
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
-from tests.engine.tiny_models import RECIPES, Reference, prompt_of
+from tests.engine.tiny_models import RECIPES, Reference, prompt_of, read_model_config
 
 TOLERANCE = 1e-4
 PARAMS = SamplingParams(max_tokens=1, temperature=0.0)

@@ -16,9 +16,10 @@ from engine.errors import CheckpointError
 from engine.models.layers import packed_linear
 from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import PackedLinear, PlainLinear
-from engine.models.registry import generating_architecture, read_model_config
+from engine.models.registry import generating_architecture
 from engine.models.weights import Checkpoint, load_weights
 from tests.engine.memory_source import load_layer
+from tests.engine.tiny_models import read_model_config
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from engine.checkpoint.raw_config import architecture_of, read_raw_config
+from engine.models.decoder_config import DecoderConfig
+from engine.models.registry import generating_architecture
 
 VOCAB_SIZE = 320
 CONTEXT = 512
@@ -130,3 +134,9 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(1000 * seed + length)
     tokens: list[int] = torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()
     return tokens
+
+
+def read_model_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+    """Of a checkpoint that one of the engine's own classes generates text with."""
+    name = architecture_of(directory, read_raw_config(directory, overrides))
+    return generating_architecture(name).read_config(directory, overrides)

@@ -11,10 +11,10 @@ import pytest
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.decoder_config import DecoderConfig
 from engine.models.family_configs import Gemma3Config, Qwen3MoeConfig
-from engine.models.registry import read_model_config
 from engine.models.rope_config import LongRopeScaling
 from tests.engine.families.native_recipes import NATIVE
 from tests.engine.families.recipes import made
+from tests.engine.tiny_models import read_model_config
 
 
 def written(directory: Path, values: dict[str, Any]) -> DecoderConfig:

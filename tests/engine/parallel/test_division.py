@@ -25,14 +25,14 @@ from engine.models.layers.linear_method import LinearMethod, MatrixTensor
 from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
 from engine.models.quantised.checkpoint import open_checkpoint
-from engine.models.registry import generating_architecture, read_model_config
+from engine.models.registry import generating_architecture
 from engine.models.weights import load_weights
 from tests.engine.memory_source import CPU, MemorySource
 from tests.engine.parallel.thread_group import ThreadGroup, on_ranks
 from tests.engine.quantised.quantisers import QUANTISERS
 from tests.engine.quantised.test_served import both
 from tests.engine.test_models import TOLERANCE, chunk, runner_of
-from tests.engine.tiny_models import Reference, prompt_of
+from tests.engine.tiny_models import Reference, prompt_of, read_model_config
 
 BATCH = Batch((chunk(prompt_of(20), 0, 20, range(8)),))
 
