@@ -43,9 +43,10 @@ def read_quantisation(directory: Path, raw: Mapping[str, Any]) -> Quantisation |
     try:
         problem = check(found.settings)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
+        missing = f"they lack {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{directory} has quantised weights (quant_method {found.method!r}), but their settings can't be "
-            f"read: {error!r}."
+            f"read: {missing}."
         ) from error
     if problem is not None:
         raise _refused(directory, f"quant_method {found.method!r} with {problem}")

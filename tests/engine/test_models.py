@@ -132,7 +132,7 @@ def test_eos_tokens_of_the_generation_config_go_first(
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"layer_types": ["full_attention", "full_attention", "mamba"]}, "'mamba'"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "'aqlm'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
@@ -151,6 +151,7 @@ def test_unsupported_features_are_refused(
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
         ({"num_key_value_heads": 3}, "4 attention heads can't share 3"),
         ({"architectures": None}, "architectures is None"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'.*they lack 'bits'"),
     ],
 )
 def test_an_inconsistent_config_is_refused(
