@@ -35,6 +35,20 @@ def _setting(rng: Random) -> Exchange:
     return Exchange(question, f"Set {name} in .env. It sets {meaning}.", name)
 
 
+def _no_setting(rng: Random) -> Exchange:
+    """A question about a setting that doesn't exist, so that the model doesn't make one up."""
+    form = subject("berth")["no_setting"]
+    words = rng.sample(form["words"], rng.choice((2, 2, 3)))
+    name = "_".join(words).upper()
+    if name in settings():
+        return _setting(rng)
+    if rng.random() < 0.6:
+        question = say("berth", "of_name", rng, name=name)
+        return Exchange(f"{question}?", f"Berth has no setting {name}; docs/settings.md lists them all.")
+    question = say("berth", "of_subject", rng, name=" ".join(words))
+    return Exchange(f"{question}?", form["answer"])
+
+
 def _topic(topics: Sequence[dict[str, Any]], rng: Random) -> Exchange:
     topic = rng.choice(topics)
     return casual(Exchange(pick(topic["ask"], rng).rstrip("?") + "?", topic["answer"]), rng)
@@ -50,7 +64,9 @@ def exchange(rng: Random) -> Exchange:
         return _topic(texts["about"], rng)
     if kind < 0.62:
         return _topic(texts["life"] + texts["traffic"], rng)
-    return _setting(rng) if kind < 0.78 else berth_commands.exchange(rng)
+    if kind < 0.78:
+        return _no_setting(rng) if rng.random() < 0.2 else _setting(rng)
+    return berth_commands.exchange(rng)
 
 
 def paragraph(rng: Random) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
@@ -53,7 +53,6 @@ class Options:
     minutes: float
     save_every: int
     resume: bool
-    start_from: Path | None
 
 
 def parse_options() -> Options:
@@ -74,7 +73,6 @@ def parse_options() -> Options:
     parser.add_argument("--minutes", type=float, default=0, help="stop after this many minutes; 0 = never")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--resume", action="store_true", help="continue from --state")
-    parser.add_argument("--start-from", type=Path, help="a trained model, to teach it what has changed")
     return Options(**vars(parser.parse_args()))
 
 
@@ -96,16 +94,10 @@ class Trainer:
         self.step = 0
         if options.resume:
             self._load()
-        elif options.start_from is not None:
-            self.model.load_state_dict(load_file(options.start_from / "model.safetensors"))
 
     def _make_tokenizer(self) -> Tokenizer:
         if self.options.resume:
             return Tokenizer.from_file(str(self.options.out / "tokenizer.json"))
-        if self.options.start_from is not None:  # its embedding fits no other
-            tokenizer = Tokenizer.from_file(str(self.options.start_from / "tokenizer.json"))
-            save_tokenizer(tokenizer, self.options.out)
-            return tokenizer
         tokenizer = train_tokenizer(self.options.seed, vocabulary=3072)
         save_tokenizer(tokenizer, self.options.out)
         return tokenizer
