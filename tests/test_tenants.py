@@ -70,6 +70,7 @@ OF_A_RESPONSE: dict[tuple[str, str], Any] = {
 }
 ENDING = {("POST", "/abort_requests"), ("POST", "/inference/v1/abort_requests")}
 STEERING = {route for route, operation in OPERATIONS.items() if operation.sleep_mode}
+STEERING |= {("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter")}
 
 # Berth's own routes for request keys; forwarded routes are the engine's.
 OF_USERS = {("GET", "/usage"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}")}
