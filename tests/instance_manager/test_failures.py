@@ -124,7 +124,7 @@ def test_an_unsupported_checkpoint_is_explained_by_one_line() -> None:
 
 
 def test_flags_that_do_not_fit_are_explained_by_one_line() -> None:
-    reason = "--tensor-parallel-size 3 doesn't divide this model: it has 4 attention heads. Possible: 1, 2, 4."
+    reason = "--tensor-parallel-size 3 doesn't divide this model: it has 4 heads. Possible: 1, 2, 4."
     lines = ["INFO engine: Listening", f"2026 ERROR engine: bad arguments: {reason}"]
     failure = classify_exit(2, lines, BACKENDS["engine"].log_patterns, was_ready=False)
     assert explain(failure) == f"bad_arguments: {reason}"

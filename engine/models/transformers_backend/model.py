@@ -30,7 +30,6 @@ from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.swaps import swap
 from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
 
-
 log = logging.getLogger(__name__)
 
 
