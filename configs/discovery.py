@@ -117,7 +117,10 @@ class _Walk:
     def _check_root(self, files: _Files, folders: Sequence[str]) -> None:
         if _looks_like_a_model(files):
             what = "is a model itself" if "config.json" in files else "contains a file of a model"
-            self._note(self.root, f"{what}; MODEL_DIRS needs folders whose subfolders are models", True)
+            advice = "MODEL_DIRS needs folders whose subfolders are models"
+            if any(name.endswith(".gguf") for name in files):
+                advice += "; name a GGUF file as `path:` in models.yaml"
+            self._note(self.root, f"{what}; {advice}", True)
 
     def _note_links(self, path: str, files: _Files) -> None:
         """Links to folders that aren't followed."""

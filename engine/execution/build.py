@@ -60,7 +60,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(num_compute_threads(config.num_threads))
-        log.info("Computing in %s on %d CPU threads.", dtype, torch.get_num_threads())
+    _tell_what_computes(architecture, dtype, device)
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
     adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
@@ -93,6 +93,16 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
         max_model_len=size.max_model_len,
         eos_token_ids=eos_token_ids,
         device_watch=ranks,
+    )
+
+
+def _tell_what_computes(architecture: DecoderArchitecture, dtype: torch.dtype, device: torch.device) -> None:
+    log.info(
+        "%s computes %s in %s on %s.",
+        "Transformers' own code" if is_of_transformers(architecture) else "This engine's class",
+        architecture.name,
+        str(dtype).removeprefix("torch."),
+        f"the CPU (threads: {torch.get_num_threads()})" if device.type == "cpu" else device,
     )
 
 
@@ -175,7 +185,6 @@ def load_model(
     model: CausalLM
     with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if is_of_transformers(architecture):
-            log.info("Transformers' own code computes %s.", model_config.architecture)
             model = model_class(model_config, checkpoint, dtype=dtype, device=device)
         else:
             make_model = partial(model_class, dtype=dtype, device=device)

@@ -35,6 +35,11 @@ def check_config(config: EngineConfig) -> None:
                 f"--tensor-parallel-size {config.tensor_parallel_size} is for models that generate text: the "
                 "pooling runner uses one device. Leave the flag out."
             )
+        if config.enable_lora:
+            raise ConfigError(
+                "--enable-lora is for models that generate text: the pooling runner takes no LoRA adapters. "
+                "Merge the adapter into the model, or leave the flag out."
+            )
         read_pooling_plan(config).architecture.read_config(directory, config.hf_overrides)
         return
     architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)

@@ -107,9 +107,9 @@ async def _load(config: EngineConfig, server: ServerConfig) -> ModelService:
     service = _service(engine, server, config.max_num_seqs)
     try:
         _, model = await asyncio.gather(engine.start(), read_model())
-        service.serve(model)
         if isinstance(service, GenerationService):
-            await service.load_first_adapters()
+            await service.load_first_adapters(model)
+        service.serve(model)
     except BaseException:
         await engine.shutdown(_STOP_S if engine.is_alive else 0)  # one that still loads can't be stopped
         raise

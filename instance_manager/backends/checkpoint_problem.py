@@ -124,6 +124,12 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     pools, is_native = _pools(path, name, params), params.get("model_impl") == "native"
     if name not in ENCODERS and not is_native and name.endswith((*_MAY_POOL, *_MAY_GENERATE)):
         return None  # transformers may know it
+    own, others = (ENCODERS | DECODERS, _MAY_POOL) if pools else (GENERATING, _MAY_GENERATE)
+    if is_native and name not in own and name.endswith(others):
+        return (
+            f"--model-impl native: this engine has no class of its own for {name}. Leave the flag out: "
+            "transformers' code may run it."
+        )
     if pools and name not in ENCODERS | DECODERS:
         known = ", ".join(sorted(ENCODERS | DECODERS))
         return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."

@@ -40,6 +40,7 @@ class EngineBackend(VllmLike):
                 r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<reason>.+)",
             ),
             (FailureClass.OUT_OF_MEMORY, r" ERROR engine: out of memory: (?P<reason>.+)"),
+            (FailureClass.BAD_ARGUMENTS, r" ERROR engine: bad arguments: (?P<reason>.+)"),
         ),
         noise=(r" INFO engine\.(requests|stats): ",),
     )

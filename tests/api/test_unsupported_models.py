@@ -92,9 +92,10 @@ def test_an_instance_of_it_is_not_created(client: httpx.Client, kind: str, tmp_p
 
 def test_a_gguf_file_is_distinguished_from_a_wrong_path(client: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    error = client.post("/instances", json={"model_name": str(tmp_path / "m.gguf")}).json()["error"]
-    assert error["code"] == "unsupported_model"
-    assert "llama.cpp" in error["message"]
+    answer = client.post("/instances?wait=60", json={"model_name": str(tmp_path / "m.gguf")})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "unsupported_model"), "the engine reads its header"
+    assert "m.gguf" in error["message"]
     missing = client.post("/instances", json={"model_name": str(tmp_path / "n.gguf")}).json()["error"]
     assert missing["code"] == "model_not_found"
 

@@ -240,7 +240,9 @@ def test_broken_links_and_links_to_outside_are_reported_with_their_target(tmp_pa
 
 def test_a_folder_that_is_itself_a_model_is_reported(tmp_path: Path) -> None:
     assert "is a model itself" in remarks(whole(tmp_path / "one"))[0]
-    assert "a file of a model" in remarks(put(tmp_path / "files", "x.gguf"))[0]
+    (remark,) = remarks(put(tmp_path / "files", "x.gguf"))
+    assert "a file of a model" in remark
+    assert "name a GGUF file as `path:` in models.yaml" in remark
 
 
 @pytest.mark.parametrize("name", ["one", "owner/one"])

@@ -70,6 +70,15 @@ def test_flags_count_for_both(params: dict[str, Any], tmp_path: Path) -> None:
     assert problem_of(directory, params) == engines_problem(directory, params)
 
 
+@pytest.mark.parametrize("architecture", ["Cohere2ForCausalLM", "Cohere2Model", "MambaForCausalLM"])
+def test_a_family_without_a_class_of_its_own_has_none_to_choose(architecture: str, tmp_path: Path) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture])(directory)
+    problem = problem_of(directory, {"model_impl": "native"})
+    assert problem == engines_problem(directory, {"model_impl": "native"})
+    assert f"no class of its own for {architecture}. Leave the flag out" in str(problem)
+
+
 def test_a_supported_checkpoint_has_no_problem(tmp_path: Path) -> None:
     assert problem_of(DEMO, {}) is None
     assert problem_of(tmp_path / "gone", {}) is None

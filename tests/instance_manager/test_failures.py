@@ -123,6 +123,13 @@ def test_an_unsupported_checkpoint_is_explained_by_one_line() -> None:
     assert start_error("x", classify_exit(1, [], ANY, was_ready=False), "i1").code == "instance_failed"
 
 
+def test_flags_that_do_not_fit_are_explained_by_one_line() -> None:
+    reason = "--tensor-parallel-size 3 doesn't divide this model: it has 4 heads. Possible: 1, 2, 4."
+    lines = ["INFO engine: Listening", f"2026 ERROR engine: bad arguments: {reason}"]
+    failure = classify_exit(2, lines, BACKENDS["engine"].log_patterns, was_ready=False)
+    assert explain(failure) == f"bad_arguments: {reason}"
+
+
 def test_the_engines_own_memory_message_is_the_explanation() -> None:
     lines = [
         "INFO engine: Listening",

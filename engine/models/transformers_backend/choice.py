@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
-from engine.errors import CheckpointError, UnsupportedModel
+from engine.errors import CheckpointError, ConfigError, UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
 from engine.models.decoder_config import DecoderConfig
 from engine.models.registry import ARCHITECTURES, generating_architecture, pooling_architecture
@@ -32,7 +32,7 @@ def choose_implementation(
 ) -> DecoderArchitecture:
     """AUTO: this engine's class if there is one that supports the configuration, transformers' otherwise.
 
-    Raises CheckpointError, and UnsupportedModel for what neither runs.
+    Raises CheckpointError, UnsupportedModel for what neither runs, and ConfigError if NATIVE names no class.
     """
     name = architecture_of(directory, read_raw_config(directory, overrides))
     if model_impl == ModelImpl.TRANSFORMERS and name.endswith(_MAY_GENERATE):
@@ -42,9 +42,11 @@ def choose_implementation(
         if model_impl == ModelImpl.AUTO:
             native.read_config(directory, overrides)
         return native
-    except UnsupportedModel:
-        if model_impl == ModelImpl.NATIVE or not name.endswith(_MAY_GENERATE):
+    except UnsupportedModel as error:
+        if not name.endswith(_MAY_GENERATE):
             raise
+        if model_impl == ModelImpl.NATIVE:
+            raise _no_own_class(name) from error
         return of_transformers(name)
 
 
@@ -61,12 +63,21 @@ def choose_pooling_implementation(
         if model_impl == ModelImpl.AUTO and isinstance(native, DecoderArchitecture):
             native.read_config(directory, overrides)
         return native
-    except UnsupportedModel:
-        if model_impl == ModelImpl.NATIVE or not name.endswith(_MAY_POOL):
+    except UnsupportedModel as error:
+        if not name.endswith(_MAY_POOL):
             raise
+        if model_impl == ModelImpl.NATIVE:
+            raise _no_own_class(name) from error
         return of_transformers(name, pools=True)
     except CheckpointError:
         return native  # which reports it when it is read again
+
+
+def _no_own_class(name: str) -> ConfigError:
+    return ConfigError(
+        f"--model-impl native: this engine has no class of its own for {name}. Leave the flag out: "
+        "transformers' code may run it."
+    )
 
 
 def only_pools(name: str) -> bool:

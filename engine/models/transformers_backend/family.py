@@ -75,9 +75,18 @@ def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfi
         fields = PreTrainedConfig._decode_special_floats(fields)
         settings: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
     except Exception as error:  # each family checks its configuration in its own way
-        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
-        raise CheckpointError(f"config.json doesn't suit model_type {kind!r}: {reason}") from error
+        raise CheckpointError(f"config.json doesn't suit model_type {kind!r}: {reason_of(error)}") from error
     return settings
+
+
+def reason_of(error: Exception) -> str:
+    """An error that isn't ours, in one line. That of a KeyError is the key alone, which explains nothing."""
+    text = " ".join(str(error).split())[:_SHOWN]
+    return (
+        f"{type(error).__name__}: {text}"
+        if text and isinstance(error, KeyError)
+        else text or type(error).__name__
+    )
 
 
 def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:

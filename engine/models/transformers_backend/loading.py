@@ -105,26 +105,26 @@ def load(
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
         settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors
         settings.tie_word_embeddings = True
-    try:
-        model, found = config.model_class.from_pretrained(
-            None,
-            config=settings,
-            state_dict=wanted,
-            dtype=dtype,
-            device_map=None if device.type == "cpu" else str(device),
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "mismatch" not in str(error):
-            raise
-        raise CheckpointError(f"The checkpoint doesn't fit its config.json: {error}") from error
+    model, found = config.model_class.from_pretrained(
+        None,
+        config=settings,
+        state_dict=wanted,
+        dtype=dtype,
+        device_map=None if device.type == "cpu" else str(device),
+        attn_implementation=attention,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are listed then, and refused below
+    )
+    problems = []
     if missing := sorted(found["missing_keys"]):
-        raise CheckpointError(
-            f"The checkpoint doesn't fit its config.json: it lacks {enumerate_names(missing)}."
-        )
+        problems.append(f"lacks {enumerate_names(missing)}")
+    if misshapen := sorted(found["mismatched_keys"]):
+        shapes = [f"{name} {list(stored)} instead of {list(shape)}" for name, stored, shape in misshapen]
+        problems.append(f"has wrong shapes: {enumerate_names(shapes)}")
+    if problems:
+        raise CheckpointError(f"The checkpoint doesn't fit its config.json: it {'; it '.join(problems)}.")
     if unused := sorted(found["unexpected_keys"]):
         log.warning("The checkpoint has tensors that the model doesn't use: %s.", enumerate_names(unused))
     loaded: PreTrainedModel = model.eval()

@@ -22,15 +22,13 @@ from engine.models.layers.weights import StoredLayer
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend import attention, loading
 from engine.models.transformers_backend.attention import Place, Step, assign_place
-from engine.models.transformers_backend.family import TransformersConfig
+from engine.models.transformers_backend.family import TransformersConfig, reason_of
 from engine.models.transformers_backend.head import LanguageHead
 from engine.models.transformers_backend.probe import NAME as PROBE
 from engine.models.transformers_backend.probe import Anatomy, probe
 from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.swaps import swap
 from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
-
-_SHOWN = 200  # characters of an error that isn't ours
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +125,9 @@ def _refused_if_it_fails(config: TransformersConfig) -> Iterator[None]:
     except Exception as error:
         if "DefaultCPUAllocator" in str(error):
             raise
-        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
         raise UnsupportedModel(
             f"{config.architecture} doesn't run on this engine's batches: transformers "
-            f"{transformers.__version__} says {reason!r}."
+            f"{transformers.__version__} says {reason_of(error)!r}."
         ) from error
 
 

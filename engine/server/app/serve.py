@@ -94,9 +94,9 @@ async def _load_and_watch(service: ModelService, loading: Loading, on_ready: Cal
     """Returns when the engine stops; raises its error."""
     # The first failure is reported at once: an invalid tokenizer does not wait for the weights.
     _, model = await asyncio.gather(loading.started, _load_model(service.config, loading))
-    service.serve(model)
     if isinstance(service, GenerationService):
-        await service.load_first_adapters()
+        await service.load_first_adapters(model)
+    service.serve(model)
     on_ready()
     async with _throughput_log(service):
         await service.engine.wait_ended()

@@ -26,6 +26,7 @@ from engine.server.http.request_ids import choose_request_id, current_group, new
 from engine.server.http.tenants import cache_salt, current_tenant
 from engine.server.model.model_service import ModelService
 from engine.server.model.reasoning import PromptReasoning
+from engine.server.model.served_model import ServedModel
 from engine.server.protocol.beam_rules import check_beams
 from engine.server.protocol.generation_body import GenerationBody
 from engine.server.protocol.limits import (
@@ -61,17 +62,24 @@ class GenerationService(ModelService):
 
     async def load_adapter(self, name: str, path: Path, *, in_place: bool = False) -> None:
         """A LoRA adapter for requests that name it. Raises InvalidRequest and EngineError."""
-        model = self.model
-        taken = (*model.names, *model.other_names)
-        await model.adapters.load(self.engine, name, path, taken=taken, in_place=in_place)
+        await self._load_adapter(self.model, name, path, in_place=in_place)
 
-    async def load_first_adapters(self) -> None:
-        """Those of the command line. Raises ConfigError that names the one at fault, and EngineError."""
+    async def load_first_adapters(self, model: ServedModel) -> None:
+        """Those of the command line, before `model` is served: a health check waits for them.
+
+        Raises ConfigError that names the one at fault, and EngineError.
+        """
         for given in self.config.lora_modules:
             try:
-                await self.load_adapter(given.name, given.path)
+                await self._load_adapter(model, given.name, given.path)
             except InvalidRequest as error:
                 raise ConfigError(f"--lora-modules {given.name}={given.path}: {error.message}") from error
+
+    async def _load_adapter(
+        self, model: ServedModel, name: str, path: Path, *, in_place: bool = False
+    ) -> None:
+        taken = (*model.names, *model.other_names)
+        await model.adapters.load(self.engine, name, path, taken=taken, in_place=in_place)
 
     async def constraint_for(
         self,

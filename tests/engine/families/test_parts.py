@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
+from engine.errors import CheckpointError, UnsupportedModel
 from tests.engine.families.harness import (
     TOLERANCE,
     continues_greedily,
@@ -64,3 +65,24 @@ def test_short_texts_beside_long_ones_are_rotated_alike(tmp_path: Path) -> None:
     rope["short_factor"] = rope["long_factor"]
     (directory / "config.json").write_text(json.dumps(raw | {"rope_parameters": rope}))
     assert logits_difference(core, plain(directory)) < TOLERANCE
+
+
+def test_tensors_of_other_shapes_are_named(tmp_path: Path) -> None:
+    directory = save(build("cohere2"), tmp_path)
+    stored = json.loads((directory / "config.json").read_text())["intermediate_size"]
+    change(directory, intermediate_size=stored + 8)
+    with pytest.raises(CheckpointError, match=r"it has wrong shapes: model\.layers\.0\.mlp\.") as caught:
+        core_of(directory)
+    assert f", {stored}] instead of [" in str(caught.value)
+
+
+def test_a_missing_key_is_told_as_such(tmp_path: Path) -> None:
+    directory = save(build("cohere2"), tmp_path)
+    change(directory, hidden_act="nonesuch")
+    with pytest.raises(UnsupportedModel, match="KeyError: 'nonesuch'"):
+        core_of(directory)
+
+
+def change(directory: Path, **values: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -141,7 +141,10 @@ def test_what_can_not_be_divided_is_refused_before_anything_is_loaded(
     pooler = settings(make_pooler("qwen3-bare", tmp_path), tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="--tensor-parallel-size 2 is for models that generate text"):
         check_config(pooler)
-    check_config(replace(pooler, tensor_parallel_size=1))
+    pooler = replace(pooler, tensor_parallel_size=1)
+    check_config(pooler)
+    with pytest.raises(ConfigError, match="--enable-lora is for models that generate text"):
+        check_config(replace(pooler, enable_lora=True))
 
 
 def test_a_checkpoint_that_does_not_fit_ends_all_ranks(tiny_model: Path, tmp_path: Path) -> None:

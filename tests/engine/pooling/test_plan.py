@@ -175,7 +175,7 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("architecture", "config", "options", "error", "message"),
     [
-        ("MambaModel", {}, {"model_impl": "native"}, UnsupportedModel, "'MambaModel'.*BertModel"),
+        ("MambaModel", {}, {"model_impl": "native"}, ConfigError, "no class of its own for MambaModel"),
         ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*BertModel"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),

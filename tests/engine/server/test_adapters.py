@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from engine.config import AdapterPath, ServerConfig
 from engine.core.adapter import Adapter
 from engine.core.batch import Batch
 from engine.errors import CheckpointError
+from engine.server.app.serve import Loading, _load_and_watch
+from engine.server.generation.service import GenerationService
+from engine.text.tokenizer import Tokenizer
 from tests.engine.server.in_process import App, app_in_process
 
 pytestmark = pytest.mark.anyio
@@ -93,6 +98,32 @@ async def test_an_adapter_that_cannot_be_read_is_refused(app: App, monkeypatch: 
     status, answer = await app.post("/v1/load_lora_adapter", lora_name="a", lora_path="/gone")
     assert (status, answer["error"]["param"]) == (400, "lora_path")
     assert (await app.post("/v1/completions", model="a", prompt="a"))[0] == 404
+
+
+async def test_a_health_check_waits_for_the_first_adapters(
+    app: App, fake_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (AdapterPath(name="sql", path=Path("/adapters/sql")),)
+    config = ServerConfig(
+        port=0, served_model_names=("fake",), takes_adapters=True, lora_modules=given, log_stats=False
+    )
+    service = GenerationService(app.service.engine, config, max_num_seqs=8)
+    read, seen = app.runner.read_adapter, []
+
+    def note(name: str, directory: Path) -> Adapter:
+        seen.append(service.is_ready)
+        return read(name, directory)
+
+    monkeypatch.setattr(app.runner, "read_adapter", note)
+    tokenizer: Future[Tokenizer] = Future()
+    tokenizer.set_result(app.tokenizer)
+    started = asyncio.create_task(asyncio.sleep(0))
+    loading, ready = Loading(service.engine, started, tokenizer, fake_model), asyncio.Event()
+    watching = asyncio.create_task(_load_and_watch(service, loading, ready.set))
+    await asyncio.wait_for(ready.wait(), 60)
+    assert (seen, service.is_ready, "sql" in service.model.adapters) == ([False], True, True)
+    watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def test_a_request_that_runs_keeps_its_adapter(fake_model: Path) -> None:
