@@ -6,7 +6,7 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults attack demo-model clean
+.PHONY: help serve test test-exhaustive test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults attack demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -15,8 +15,11 @@ help: ## This list
 serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.example)
 	@exec $(BIN)/python app.py
 
-test: $(DEV) $(BIN)/berth ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(DEV) $(BIN)/berth ## Run all tests, but of long tables only a part
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+
+test-exhaustive: $(DEV) $(BIN)/berth ## The rest: all families of models, the GPU's kernels in an interpreter
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m exhaustive
 
 cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; fails below the floor in pyproject.toml
 	$(BIN)/coverage erase

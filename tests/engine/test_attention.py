@@ -73,7 +73,8 @@ def all_specs(*windows: int | None) -> list[AttentionSpec]:
     ]
 
 
-@pytest.fixture(params=["pytorch", "native", "triton"])
+# Triton's interpreter takes its time; test_triton_kernels.py has its cases that always run.
+@pytest.fixture(params=["pytorch", "native", pytest.param("triton", marks=pytest.mark.exhaustive)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     if name == "pytorch":
