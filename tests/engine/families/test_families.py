@@ -17,7 +17,6 @@ from tests.engine.families.harness import (
 )
 from tests.engine.families.recipes import RECIPES, REFUSED, build, plain, save
 
-
 # One of each kind: windows, softcaps, sinks, experts, two sizes of heads, biases, scaled logits, a text part.
 _TYPICAL = (
     *("cohere2", "deepseek_v3", "gemma2", "gemma3n_text", "glm4", "gpt2", "gpt_oss", "granitemoe"),
