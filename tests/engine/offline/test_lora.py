@@ -92,6 +92,7 @@ def test_several_adapters_and_none_share_a_batch(llm: LLM, base: Path, paths: di
     mixed = ask(llm, [TEXTS[1]] * 6, [LoRARequest(name) for name in names])
     assert_same(mixed, [alone[name] for name in names])
     assert_same(ask(llm, [TEXTS[1]] * 2), wanted)
+    assert_same(ask(llm, [TEXTS[1]] * 2, [None, LoRARequest(names[0])]), [wanted[0], alone[names[0]]])
     assert service.engine.num_unfinished == 0
 
 
