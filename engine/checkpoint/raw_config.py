@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} has no {path.name}: it is not a model in Hugging Face layout."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} doesn't contain a JSON object.")
