@@ -115,6 +115,8 @@ class Ranks:
         with self.translated_loss():
             self.group.connect(self._plan.rendezvous, self._plan.device, timeout_s=self._plan.step_timeout_s)
         self.collect()
+        if self._plan.device.type == "cpu":  # gloo has met; NCCL looks at its file again
+            shutil.rmtree(self._plan.rendezvous.parent, ignore_errors=True)
 
     def watch(self, on_lost: Callable[[], None]) -> None:
         """Call `on_lost`, from another thread, when a rank has ended; `check` then tells of it."""

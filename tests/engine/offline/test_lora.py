@@ -187,7 +187,7 @@ def test_a_missing_adapter_is_named(llm: LLM, base: Path, tmp_path: Path) -> Non
         ask(llm, "a fox", LoRARequest("gone", 1, str(tmp_path / "gone")))
     with pytest.raises(InvalidRequest, match=r"has no adapter_config\.json"):
         ask(llm, "a fox", LoRARequest("gone", 1, str(tmp_path)))
-    with pytest.raises(InvalidRequest, match="'gone' can't be read: .*File name too long"):
+    with pytest.raises(InvalidRequest, match=r"'gone' can't be read: .*File name too long"):
         ask(llm, "a fox", LoRARequest("gone", 1, "x" * 5000))
     path = write_adapter(base, tmp_path / "pickled")
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
