@@ -34,6 +34,7 @@ from engine.offline.prompts import (
     split_prompts,
 )
 from engine.offline.start import host, read_arguments
+from engine.own_process import only_here
 from engine.pooling.plan import Task
 from engine.server.generation.service import GenerationService
 from engine.server.pooling.service import PoolingService
@@ -54,7 +55,7 @@ class LLM:
         Without `model`, the environment variable NANOVLLM_MODEL_PATH names it. Raises EngineError.
         """
         self._hosted = host(read_arguments(model, flags))
-        self._close = weakref.finalize(self, self._hosted.close)
+        self._close = weakref.finalize(self, only_here(self._hosted.close))
         self._ids = itertools.count()
         self._maker = OutputMaker(self._hosted.service.model.tokenizer)
 

@@ -132,7 +132,7 @@ def test_eos_tokens_of_the_generation_config_go_first(
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"layer_types": ["full_attention", "full_attention", "mamba"]}, "'mamba'"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "'spiral'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "'hqq'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )

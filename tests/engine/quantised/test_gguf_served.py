@@ -136,7 +136,7 @@ def test_without_a_place_for_the_directory_a_place_can_be_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(CheckpointError, match="Not a directory.*XDG_CACHE_HOME names another place"):
+    with pytest.raises(CheckpointError, match=r"Not a directory.*XDG_CACHE_HOME names another place"):
         as_directory(demo)
 
     def homeless() -> Path:
@@ -144,5 +144,5 @@ def test_without_a_place_for_the_directory_a_place_can_be_named(
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(CheckpointError, match="home directory.*XDG_CACHE_HOME names another place"):
+    with pytest.raises(CheckpointError, match=r"home directory.*XDG_CACHE_HOME names another place"):
         as_directory(demo)
