@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
 }
+_HIGHEST = sys.float_info.max
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin a training, of init_lora_weights
 
 
@@ -51,15 +53,14 @@ class AdapterConfig:
             raise CheckpointError(f"{directory} has no {CONFIG}: it is not a LoRA adapter.")
         raw = read_json(directory / CONFIG)
         _refuse_unsupported(directory, raw)
-        targets = raw.get("target_modules")
         config = cls(
             rank=_number(directory, raw, "r", int),
             alpha=_number(directory, raw, "lora_alpha", (int, float)),
             scales_by_root=bool(raw.get("use_rslora")),
-            target_modules=targets if isinstance(targets, str) else tuple(targets or ()),
+            target_modules=_targets(directory, raw),
             names_all=not (raw.get("layers_to_transform") or raw.get("exclude_modules")),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
+            rank_pattern=_pattern(directory, raw, "rank_pattern", int),
+            alpha_pattern=_pattern(directory, raw, "alpha_pattern", (int, float)),
         )
         highest = max(config.rank, *config.rank_pattern.values(), 0)
         if highest > max_rank:
@@ -109,8 +110,43 @@ def _unsupported(directory: Path, name: str, value: Any) -> UnsupportedModel:
     )
 
 
-def _number(directory: Path, raw: Mapping[str, Any], name: str, kind: Any) -> Any:
+def _targets(directory: Path, raw: Mapping[str, Any]) -> tuple[str, ...] | str:
+    targets = raw.get("target_modules") or ()
+    if isinstance(targets, str):
+        if targets != ALL_LINEAR:
+            _check_expression(directory, "target_modules", targets)
+        return targets
+    if not isinstance(targets, list | tuple) or not all(isinstance(one, str) for one in targets):
+        raise _wrong(directory, "target_modules", targets, "a list of names, or a regular expression")
+    return tuple(targets)
+
+
+def _pattern(directory: Path, raw: Mapping[str, Any], name: str, kind: Any) -> Mapping[str, Any]:
+    pattern = raw.get(name) or {}
+    if not isinstance(pattern, dict):
+        raise _wrong(directory, name, pattern, "an object of numbers")
+    for expression in pattern:
+        _check_expression(directory, name, expression)
+        _number(directory, pattern, expression, kind, within=name)
+    return pattern
+
+
+def _check_expression(directory: Path, name: str, expression: str) -> None:
+    try:
+        re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _wrong(directory, name, expression, f"a regular expression, but {error}") from None
+
+
+def _number(
+    directory: Path, raw: Mapping[str, Any], name: str, kind: Any, *, within: str | None = None
+) -> Any:
     value = raw.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"{directory / CONFIG}: {name} is {value!r}; it must be a number above 0.")
+    shown = name if within is None else f"{within}[{name!r}]"
+    if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value <= _HIGHEST:
+        raise _wrong(directory, shown, value, "a number above 0")
     return value
+
+
+def _wrong(directory: Path, name: str, value: Any, wanted: str) -> CheckpointError:
+    return CheckpointError(f"{directory / CONFIG}: {name} is {repr(value)[:100]}; it must be {wanted}.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.checkpoint.gguf_file import GGUFFile
+from engine.checkpoint.raw_config import check_depth
 from engine.errors import CheckpointError, UnsupportedModel
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -164,6 +165,8 @@ def config_of(file: GGUFFile) -> Config:
     fields, architecture = Fields(file), architecture_of(file)
     num_heads, hidden_size = fields.integer("attention.head_count"), fields.integer("embedding_length")
     head_dim = fields.integer("attention.key_length", max(1, hidden_size // num_heads))
+    num_layers = fields.integer("block_count")
+    check_depth(file.path, "block_count", num_layers)
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path} has no tensor token_embd.weight.")
     config: Config = {
@@ -171,7 +174,7 @@ def config_of(file: GGUFFile) -> Config:
         "model_type": architecture.model_type,
         "hidden_size": hidden_size,
         "intermediate_size": fields.integer("feed_forward_length"),
-        "num_hidden_layers": fields.integer("block_count"),
+        "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
         "num_key_value_heads": fields.integer("attention.head_count_kv", num_heads),
         "head_dim": head_dim,

@@ -9,6 +9,9 @@ from typing import Any
 
 from engine.errors import CheckpointError, UnsupportedModel
 
+MAX_LAYERS = 4096
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+
 
 def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """config.json with --hf-overrides merged into it, object by object. Raises CheckpointError.
@@ -16,8 +19,18 @@ def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None)
     The fields of a multimodal model's `text_config` are added to those around it, which may name the end
     tokens or the weights' type.
     """
-    merged = _merge(read_json(directory / "config.json"), overrides or {})
-    return _merge(spread_text_config(merged), overrides or {})  # an override of the outer object counts, too
+    path = directory / "config.json"
+    merged = _merge(read_json(path), overrides or {})
+    raw = _merge(spread_text_config(merged), overrides or {})  # an override of the outer object counts, too
+    for name in _DEPTHS:
+        check_depth(path, name, raw.get(name))
+    return raw
+
+
+def check_depth(path: Path, name: str, num_layers: object) -> None:
+    """Raises CheckpointError for more layers than any model has: they'd take all memory to describe."""
+    if isinstance(num_layers, int) and num_layers > MAX_LAYERS:
+        raise CheckpointError(f"{path}: {name} is {num_layers}; it may be at most {MAX_LAYERS}.")
 
 
 def spread_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} has no {path.name}: it is not a model in Hugging Face layout."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} doesn't contain a JSON object.")

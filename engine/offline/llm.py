@@ -34,6 +34,7 @@ from engine.offline.prompts import (
     split_prompts,
 )
 from engine.offline.start import host, read_arguments
+from engine.own_process import only_here
 from engine.pooling.plan import Task
 from engine.server.generation.service import GenerationService
 from engine.server.pooling.service import PoolingService
@@ -54,7 +55,7 @@ class LLM:
         Without `model`, the environment variable NANOVLLM_MODEL_PATH names it. Raises EngineError.
         """
         self._hosted = host(read_arguments(model, flags))
-        self._close = weakref.finalize(self, self._hosted.close)
+        self._close = weakref.finalize(self, only_here(self._hosted.close))
         self._ids = itertools.count()
         self._maker = OutputMaker(self._hosted.service.model.tokenizer)
 
@@ -85,7 +86,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: UseTqdm = True,
         *,
-        lora_request: LoRARequest | Sequence[LoRARequest] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Continue each prompt: text, token ids, or a mapping with `prompt` or `prompt_token_ids`.
@@ -105,7 +106,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: UseTqdm = True,
         *,
-        lora_request: LoRARequest | Sequence[LoRARequest] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -235,11 +236,11 @@ class LLM:
         """The name of each prompt's adapter, which is loaded if it isn't yet."""
         if given is None:
             return [None] * count
-        requests = per_prompt("lora_request", given, LoRARequest, count)
+        requests = per_prompt("lora_request", given, LoRARequest, count, none_is_one=True)
         service = self._generation_service("lora_request")
-        for one in dict.fromkeys(requests):
+        for one in dict.fromkeys(filter(None, requests)):
             self._call(partial(ensure_adapter, service, one))
-        return [one.lora_name for one in requests]
+        return [one and one.lora_name for one in requests]
 
     def _run(
         self, called: str, makes: Sequence[Callable[[], Prepare]], use_tqdm: UseTqdm, *, name: str

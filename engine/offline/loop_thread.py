@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -26,6 +27,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._jobs: set[_Job[Any, Any]] = set()  # that haven't ended
         self._is_closed = False
+        self._owner = os.getpid()
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._thread.start()
         self._is_running.wait()
@@ -42,8 +44,13 @@ class LoopThread:
         """Run `work` on the loop and wait; `receive` gets here, in the caller's thread, what it reports.
 
         An error here, such as Ctrl-C, cancels the work, which has ended when the error goes on. Raises
-        EngineDead if the loop was closed.
+        EngineDead if the loop was closed, and in a forked process.
         """
+        if os.getpid() != self._owner:
+            raise EngineDead(
+                f"The engine runs in process {self._owner}, of which this is a fork: create the LLM where it "
+                "is used."
+            )
         job = _Job(work)
         with self._lock:
             if self._is_closed:

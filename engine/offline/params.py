@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -111,15 +112,19 @@ def _key(name: Any) -> Any:
     return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
-def per_prompt(name: str, given: Any, kind: type[Any], count: int) -> Sequence[Any]:
-    """One value for each prompt: `given` is one for all, or a list of as many. Raises InvalidRequest."""
+def per_prompt(
+    name: str, given: Any, kind: type[Any], count: int, *, none_is_one: bool = False
+) -> Sequence[Any]:
+    """One value for each prompt: `given` is one for all, or a list of as many, which may hold None where
+    `none_is_one`. Raises InvalidRequest.
+    """
     each = list(given) if isinstance(given, Sequence) and not isinstance(given, kind) else [given] * count
     if len(each) != count:
         raise InvalidRequest(
             f"{name} has {len(each)} entries for {count} prompts: give one for all, or one for each.",
             param=name,
         )
-    wrong = next((one for one in each if not isinstance(one, kind)), None)
-    if wrong is not None:
+    kinds = (kind, NoneType) if none_is_one else kind
+    for wrong in (one for one in each if not isinstance(one, kinds)):
         raise InvalidRequest(f"{name} must be {kind.__name__}, not {type(wrong).__name__}.", param=name)
     return each

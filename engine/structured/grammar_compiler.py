@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
+from engine.own_process import only_here
 from engine.structured import limits as most
 from engine.structured.compile_turns import NO_TENANT, CompileTurns, most_frequent
 from engine.structured.constraints import GrammarConstraint, ReasoningConstraint
@@ -63,7 +64,7 @@ class GrammarCompiler:
         self._lanes = Lanes()
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
-        self.close = weakref.finalize(self, _close, self._threads, self._writers, self._lanes)
+        self.close = weakref.finalize(self, only_here(_close), self._threads, self._writers, self._lanes)
         self._compiled: OrderedDict[_Key, CompiledOutput] = OrderedDict()  # the most recently used last
         self._compiling: dict[_Key, asyncio.Task[CompiledOutput]] = {}
         self._num_waiting: Counter[_Key] = Counter()  # requests that wait for each compilation

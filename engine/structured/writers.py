@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, InvalidRequest
+from engine.own_process import only_here
 from engine.structured.limits import WRITE_S
 from engine.structured.spec import StructuredOutput
 
@@ -55,7 +56,7 @@ class _Writer:
         )
         self._asks: Any = self._process.stdin
         self._replies: Any = self._process.stdout
-        self.close = weakref.finalize(self, _end, self._process)
+        self.close = weakref.finalize(self, only_here(_end), self._process)
 
     def write(self, wanted: StructuredOutput, limit_s: float) -> str:
         request = json.dumps({"wanted": asdict(wanted), "limit_s": limit_s})

@@ -6,6 +6,7 @@ SentencePiece's BPE ("llama"), whose merges follow from its tokens' scores.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class _Vocabulary:
         self.metadata = metadata
         self.tokens: Sequence[str] = self._array("tokens", str)
         self.types: Sequence[int] = metadata.get("tokenizer.ggml.token_type") or [1] * len(self.tokens)
+        if not isinstance(self.types, array | list):
+            raise CheckpointError(f"{path} has a tokenizer.ggml.token_type that is no array.")
         if len(self.types) != len(self.tokens):
             raise CheckpointError(f"{path} has {len(self.tokens)} tokens, but types for {len(self.types)}.")
         self.special_tokens = {

@@ -149,6 +149,7 @@ def test_unsupported_features_are_refused(
     [
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
+        ({"num_hidden_layers": 1 << 31}, "num_hidden_layers is 2147483648; it may be at most 4096"),
         ({"num_key_value_heads": 3}, "4 attention heads can't share 3"),
         ({"architectures": None}, "architectures is None"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'.*they lack 'bits'"),

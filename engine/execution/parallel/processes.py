@@ -26,6 +26,7 @@ from typing import Any
 from engine.errors import DeviceLost, EngineError
 from engine.execution.parallel.group import RankGroup
 from engine.execution.parallel.messages import Connect, Message, RankPlan
+from engine.own_process import only_here
 
 _MODULE = "engine.execution.parallel.worker"
 _EXIT_WAIT_S = 2.0  # a collective operation may notice an end before the operating system reports it
@@ -106,7 +107,7 @@ class Ranks:
         self._watch = _Watch(self._ranks)
         self.size = plan.size
         self.group = RankGroup(0, plan.size)
-        self.close = weakref.finalize(self, _end, self._ranks, self._watch, folder)
+        self.close = weakref.finalize(self, only_here(_end), self._ranks, self._watch, folder)
 
     def connect(self) -> None:
         """Once this rank's weights are loaded. Raises what loading raises on another rank, and DeviceLost."""
@@ -115,6 +116,8 @@ class Ranks:
         with self.translated_loss():
             self.group.connect(self._plan.rendezvous, self._plan.device, timeout_s=self._plan.step_timeout_s)
         self.collect()
+        if self._plan.device.type == "cpu":  # gloo has met; NCCL looks at its file again
+            shutil.rmtree(self._plan.rendezvous.parent, ignore_errors=True)
 
     def watch(self, on_lost: Callable[[], None]) -> None:
         """Call `on_lost`, from another thread, when a rank has ended; `check` then tells of it."""

@@ -91,9 +91,12 @@ class Adapters:
     @torch.inference_mode()
     def read(self, name: str, directory: Path) -> Adapter:
         """Safe in any thread. Raises CheckpointError, and UnsupportedModel, naming what is unsupported."""
-        if not directory.is_dir():
-            raise CheckpointError(f"There is no directory {str(directory)!r} with the adapter {name!r}.")
-        config = AdapterConfig.read(directory, max_rank=self._max_rank)
+        try:
+            if not directory.is_dir():
+                raise CheckpointError(f"There is no directory {str(directory)!r} with the adapter {name!r}.")
+            config = AdapterConfig.read(directory, max_rank=self._max_rank)
+        except OSError as error:
+            raise CheckpointError(f"The adapter {name!r} can't be read: {error}") from error
         tensors = self._tensors(directory, config)
         by_layer: dict[str, list[str]] = {}
         for module in sorted(tensors, key=lambda module: self._projections[module].part):
@@ -145,6 +148,12 @@ class Adapters:
             projection, rank = self._projections[module], config.rank_of(module)
             wanted_shapes = ((rank, projection.in_features), (projection.out_features, rank))
             for end, shape in zip((_A, _B), wanted_shapes, strict=True):
+                if not stored[module + end].is_floating_point():
+                    raise UnsupportedModel(
+                        f"{path}: {module + end} has values of {stored[module + end].dtype}, which aren't "
+                        "supported.",
+                        advice=None,
+                    )
                 if tuple(stored[module + end].shape) != shape:
                     found = list(stored[module + end].shape)
                     raise CheckpointError(

@@ -38,9 +38,14 @@ def as_directory(path: Path, *, load_format: str = "auto", has_tokenizer: bool =
     if load_format not in ("auto", "gguf"):
         raise ConfigError(f"--load-format {load_format} contradicts --model {path}, which is a GGUF file.")
     paths = [part.absolute() for part in split_files(path)]
-    directory = _cache() / _key(paths, has_tokenizer=has_tokenizer)
-    if not directory.is_dir():
-        _unpack(paths, directory, has_tokenizer=has_tokenizer)
+    try:
+        directory = _cache() / _key(paths, has_tokenizer=has_tokenizer)
+        if not directory.is_dir():
+            _unpack(paths, directory, has_tokenizer=has_tokenizer)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        raise CheckpointError(
+            f"{path} can't be unpacked into the cache: {error}. XDG_CACHE_HOME names another place."
+        ) from error
     return directory
 
 
@@ -71,24 +76,17 @@ def _unpack(paths: Sequence[Path], directory: Path, *, has_tokenizer: bool) -> N
     contents = {"config.json": config_of(file), UNPACKED_GGUF: [str(path) for path in paths]}
     if not has_tokenizer:
         contents |= _tokenizer_files(file)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=directory.parent))
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=directory.parent))
-        try:
-            for name, content in contents.items():
-                (new / name).write_text(
-                    content if isinstance(content, str) else json.dumps(content, indent=2)
-                )
-            new.chmod(0o755)
-            new.rename(directory)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            if not directory.is_dir():  # else another process was faster
-                raise
-    except OSError as error:
-        raise CheckpointError(
-            f"{file.path} can't be unpacked into {directory}: {error}. XDG_CACHE_HOME names another place."
-        ) from error
+        for name, content in contents.items():
+            (new / name).write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
+        new.chmod(0o755)
+        new.rename(directory)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if not directory.is_dir():  # else another process was faster
+            raise
 
 
 def _tokenizer_files(file: GGUFFile) -> dict[str, Any]:

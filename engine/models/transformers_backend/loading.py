@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from engine.checkpoint.layout import enumerate_names
@@ -87,6 +90,28 @@ def build_empty(config: TransformersConfig, attention: str) -> PreTrainedModel:
     return model
 
 
+@contextmanager
+def _loaded_tensors_stay() -> Iterator[None]:
+    """Modules that were loaded whole get no initial values.
+
+    Some classes write them all the same, such as zeros for the padding's row of an embedding. A tensor that
+    is mapped from the file would lose them again when its pages are released.
+    """
+    initialise = PreTrainedModel._initialize_weights
+
+    def unless_loaded(self: PreTrainedModel, module: nn.Module, *args: Any) -> None:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if not own or not all(getattr(tensor, "_is_hf_initialized", False) for tensor in own):
+            initialise(self, module, *args)
+
+    owner: Any = PreTrainedModel
+    owner._initialize_weights = unless_loaded
+    try:
+        yield
+    finally:
+        owner._initialize_weights = initialise
+
+
 def load(
     config: TransformersConfig,
     source: TensorSource,
@@ -105,18 +130,19 @@ def load(
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
         settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors
         settings.tie_word_embeddings = True
-    model, found = config.model_class.from_pretrained(
-        None,
-        config=settings,
-        state_dict=wanted,
-        dtype=dtype,
-        device_map=None if device.type == "cpu" else str(device),
-        attn_implementation=attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are listed then, and refused below
-    )
+    with _loaded_tensors_stay():
+        model, found = config.model_class.from_pretrained(
+            None,
+            config=settings,
+            state_dict=wanted,
+            dtype=dtype,
+            device_map=None if device.type == "cpu" else str(device),
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed then, and refused below
+        )
     problems = []
     if missing := sorted(found["missing_keys"]):
         problems.append(f"lacks {enumerate_names(missing)}")

@@ -142,7 +142,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "minimax_m2": family("minimax_m2", head_dim=8, **_LOCAL),
     "solar_open": family("solar_open", head_dim=8, **_ROUTED),
-    "youtu": family("youtu", **_MLA, pad_token_id=None),  # some loads set the padding's row to 0
+    "youtu": family("youtu", **_MLA, pad_token_id=None),  # plain transformers sets the padding's row to 0
     "lfm2-attention": family("lfm2", layer_types=["full_attention"] * 3),
     "glm4_moe_lite": family("glm4_moe_lite", **_ROUTED, **_MLA),
     "hyperclovax": family("hyperclovax"),

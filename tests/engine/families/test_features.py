@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,14 @@ import torch
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import Part
 from engine.core.types import SamplingParams
-from tests.engine.families.harness import core_of, prompt_of, reference_logits
-from tests.engine.families.recipes import build, plain, save
+from tests.engine.families.harness import (
+    TOLERANCE,
+    core_of,
+    logits_difference,
+    prompt_of,
+    reference_logits,
+)
+from tests.engine.families.recipes import build, made, plain, recipe_of, save
 from tests.engine.test_generation import greedy, request_of, run
 
 
@@ -92,3 +99,12 @@ def test_a_layer_that_computes_something_else_is_not_used(
     expected = run(started(directory), [greedy("a", prompt_of(20))])
     monkeypatch.setattr("engine.models.layers.norm.RMSNorm.forward", lambda self, x: x)
     assert run(started(directory), [greedy("a", prompt_of(20))]) == expected
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
+def test_the_row_of_the_padding_is_as_it_was_saved(stored: torch.dtype, tmp_path: Path) -> None:
+    """Some of transformers' classes set it to 0 after it is loaded, which mapped tensors lose again."""
+    recipe = recipe_of("youtu")
+    model: Any = made("youtu", replace(recipe, options={**recipe.options, "pad_token_id": 0}))
+    core = started(save(deepcopy(model).to(stored), tmp_path))
+    assert logits_difference(core, model) < TOLERANCE

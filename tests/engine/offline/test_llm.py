@@ -188,6 +188,7 @@ def test_a_parameter_that_was_changed_is_checked_again(llm: LLM) -> None:
         ([10**6], {}, "outside the vocabulary"),
         ({"prompt": FOX, "multi_modal_data": {}}, {}, "'multi_modal_data' is not supported"),
         ({}, {}, "needs prompt or prompt_token_ids"),
+        (None, {}, "prompts must be a text, token ids or several of them, not None"),
         (FOX, {"logprobs": 21}, "logprobs 21 exceeds"),
         (FOX, {"thinking_token_budget": 5}, "'thinking_token_budget' is not supported"),
     ],
@@ -429,3 +430,32 @@ def test_ctrl_c_ends_the_call_and_leaves_the_model(tmp_path: Path) -> None:
     assert ran.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in ran.stderr
     assert "Fatal" not in ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_can_not_use_the_model_and_leaves_the_parent_its_own(tmp_path: Path) -> None:
+    """It ends as any program does, with its copies of what cleans up: threads, grammar processes, ranks."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from engine import LLM, SamplingParams\n"
+        "from engine.errors import EngineDead\n"
+        "llm = LLM(sys.argv[1], num_threads=1, tensor_parallel_size=2)\n"
+        "say = lambda: llm.generate('c', SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)\n"
+        "say()\n"
+        "if (child := os.fork()) == 0:\n"
+        "    try:\n"
+        "        say()\n"
+        "    except EngineDead as error:\n"
+        "        print('is a fork' in str(error), flush=True)\n"
+        "    llm.shutdown()\n"
+        "    del llm\n"
+        "    sys.exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "print(len(say()[0]['token_ids']))\n"
+        "llm.shutdown()\n"
+    )
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, str(program), str(DEMO)]
+    ran = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "True\n7\n3\n", ran.stderr

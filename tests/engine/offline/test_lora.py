@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine import LLM, LoRARequest, SamplingParams
 from engine.errors import ConfigError, InvalidRequest
@@ -92,6 +95,7 @@ def test_several_adapters_and_none_share_a_batch(llm: LLM, base: Path, paths: di
     mixed = ask(llm, [TEXTS[1]] * 6, [LoRARequest(name) for name in names])
     assert_same(mixed, [alone[name] for name in names])
     assert_same(ask(llm, [TEXTS[1]] * 2), wanted)
+    assert_same(ask(llm, [TEXTS[1]] * 2, [None, LoRARequest(names[0])]), [wanted[0], alone[names[0]]])
     assert service.engine.num_unfinished == 0
 
 
@@ -147,6 +151,16 @@ def test_modules_may_be_named_by_a_pattern(llm: LLM, base: Path) -> None:
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights 'pissa_niter_16' is not supported"),
         ({"r": "x"}, "r is 'x'; it must be a number above 0"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf; it must be a number above 0"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan; it must be a number above 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 10+; it must be a number above 0"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\]; it must be an object of numbers"),
+        ({"rank_pattern": {"((": 4}}, r"rank_pattern is '\(\('; it must be a regular expression, but"),
+        ({"rank_pattern": {"q_proj": "4"}}, r"rank_pattern\['q_proj'\] is '4'; it must be a number"),
+        ({"alpha_pattern": {"q_proj": None}}, r"alpha_pattern\['q_proj'\] is None; it must be a number"),
+        ({"target_modules": 5}, "target_modules is 5; it must be a list of names"),
+        ({"target_modules": [1]}, r"target_modules is \[1\]; it must be a list of names"),
+        ({"target_modules": "(("}, r"target_modules is '\(\('; it must be a regular expression, but"),
         ({"r": 32}, "its rank is 32, and --max-lora-rank is 16"),
         ({"r": 2}, r"is \[4, .* instead of \[2, .*belongs to another model"),
         ({"target_modules": ["q_proj"]}, "which adapter_config.json doesn't name"),
@@ -173,10 +187,23 @@ def test_a_missing_adapter_is_named(llm: LLM, base: Path, tmp_path: Path) -> Non
         ask(llm, "a fox", LoRARequest("gone", 1, str(tmp_path / "gone")))
     with pytest.raises(InvalidRequest, match=r"has no adapter_config\.json"):
         ask(llm, "a fox", LoRARequest("gone", 1, str(tmp_path)))
+    with pytest.raises(InvalidRequest, match=r"'gone' can't be read: .*File name too long"):
+        ask(llm, "a fox", LoRARequest("gone", 1, "x" * 5000))
     path = write_adapter(base, tmp_path / "pickled")
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
     with pytest.raises(InvalidRequest, match=r"has no adapter_model\.safetensors"):
         ask(llm, "a fox", LoRARequest("gone", 1, str(path)))
+    (path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidRequest, match=r"adapter_config\.json can't be read: .*recursion"):
+        ask(llm, "a fox", LoRARequest("gone", 1, str(path)))
+
+
+def test_an_adapter_of_whole_numbers_is_refused(llm: LLM, base: Path, tmp_path: Path) -> None:
+    path = write_adapter(base, tmp_path / "whole")
+    weights = path / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.int32) for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(InvalidRequest, match=r"has values of torch\.int32, which aren't supported"):
+        ask(llm, "a fox", LoRARequest("whole", 1, str(path)))
 
 
 def test_adapters_of_the_command_line(base: Path, paths: dict[str, Path]) -> None:

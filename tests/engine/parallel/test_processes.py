@@ -55,6 +55,16 @@ def divided(directory: Path) -> Iterator[tuple[EngineCore, Ranks]]:
             os.sched_setaffinity(0, affinity)
 
 
+def test_ranks_that_have_met_leave_no_file(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine may be killed at any time."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with divided(tiny_model) as (core, _):
+        assert list(tmp_path.glob("berth-*")) == []
+        assert run(core, [greedy("a", prompt_of(20))])["a"]
+
+
 def test_a_rank_that_ends_in_a_step_is_named_with_the_signal(tiny_model: Path) -> None:
     with divided(tiny_model) as (core, ranks):
         lost: list[str] = []

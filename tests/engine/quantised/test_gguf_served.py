@@ -129,3 +129,20 @@ def test_a_cache_that_cannot_be_written_is_named(demo: Path, monkeypatch: pytest
 def test_the_configuration_is_readable(demo: Path) -> None:
     config = json.loads((as_directory(demo) / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_without_a_place_for_the_directory_a_place_can_be_named(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match=r"Not a directory.*XDG_CACHE_HOME names another place"):
+        as_directory(demo)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(CheckpointError, match=r"home directory.*XDG_CACHE_HOME names another place"):
+        as_directory(demo)

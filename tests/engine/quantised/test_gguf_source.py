@@ -308,6 +308,7 @@ def test_the_dtype_is_that_of_the_matrices(name: str, dtype: str, tmp_path: Path
         ({"embedding_length": None}, "embedding_length is None; it must be a positive integer"),
         ({"embedding_length": "8"}, "embedding_length is '8'"),
         ({"block_count": 0}, "block_count is 0"),
+        ({"block_count": 1 << 31}, "block_count is 2147483648; it may be at most 4096"),
         ({"attention.head_count_kv": [2, 1]}, "head_count_kv is an array"),
         ({"attention.layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is nan"),
         ({"rope.freq_base": float("inf")}, "freq_base is inf"),

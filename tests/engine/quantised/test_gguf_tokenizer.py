@@ -161,6 +161,7 @@ def test_user_defined_tokens_stay_whole_and_are_not_special() -> None:
         (byte_level(tokens="abc"), "has no tokenizer.ggml.tokens"),
         (byte_level(tokens=[1, 2]), "tokenizer.ggml.tokens isn't a list of str"),
         (byte_level(token_type=[1]), "types for 1"),
+        (byte_level(token_type=1), "token_type that is no array"),
         (byte_level(merges=["a b c"]), "a merge that isn't of two tokens"),
         (byte_level(merges=["qqqq zzzz"]), "can't be read"),
         (byte_level(eos_token_id=99_999), "eos_token_id is 99999"),
