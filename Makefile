@@ -16,14 +16,14 @@ serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.exampl
 	@exec $(BIN)/python app.py
 
 test: $(DEV) $(BIN)/berth ## Run all tests, but of long tables only a part
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 test-exhaustive: $(DEV) $(BIN)/berth ## The rest: all families of models, the GPU's kernels in an interpreter
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m exhaustive
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m exhaustive
 
 cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; fails below the floor in pyproject.toml
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

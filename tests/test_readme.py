@@ -39,6 +39,7 @@ def environment(port: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_every_command_works_as_written(tmp_path: Path) -> None:
     """The hub is a stand-in."""
     text = "\n".join((ROOT / page).read_text() for page in PAGES)

@@ -52,6 +52,7 @@ def prompt_of(number: int, length: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is a process's own")
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_no_engine_outgrows_its_estimate(tmp_path: Path) -> None:
     params = {"kv_cache_memory_bytes": CACHE_BYTES, "num_threads": 1, "device": "cpu"}

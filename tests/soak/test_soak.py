@@ -20,6 +20,7 @@ from tests.soak.scenario import Engine, Plan, run
 from tests.soak.watch import EventWatch, MemoryWatch, below
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_while_models_take_turns_in_memory(tmp_path: Path) -> None:
     result = run(Plan(Engine.FAKE, seconds=5.0, num_clients=8, calibration_s=1.0), tmp_path, lambda _: None)

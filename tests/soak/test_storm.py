@@ -21,6 +21,7 @@ from tests.soak.storm_report import broken_in_storm, storm_table
 KEY = "a-key"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_short_storm_loses_and_leaks_nothing(tmp_path: Path) -> None:
     plan = Plan(Engine.FAKE, seconds=6.0, num_clients=6, seed=11, budget_mib=573)

@@ -109,13 +109,13 @@ def chat_messages(body: CountBody) -> list[dict[str, Any]]:
     history = ChatHistory()
     if body.system:
         blocks = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system
-        _add_system(history, blocks)
+        _add_system(history, blocks, "system")
     question_start = _question_start(body.messages)
     last_users = _last_index(body.messages, "user")
     for number, message in enumerate(body.messages):
         if message.role == "system":
             if message.clear_at != "next_user_message" or number > last_users:
-                _add_system(history, message.blocks)
+                _add_system(history, message.blocks, f"messages[{number}].content")
         elif message.role == "assistant":
             for block in message.blocks:
                 _add_assistant(history, block)
@@ -142,11 +142,18 @@ def _last_index(messages: list[AnthropicMessage], role: str) -> int:
     return max((number for number, message in enumerate(messages) if message.role == role), default=-1)
 
 
-def _add_system(history: ChatHistory, blocks: list[Any]) -> None:
-    texts = [
-        _BILLING_HEADER.sub("", block.text, count=1) if isinstance(block, TextBlock) else _block_text(block)
-        for block in blocks
-    ]
+def _add_system(history: ChatHistory, blocks: list[Any], path: str) -> None:
+    texts = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, TextBlock):
+            texts.append(_BILLING_HEADER.sub("", block.text, count=1))
+        elif isinstance(block, dict):
+            texts.append(_block_text(block))
+        else:  # thinking, a call or its result
+            param = f"{path}[{number}].type"
+            raise InvalidRequest(
+                f"{param}: a system message can't contain blocks of type {block.type}.", param=param
+            )
     text = "\n".join(text for text in texts if text)
     if text:
         history.system(text)

@@ -157,6 +157,14 @@ def test_a_last_message_that_cannot_be_continued_is_answered(last: Any) -> None:
     assert chat.add_generation_prompt
 
 
+@pytest.mark.parametrize("block", [USE, result("5"), {"type": "thinking", "thinking": "x"}])
+def test_a_system_message_of_other_blocks_is_refused(block: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        shown(HI, system([SO, block]))
+    assert error.value.param == "messages[1].content[1].type"
+    assert f"can't contain blocks of type {block['type']}" in str(error.value)
+
+
 def test_messages_without_text_are_refused() -> None:
     with pytest.raises(InvalidRequest) as error:
         shown(assistant({"type": "redacted_thinking", "data": "x"}))
