@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
-from configs.yaml_document import YamlMistake, compose, read_yaml
+from configs.yaml_document import YamlDocument, YamlMistake, compose, read_yaml
 
 _INDENT = 2
 # Text that needs no quotes anywhere.
@@ -33,11 +33,12 @@ def rewrite(text: str, wanted: Mapping[str, Any]) -> str:
     """
     if "\r\n" in text and text.count("\n") == text.count("\r\n"):
         return rewrite(text.replace("\r\n", "\n"), wanted).replace("\n", "\r\n")
-    for _ in range(1 + _count_differences(read_yaml(text).data or {}, wanted)):
-        data = read_yaml(text).data
-        if same(data or {}, wanted):
+    document = read_yaml(text)
+    for _ in range(1 + _count_differences(document.data or {}, wanted)):
+        if same(document.data or {}, wanted):
             return text
-        text = _step(text, data, wanted)
+        text = _step(text, document, wanted)
+        document = read_yaml(text)
     raise YamlMistake("can't be edited without changing other parts; please edit the file by hand")
 
 
@@ -61,11 +62,11 @@ def _count_differences(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> in
     return count
 
 
-def _step(text: str, data: Any, wanted: Mapping[str, Any]) -> str:
+def _step(text: str, document: YamlDocument, wanted: Mapping[str, Any]) -> str:
     """The text with one difference fewer."""
-    root = compose(text)
+    root = compose(text) if "<<" in text else document.root  # in which merges are applied
     if isinstance(root, MappingNode) and root.value:
-        return _step_inside(text, root, data, wanted)
+        return _step_inside(text, root, document.data, wanted)
     if root is None:  # only comments
         lines = "".join(_block(key, value, 0) for key, value in wanted.items())
         return f"{text}\n{lines}" if text and not text.endswith("\n") else text + lines
