@@ -6,7 +6,10 @@ RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
 
-.PHONY: help serve test test-exhaustive test-clients cover test-vllm test-llama-cpp check format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults attack demo-model clean
+# Tests start hundreds of Pythons: what these compile is kept, whatever the environment says.
+test test-exhaustive test-clients cover: export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help serve test test-exhaustive test-clients cover test-vllm test-llama-cpp check lint types boundaries words dead-code format conformance fuzz docs structure bench bench-proxy bench-engine bench-structured bench-first-token check-gpu soak faults attack demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -19,7 +22,7 @@ test: $(DEV) $(BIN)/berth ## Run all tests, but of long tables only a part
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 test-exhaustive: $(DEV) $(BIN)/berth ## The rest: all families of models, the GPU's kernels in an interpreter
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m exhaustive
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive $$(grep -rl --include='test_*.py' 'mark\.exhaustive' tests)
 
 cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; fails below the floor in pyproject.toml
 	$(BIN)/coverage erase
@@ -27,12 +30,22 @@ cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; f
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-check: $(DEV) ## Lint, format, types, import boundaries, words, dead code
+check: lint types boundaries words dead-code ## Lint, format, types, import boundaries, words, dead code
+
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(DEV)
 	$(BIN)/mypy
+
+boundaries: $(DEV)
 	$(BIN)/lint-imports
+
+words: $(DEV)
 	$(BIN)/python -m docs.words
+
+dead-code: $(DEV)
 	$(BIN)/python -m docs.dead_code
 
 format: $(DEV) ## Fix and format the code
@@ -98,6 +111,7 @@ demo-model: $(DEV) ## Train models/berth-demo again
 
 clean: ## Remove the environment and all caches
 	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Berth needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
