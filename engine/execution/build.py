@@ -185,7 +185,7 @@ def load_model(
     model: CausalLM
     with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if is_of_transformers(architecture):
-            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device, group=group)
         else:
             make_model = partial(model_class, dtype=dtype, device=device)
             model = (

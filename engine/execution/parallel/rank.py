@@ -27,7 +27,7 @@ from engine.execution.parallel.messages import (
 )
 from engine.execution.runner import ModelRunner, SubmittedStep
 from engine.models.decoder import CausalLM
-from engine.models.registry import generating_architecture
+from engine.models.transformers_backend.choice import architecture_for
 
 _KEPT_STEPS = 4  # whose scored rows may still be asked for: more than are ever submitted at once
 _UNUSED = SamplingParams(max_tokens=1)  # rank 0 samples
@@ -47,7 +47,7 @@ class Rank:
         self._load = partial(
             load_model,
             plan.config,
-            generating_architecture(plan.model_config.architecture),
+            architecture_for(plan.model_config),
             plan.model_config,
             dtype=plan.dtype,
             device=plan.device,
