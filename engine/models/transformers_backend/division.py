@@ -31,6 +31,7 @@ from engine.models.transformers_backend.plan import (
     VOCABULARY,
     DividedParameter,
     Plan,
+    check_has_plan,
     experts_of,
     read_plan,
 )
@@ -66,7 +67,7 @@ class ModelDivision:
         name = self.config.architecture
         try:
             _, anatomy = _probe_empty(self.config)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (UnsupportedModel, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise _not_honoured(name, f"its code fails with a share: {reason_of(error)}") from error
         for place, spec in anatomy.specs.items():
             if spec not in (whole.get(place), _share_of(whole.get(place), self._group.size)):
@@ -176,6 +177,7 @@ class _FirstOf:
 
 
 def _probe_whole(config: TransformersConfig) -> tuple[Anatomy, Plan]:
+    check_has_plan(build_empty(config, PROBE))
     try:
         model, anatomy = _probe_empty(config)
     except (NotImplementedError, RuntimeError) as error:

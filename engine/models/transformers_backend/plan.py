@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from engine.errors import UnsupportedModel
 from engine.models.attention.spec import AttentionSpec
 from engine.models.layers.division import Share
+from engine.models.transformers_backend.own_plans import ONCE, OWN_PLANS
 from engine.models.transformers_backend.swaps import may_be_norm, norm_formula
 
 _OUTPUTS, _INPUTS = -2, -1  # axes of a matrix, which a stack of experts may precede
@@ -29,7 +30,7 @@ SPLITS_INPUT = frozenset({"rowwise_split_input", "rowwise_rep"})
 GATHERS = frozenset({"colwise_gather_output", "colwise_rep"})
 SHARES_IDENTITY = "moe_identity_expert"
 VOCABULARY, OVER_HEADS = "vocabulary", "norm over heads"  # of this engine's own
-_KNOWN = {*_COLUMNS, *_ROWS, *_WHOLE, *ADDS_UP, SHARES_IDENTITY, VOCABULARY}
+_KNOWN = {*_COLUMNS, *_ROWS, *_WHOLE, *ADDS_UP, SHARES_IDENTITY, ONCE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +83,18 @@ class Plan:
 
 def read_plan(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> Plan:
     """`specs`: of the modules that attend, by name. Raises UnsupportedModel for what isn't known here."""
-    named: dict[str, str] = dict(getattr(model, "_tp_plan", None) or {})
-    inner = {key: style for key, style in named.items() if not _is_outermost(model, key)}
-    if not inner:
-        raise UnsupportedModel(
-            f"{type(model).__name__} can't be divided among devices: transformers has no plan for it. "
-            "Use --tensor-parallel-size 1.",
-            advice=None,
-        )
-    if unknown := sorted(set(inner.values()) - _KNOWN):
-        raise UnsupportedModel(
-            f"{type(model).__name__} can't be divided among devices: transformers' plan for it has a style "
-            f"that the engine doesn't know, {unknown[0]!r}. Use --tensor-parallel-size 1.",
-            advice=None,
-        )
+    inner = _inner_plan(model)
     parameters: dict[str, DividedParameter] = {}
     vocabulary = dict(_vocabulary(model, parameters))
     styles = {name: inner[_pattern(name)] for name, _ in model.named_modules() if _pattern(name) in inner}
-    norms = divide_heads(model, styles, specs)
+    norms = _divide_heads(model, styles, specs)
     for name, style in styles.items():
         parameters.update(_of_module(name, model.get_submodule(name), style, specs))
     for name, parameter in model.named_parameters():
         style = inner.get(_pattern(name))
-        if style is not None and parameter.ndim > 1:
+        if style == ONCE:
+            parameters[name] = DividedParameter(0, None)
+        elif style is not None and parameter.ndim > 1:
             parameters[name] = _of_matrix(tuple(parameter.shape), style)
         elif style in _COLUMNS:
             parameters[name] = DividedParameter(0, parameter.shape[0], _COLUMNS[style])
@@ -113,9 +103,34 @@ def read_plan(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> Pla
     return Plan(parameters, {**vocabulary, **styles}, norms)
 
 
-def experts_of(model: PreTrainedModel) -> list[nn.Module]:
+def check_has_plan(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModel if it has none, or one with a style that isn't known here."""
+    styles = _inner_plan(model).values()
+    if not styles:
+        raise UnsupportedModel(
+            f"{type(model).__name__} can't be divided among devices: transformers has no plan for it. "
+            "Use --tensor-parallel-size 1.",
+            advice=None,
+        )
+    if unknown := sorted(set(styles) - _KNOWN):
+        raise UnsupportedModel(
+            f"{type(model).__name__} can't be divided among devices: transformers' plan for it has a style "
+            f"that the engine doesn't know, {unknown[0]!r}. Use --tensor-parallel-size 1.",
+            advice=None,
+        )
+
+
+def _inner_plan(model: PreTrainedModel) -> dict[str, str]:
+    """By pattern, without embedding and head: see `_vocabulary`."""
     named: dict[str, str] = dict(getattr(model, "_tp_plan", None) or {})
-    return [module for name, module in model.named_modules() if named.get(_pattern(name)) == "moe_tp_experts"]
+    inner = {key: style for key, style in named.items() if not _is_outermost(model, key)}
+    own = OWN_PLANS.get(str(model.config.model_type), {})
+    return inner or {f"{model.base_model_prefix}.{key}": style for key, style in own.items()}
+
+
+def experts_of(model: PreTrainedModel) -> list[nn.Module]:
+    plan = _inner_plan(model)
+    return [module for name, module in model.named_modules() if plan.get(_pattern(name)) == "moe_tp_experts"]
 
 
 def _pattern(name: str) -> str:
@@ -173,7 +188,7 @@ def _num_kv_heads(name: str, size: int, specs: Mapping[str, AttentionSpec]) -> i
     return spec.num_kv_heads if spec is not None and is_kv else 0
 
 
-def divide_heads(
+def _divide_heads(
     model: PreTrainedModel, styles: dict[str, str], specs: Mapping[str, AttentionSpec]
 ) -> dict[str, tuple[float, int]]:
     """Where a plan gathers queries and keys for norms over all heads, divide heads and norms instead.
