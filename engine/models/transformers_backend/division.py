@@ -37,6 +37,7 @@ from engine.models.transformers_backend.plan import (
 )
 from engine.models.transformers_backend.probe import NAME as PROBE
 from engine.models.transformers_backend.probe import Anatomy, probe
+from engine.models.transformers_backend.rotation import keep_rotation
 
 
 class ModelDivision:
@@ -186,12 +187,13 @@ def _probe_whole(config: TransformersConfig) -> tuple[Anatomy, Plan]:
 
 
 def _probe_empty(config: TransformersConfig) -> tuple[PreTrainedModel, Anatomy]:
-    """Experts, which choose their tokens by numbers, are left out where that is needed."""
+    """Where code depends on numbers, experts choose no tokens, and rotations no frequencies."""
     model = build_empty(config, PROBE)
     try:
         return model, probe(model)
     except (NotImplementedError, RuntimeError):
         model = build_empty(config, PROBE)
+        keep_rotation(model)
         for module in experts_of(model):
             object.__setattr__(module, "forward", _no_experts)
         return model, probe(model)
