@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,13 @@ class ThreadGroup:
         self.size = len(tensors)
         self._tensors = tensors
         self._barrier = barrier
+
+    def connect(self, *args: Any, **options: Any) -> None:
+        """Nothing to wait for."""
+
+    def abort(self) -> None:
+        """Whoever waits for this rank fails."""
+        self._barrier.abort()
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x.copy_(torch.stack(self._exchange(x)).sum(dim=0))
