@@ -114,12 +114,8 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
 
 
 def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
-    if not getattr(model_class, "_supports_attention_backend", False):
-        if getattr(model_class, "_is_stateful", False):
-            raise UnsupportedModel(
-                f"{architecture} carries a state from token to token (as Mamba and delta nets do), for which "
-                "the engine has no cache yet."
-            )
+    # Those that carry a state don't say that they support the interface, as they need more than it; most use it.
+    if not any(getattr(model_class, name, False) for name in ("_supports_attention_backend", "_is_stateful")):
         raise UnsupportedModel(
             f"{architecture} can't use the engine's KV cache: transformers {transformers.__version__} "
             f"computes its attention in code of its own ({model_class.__name__} doesn't support the "

@@ -22,7 +22,7 @@ def run_trial(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
     hidden: torch.Tensor = output.last_hidden_state[0]
     if model.base_model is model:
         return hidden.float()
-    logits: torch.Tensor = LanguageHead(model, next(iter(anatomy.specs)))(hidden).float()
+    logits: torch.Tensor = LanguageHead(model, anatomy.inner)(hidden).float()
     return logits
 
 
