@@ -1,7 +1,7 @@
 """Slots for what layers carry from token to token beside the KV cache: two for each running sequence.
 
-A step reads one of the two and writes the other, and they change roles once its tokens count as computed. So a
-step, or a part of it, can run again: what it read is still there.
+A step reads one of the two and writes the other; they change roles once its tokens count as computed. So a step,
+or a part of it, can run again: what it read is still there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StateSlots:
         self._free.append(pair)
 
     def check_integrity(self, pairs: Iterable[SlotPair]) -> None:
-        """Raise RuntimeError unless `pairs`, those of all live sequences, and the free ones are all there are."""
+        """Raise RuntimeError unless each slot is free or one live sequence's, whose `pairs` these are."""
         slots = sorted(slot for pair in (*self._free, *pairs) for slot in pair)
         if slots != list(range(2 * self.num_pairs)):
             raise RuntimeError(f"Of {2 * self.num_pairs} state slots, these are free or in use: {slots}.")

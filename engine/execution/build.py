@@ -228,9 +228,7 @@ def _size_cache(
         num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
         with _timed("Measured the memory of a full step"):
             num_slots = 2 if model.state_specs else 0
-            cache = build_cache(
-                config, model, -(-num_tokens // config.block_size), num_state_slots=num_slots
-            )
+            cache = build_cache(config, model, -(-num_tokens // config.block_size), num_state_slots=num_slots)
             make_runner(model, cache).warm_up(num_tokens)
             del cache
         budget = cuda_budget(model.device, config.gpu_memory_utilization)

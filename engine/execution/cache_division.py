@@ -12,6 +12,7 @@ from engine.models.attention.spec import AttentionSpec, bytes_per_token
 # A group with a window has at least this part of the blocks of layers that keep all: many short sequences
 # need as many in both, one as long as possible needs few here.
 _SHARE = 4
+_UNUSED_BLOCKS = 1 << 16  # at most, of a model without attention, beside those of its longest sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ class CacheDivision:
         """How many blocks those layers can have; 0 if none."""
         if num_bytes < self.state_bytes:
             return 0
-        if not self.kept_bytes:  # no layer attends
-            return self.longest * self.max_num_seqs
+        if not self.kept_bytes:  # no layer attends: blocks cost nothing but their numbers
+            return min(self.longest * self.max_num_seqs, self.longest + _UNUSED_BLOCKS)
         most = (num_bytes - self.state_bytes) // (self.block_size * self.kept_bytes)
         if not self.needs:
             return most

@@ -32,8 +32,8 @@ def tell_of_states(config: EngineConfig, specs: Sequence[StateSpec], num_slots: 
     if not specs:
         return
     log.info(
-        "This model carries a state from token to token (%.2f MiB per sequence): at most %d sequences run at a "
-        "time%s. Prefix caching is off for it, and no CUDA graphs are recorded.",
+        "This model carries a state from token to token (%.2f MiB per sequence): at most %d sequences run at "
+        "a time%s. Prefix caching is off for it, and no CUDA graphs are recorded.",
         2 * bytes_per_slot(specs) / _MIB,
         num_slots // 2,
         "" if num_slots // 2 == config.max_num_seqs else ", as memory allows no more",
@@ -44,7 +44,7 @@ def check_alone(config: EngineConfig, specs: Sequence[StateSpec], architecture: 
     """Raises ConfigError for several devices: states aren't divided among them."""
     if specs and config.tensor_parallel_size > 1:
         raise ConfigError(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: {architecture} carries a state from token to "
-            "token, which isn't divided among devices yet. Leave the flag out, or run it on vLLM "
+            f"--tensor-parallel-size {config.tensor_parallel_size}: {architecture} carries a state from token "
+            "to token, which isn't divided among devices yet. Leave the flag out, or run it on vLLM "
             "(`engine: vllm`)."
         )

@@ -10,7 +10,7 @@ from engine.models.state.spec import StateSpec
 
 
 class StateCache:
-    """Not zeroed: a sequence's first step reads no state, and pages that nothing has written use no memory."""
+    """Not zeroed: a sequence's first step reads no state, and memory is used only as slots are written."""
 
     def __init__(self, specs: Sequence[StateSpec], *, num_slots: int, device: torch.device) -> None:
         self.specs = tuple(specs)

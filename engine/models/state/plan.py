@@ -1,8 +1,9 @@
-"""How a step's tokens are divided for layers that carry a state: all decodes at once, each chunk alone."""
+"""How a step's tokens are divided for layers that carry a state: decodes together, each chunk alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -11,15 +12,18 @@ from engine.models.inputs import StepInputs
 
 @dataclass(frozen=True, slots=True)
 class StateGroup:
-    """N sequences that run one token each, or one that runs a chunk."""
+    """N sequences that run one token each, or one that runs a chunk. All of them begin, or all continue."""
 
     rows: slice  # of the step's tokens
     num_sequences: int
-    reads: torch.Tensor | None = None  # [N], slots; None if all sequences begin
+    reads: torch.Tensor | None = None  # [N], slots; None if the sequences begin
     writes: torch.Tensor | None = None  # [N], slots; None where no later step needs the states
     read: int = 0  # the slots of a group of one
     write: int = 0
-    begins: torch.Tensor | None = None  # [N], which of several sequences begin; None if none does
+
+    @property
+    def continues(self) -> bool:
+        return self.reads is not None
 
 
 class StatePlanner:
@@ -27,29 +31,32 @@ class StatePlanner:
 
     def plan(self, inputs: StepInputs, window: int | None) -> tuple[StateGroup, ...]:
         first_rows: list[int] = inputs.host.first_rows.tolist()
-        lengths = inputs.host.first_rows.diff()
-        begins: list[bool] = (inputs.host.contexts == lengths).tolist()
-        num_decodes, groups = inputs.num_decodes, []
-        if num_decodes:
-            groups.append(_group(inputs, 0, num_decodes, slice(0, num_decodes), begins))
-        for index in range(num_decodes, inputs.num_sequences):
-            rows = slice(first_rows[index], first_rows[index + 1])
-            groups.append(_group(inputs, index, index + 1, rows, begins))
+        begins: list[bool] = (inputs.host.contexts == inputs.host.first_rows.diff()).tolist()
+        groups: list[StateGroup] = []
+        for is_new, run in groupby(range(inputs.num_decodes), key=begins.__getitem__):
+            indices = list(run)
+            groups.append(_group(inputs, indices[0], indices[-1] + 1, first_rows, is_new))
+        for index in range(inputs.num_decodes, inputs.num_sequences):
+            groups.append(_group(inputs, index, index + 1, first_rows, begins[index]))
         return tuple(groups)
 
 
 PLANNER = StatePlanner()
 
 
-def _group(inputs: StepInputs, first: int, stop: int, rows: slice, begins: list[bool]) -> StateGroup:
+def _group(inputs: StepInputs, first: int, stop: int, first_rows: list[int], is_new: bool) -> StateGroup:
     """Of sequences `first` … `stop` - 1."""
-    count, slots, new = stop - first, inputs.state_slots, begins[first:stop]
-    if slots is None:
-        if not all(new):
+    rows, slots, host = slice(first_rows[first], first_rows[stop]), inputs.state_slots, inputs.host.state_slots
+    if slots is None or host is None:
+        if not is_new:
             raise ValueError("A sequence continues, but the step has no state slots.")
-        return StateGroup(rows, count)
-    host, size = inputs.host.state_slots, inputs.num_sequences
-    read, write = (int(host[first]), int(host[size + first])) if host is not None else (0, 0)
-    mixed = torch.tensor(new, device=slots.device) if any(new) and not all(new) else None
-    reads = None if all(new) else slots[first:stop]
-    return StateGroup(rows, count, reads, slots[size + first : size + stop], read, write, mixed)
+        return StateGroup(rows, stop - first)
+    first_write = inputs.num_sequences + first
+    return StateGroup(
+        rows,
+        stop - first,
+        reads=None if is_new else slots[first:stop],
+        writes=slots[first_write : first_write + stop - first],
+        read=int(host[first]),
+        write=int(host[first_write]),
+    )

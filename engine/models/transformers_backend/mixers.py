@@ -1,7 +1,7 @@
 """Runs a model's own modules that carry a state, such as Mamba's, with the engine's slots as their cache.
 
-Such a module gets all tokens of a step in one row, as every module does. It runs them in groups: the decodes as
-a batch of one token each, every chunk of a prompt alone, each with the states of its sequences.
+Such a module gets all tokens of a step in one row, as every module does. It runs them in groups: the decodes
+as a batch of one token each, every chunk of a prompt alone, each with the states of its sequences.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Mixer:
     def traits(self, traits: Traits) -> None:
         self.state.spec, self.steps_by_token = traits.spec, traits.steps_by_token
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tokens, (inputs, cache) = (args, kwargs), (self._step.inputs, self._step.cache)
         if self.examine is not None:
             self.examine(self, tokens)
@@ -61,8 +61,7 @@ class Mixer:
             num_tokens = num_tokens_of(tokens)
             return self.run(tokens, StateGroup(slice(0, num_tokens), num_tokens))
         slots = () if cache.states is None else cache.states.of(self._index)
-        outputs = [self._run_in_slots(tokens, group, slots) for group in inputs.plan(PLANNER, None)]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return joined([self._run_in_slots(tokens, group, slots) for group in inputs.plan(PLANNER, None)])
 
     def run(
         self,
@@ -71,8 +70,8 @@ class Mixer:
         parts: Sequence[torch.Tensor] | None = None,
         *,
         continues: bool = False,
-    ) -> torch.Tensor:
-        """The group's hidden states, [1, tokens, hidden].
+    ) -> Any:
+        """What the module returns of the group, [1, tokens, …], or several of it.
 
         `parts`: what its sequences carry, [N, …] each, which is replaced in place; None: nothing, and nobody
         needs it later. What is in it counts only if they `continue`.
@@ -87,9 +86,9 @@ class Mixer:
             outputs = [self.call(tokens, one, cache) for one in groups]
         finally:
             self.state.release()
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return joined(outputs)
 
-    def call(self, tokens: Tokens, group: StateGroup, cache: object) -> torch.Tensor:
+    def call(self, tokens: Tokens, group: StateGroup, cache: object) -> Any:
         num_tokens = num_tokens_of(tokens)
         args = [_part_of(value, num_tokens, group) for value in tokens[0]]
         kwargs = {name: _part_of(value, num_tokens, group) for name, value in tokens[1].items()}
@@ -97,12 +96,18 @@ class Mixer:
             args[self._call.cache_argument] = cache
         else:
             kwargs[self._call.cache_argument] = cache
-        output = self._forward(*args, **kwargs)
-        if not isinstance(output, torch.Tensor):
-            raise UnsupportedModel(f"{self.name} carries a state and returns more than hidden states.")
+        return self._in_one_row(self._forward(*args, **kwargs), group)
+
+    def _in_one_row(self, output: Any, group: StateGroup) -> Any:
+        if isinstance(output, tuple):
+            return tuple(self._in_one_row(one, group) for one in output)
+        count = group.rows.stop - group.rows.start
+        shape = (1, count) if group.num_sequences == 1 else (count, 1)
+        if not isinstance(output, torch.Tensor) or output.shape[:2] != shape:
+            raise UnsupportedModel(f"{self.name} carries a state and returns something else than a row per token.")
         return output if group.num_sequences == 1 else output.transpose(0, 1)
 
-    def _run_in_slots(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _run_in_slots(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> Any:
         if group.writes is None:
             return self.run(tokens, group)
         if group.num_sequences == 1:
@@ -111,18 +116,16 @@ class Mixer:
             parts = [slot.new_empty((group.num_sequences, *slot.shape[1:])) for slot in slots]
         else:
             parts = [slot.index_select(0, group.reads) for slot in slots]
-        for part in parts if group.begins is not None else ():
-            part[group.begins] = 0
-        output = self.run(tokens, group, parts, continues=group.reads is not None)
+        output = self.run(tokens, group, parts, continues=group.continues)
         for part, slot in zip(parts, slots, strict=True):
             slot.index_copy_(0, group.writes, part)
         return output
 
     def _run_in_place(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> torch.Tensor:
         parts = [slot[group.write : group.write + 1] for slot in slots]
-        for part, slot in zip(parts, slots, strict=True) if group.reads is not None else ():
+        for part, slot in zip(parts, slots, strict=True) if group.continues else ():
             part.copy_(slot[group.read : group.read + 1])
-        return self.run(tokens, group, parts, continues=group.reads is not None)
+        return self.run(tokens, group, parts, continues=group.continues)
 
 
 def attach(
@@ -137,6 +140,14 @@ def attach(
         if traits:
             mixers[-1].traits = traits[index]
     return mixers
+
+
+def joined(outputs: Sequence[Any]) -> Any:
+    if len(outputs) == 1:
+        return outputs[0]
+    if isinstance(outputs[0], tuple):
+        return tuple(joined(parts) for parts in zip(*outputs, strict=True))
+    return torch.cat(list(outputs), dim=1)
 
 
 def num_tokens_of(tokens: Tokens) -> int:

@@ -160,9 +160,7 @@ def _probe_loaded(model: PreTrainedModel) -> Anatomy:
         model.set_attn_implementation(attention.NAME)
 
 
-def _try_out(
-    model: PreTrainedModel, anatomy: Anatomy, step: Step
-) -> tuple[torch.Tensor, list[Traits]]:
+def _try_out(model: PreTrainedModel, anatomy: Anatomy, step: Step) -> tuple[torch.Tensor, list[Traits]]:
     """What the model's own code makes of a few tokens, and of a state where it carries one."""
     mixers = attach(model, anatomy.states, step)
     with examining(mixers):

@@ -30,7 +30,9 @@ class ModuleState:
     @spec.setter
     def spec(self, spec: StateSpec) -> None:
         self._spec = spec
-        self._keys = [(kind, int(number)) for kind, _, number in (t.name.partition(".") for t in spec.tensors)]
+        self._keys = [
+            (kind, int(number)) for kind, _, number in (t.name.partition(".") for t in spec.tensors)
+        ]
 
     def fresh(self) -> Cache:
         """In which the module makes its tensors itself."""
@@ -56,7 +58,9 @@ class ModuleState:
         for (kind, number), part in zip(self._keys, parts, strict=True):
             getattr(layer, kind)[number] = part
             getattr(layer, f"is_{kind}_initialized")[number] = True
-            layer.conv_kernel_size[number] = part.shape[-1] if kind == _KINDS[0] else layer.conv_kernel_size[number]
+            layer.conv_kernel_size[number] = (
+                part.shape[-1] if kind == _KINDS[0] else layer.conv_kernel_size[number]
+            )
             layer.has_previous_state[number] = continues
             layer.dtype, layer.device = part.dtype, part.device
         return self._cache

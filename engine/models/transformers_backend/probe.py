@@ -48,6 +48,8 @@ class Anatomy:
     linears: Sequence[tuple[str, ...]]  # linear layers that ran, once each; those of a group on one input
     states: Mapping[str, StateCall]  # of the modules that carry a state beside attention, in order
 
+    rowwise: Sequence[str] = ()  # of the decoder's layers that seem to run each token by itself
+
     @property
     def inner(self) -> str:
         """The name of some module inside the decoder."""
@@ -70,8 +72,8 @@ def probe(model: PreTrainedModel) -> Anatomy:
     if len(specs) < len(recording.modules):
         raise UnsupportedModel("This model uses an attention layer several times, each with keys of its own.")
     states = _find_states(model, specs, token_ids, positions)
-    _check_all_mix(model, (*specs, *states))
-    return Anatomy(specs, linears.groups(), states)
+    rowwise = _others(model, (*specs, *states))
+    return Anatomy(specs, linears.groups(), states, rowwise)
 
 
 class _LinearCalls:
@@ -133,21 +135,33 @@ def _find_states(
     for name in states:
         if any(attending == name or attending.startswith(f"{name}.") for attending in specs):
             kind = type(model.get_submodule(name)).__name__
-            raise UnsupportedModel(f"{kind} attends and carries a state in one, which the engine can't take apart.")
+            raise UnsupportedModel(
+                f"{kind} attends and carries a state in one, which the engine can't take apart."
+            )
     return states
 
 
-def _check_all_mix(model: PreTrainedModel, mixing: Sequence[str]) -> None:
-    """A layer that neither attends nor carries a state that is known would mix tokens in another way."""
+def _others(model: PreTrainedModel, mixing: Sequence[str]) -> list[str]:
+    """Layers without a module that mixes tokens in a known way. Refuses those with one of their own."""
     if not mixing:
         raise UnsupportedModel("This model has no attention layers, and the engine has no cache for others.")
-    for name, layer in _layers_of(model, mixing).items():
-        if not any(one.startswith(f"{name}.") for one in mixing):
-            parts = ", ".join(type(part).__name__ for part in layer.children())
-            raise UnsupportedModel(
-                f"Layer {name.rpartition('.')[2]} doesn't attend: it consists of {parts}. The engine has no cache "
-                "for such a layer's state yet."
-            )
+    others = {
+        name: layer
+        for name, layer in _layers_of(model, mixing).items()
+        if not any(one.startswith(f"{name}.") for one in mixing)
+    }
+    for name, layer in others.items():
+        if any(isinstance(part, nn.Conv1d | nn.RNNBase) for part in layer.modules()):
+            raise no_cache_for(name, layer)
+    return list(others)
+
+
+def no_cache_for(name: str, layer: nn.Module) -> UnsupportedModel:
+    parts = ", ".join(type(part).__name__ for part in layer.children())
+    return UnsupportedModel(
+        f"Layer {name.rpartition('.')[2]} doesn't attend: it consists of {parts}. The engine has no cache for "
+        "such a layer's state."
+    )
 
 
 def _layers_of(model: PreTrainedModel, mixing: Sequence[str] | Mapping[str, object]) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Finds the modules that carry a state from token to token, by running the model with transformers' own cache.
+"""Finds the modules that carry a state from token to token: runs the model with transformers' own cache.
 
 What updates a layer's convolution or recurrent state there is such a module, whatever its name.
 """

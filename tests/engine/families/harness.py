@@ -76,7 +76,9 @@ def logits_difference(core: EngineCore, model: PreTrainedModel) -> float:
     expected = {
         tuple(table): reference_logits(model, text) for table, text in zip(tables, texts, strict=True)
     }
-    slots = {tuple(table): SlotPair(*pair) for table, pair in zip(tables, ((5, 0), (2, 9), (4, 1)), strict=True)}
+    slots = {
+        tuple(table): SlotPair(*pair) for table, pair in zip(tables, ((5, 0), (2, 9), (4, 1)), strict=True)
+    }
     for batch in batches:
         logits = runner.logits(Batch(_in_slots(batch, slots) if runner.num_state_slots else batch))
         for row, part in zip(logits, batch, strict=True):
