@@ -1,7 +1,7 @@
 """Slots for what layers carry from token to token beside the KV cache: two for each running sequence.
 
-A step reads one of the two and writes the other; they change roles once its tokens count as computed. So a step,
-or a part of it, can run again: what it read is still there.
+A step reads one of the two and writes the other; they change roles once its tokens count as computed. So a
+step, or a part of it, can run again: what it read is still there.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def check_alone(config: EngineConfig, specs: Sequence[StateSpec], architecture: 
     """Raises ConfigError for several devices: states aren't divided among them."""
     if specs and config.tensor_parallel_size > 1:
         raise ConfigError(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: {architecture} carries a state from token "
-            "to token, which isn't divided among devices yet. Leave the flag out, or run it on vLLM "
+            f"--tensor-parallel-size {config.tensor_parallel_size}: {architecture} carries a state from "
+            "token to token, which isn't divided among devices yet. Leave the flag out, or run it on vLLM "
             "(`engine: vllm`)."
         )

@@ -46,7 +46,11 @@ PLANNER = StatePlanner()
 
 def _group(inputs: StepInputs, first: int, stop: int, first_rows: list[int], is_new: bool) -> StateGroup:
     """Of sequences `first` … `stop` - 1."""
-    rows, slots, host = slice(first_rows[first], first_rows[stop]), inputs.state_slots, inputs.host.state_slots
+    rows, slots, host = (
+        slice(first_rows[first], first_rows[stop]),
+        inputs.state_slots,
+        inputs.host.state_slots,
+    )
     if slots is None or host is None:
         if not is_new:
             raise ValueError("A sequence continues, but the step has no state slots.")

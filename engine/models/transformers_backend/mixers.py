@@ -104,7 +104,9 @@ class Mixer:
         count = group.rows.stop - group.rows.start
         shape = (1, count) if group.num_sequences == 1 else (count, 1)
         if not isinstance(output, torch.Tensor) or output.shape[:2] != shape:
-            raise UnsupportedModel(f"{self.name} carries a state and returns something else than a row per token.")
+            raise UnsupportedModel(
+                f"{self.name} carries a state and returns something else than a row per token."
+            )
         return output if group.num_sequences == 1 else output.transpose(0, 1)
 
     def _run_in_slots(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> Any:

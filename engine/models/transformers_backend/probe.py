@@ -159,8 +159,8 @@ def _others(model: PreTrainedModel, mixing: Sequence[str]) -> list[str]:
 def no_cache_for(name: str, layer: nn.Module) -> UnsupportedModel:
     parts = ", ".join(type(part).__name__ for part in layer.children())
     return UnsupportedModel(
-        f"Layer {name.rpartition('.')[2]} doesn't attend: it consists of {parts}. The engine has no cache for "
-        "such a layer's state."
+        f"Layer {name.rpartition('.')[2]} doesn't attend: it consists of {parts}. The engine has no cache "
+        "for such a layer's state."
     )
 
 

@@ -36,8 +36,8 @@ def _examine(mixer: Mixer, tokens: Tokens) -> None:
         mixer.steps_by_token = True
         if not _is_same(_in_parts(mixer, tokens), whole):
             raise UnsupportedModel(
-                f"{mixer.name} doesn't continue a text from its state as it runs the whole text (transformers "
-                f"{transformers.__version__})."
+                f"{mixer.name} doesn't continue a text from its state as it runs the whole text "
+                f"(transformers {transformers.__version__})."
             )
 
 

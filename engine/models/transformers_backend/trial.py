@@ -37,7 +37,7 @@ def run_trial(model: PreTrainedModel, anatomy: Anatomy) -> torch.Tensor:
 
 
 def _check_rowwise(name: str, layer: nn.Module) -> RemovableHandle:
-    """A layer without attention may only run each token by itself: equal ones, after others, give the same."""
+    """A layer without attention may only run each token by itself: equal ones then give the same."""
 
     def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))

@@ -218,9 +218,7 @@ RECIPES: Mapping[str, Recipe] = {
         vocab_size_per_layer_input=128,
         num_kv_shared_layers=0,
     ),
-    "qwen3_next": family(
-        "qwen3_next", head_dim=8, **_MOE, **_DELTA_NET, shared_expert_intermediate_size=16
-    ),
+    "qwen3_next": family("qwen3_next", head_dim=8, **_MOE, **_DELTA_NET, shared_expert_intermediate_size=16),
     "qwen3_5_text": family("qwen3_5_text", head_dim=8, **_DELTA_NET),
     "qwen3_5_moe_text": family(
         "qwen3_5_moe_text", head_dim=8, **_MOE, **_DELTA_NET, shared_expert_intermediate_size=16
