@@ -183,6 +183,8 @@ def _probe_whole(config: TransformersConfig) -> tuple[Anatomy, Plan]:
         model, anatomy = _probe_empty(config)
     except (NotImplementedError, RuntimeError) as error:
         raise _not_honoured(config.architecture, "its code doesn't run without numbers") from error
+    if anatomy.states:
+        raise _not_honoured(config.architecture, "it carries a state beside attention")
     return anatomy, read_plan(model, anatomy.specs)
 
 

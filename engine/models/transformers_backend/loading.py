@@ -88,6 +88,7 @@ def _text_name(stored: str) -> str | None:
 
 def build_empty(config: TransformersConfig, attention: str) -> PreTrainedModel:
     """The model without memory for its weights, to see how it is made."""
+    quieten()
     with torch.device("meta"):
         model: PreTrainedModel = config.model_class._from_config(
             config.settings, attn_implementation=attention

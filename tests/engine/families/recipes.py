@@ -63,6 +63,20 @@ _MLA: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 _HEADS = ("num_key_value_heads",)
+_DELTA_NET: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_MAMBA_2: dict[str, Any] = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
 
 RECIPES: Mapping[str, Recipe] = {
     "llama": family("llama"),
@@ -204,6 +218,54 @@ RECIPES: Mapping[str, Recipe] = {
         vocab_size_per_layer_input=128,
         num_kv_shared_layers=0,
     ),
+    "qwen3_next": family("qwen3_next", head_dim=8, **_MOE, **_DELTA_NET, shared_expert_intermediate_size=16),
+    "qwen3_5_text": family("qwen3_5_text", head_dim=8, **_DELTA_NET),
+    "qwen3_5_moe_text": family(
+        "qwen3_5_moe_text", head_dim=8, **_MOE, **_DELTA_NET, shared_expert_intermediate_size=16
+    ),
+    "olmo_hybrid": family("olmo_hybrid", **_DELTA_NET),
+    "lfm2": family("lfm2", layer_types=["conv", "full_attention", "conv"]),
+    "lfm2_moe": family(
+        "lfm2_moe", layer_types=["conv", "full_attention", "conv"], **_MOE, num_dense_layers=1
+    ),
+    "falcon_h1": family("falcon_h1", **_MAMBA_2, mamba_d_ssm=64, head_dim=8),
+    "bamba": family("bamba", **_MAMBA_2, attn_layer_indices=[1]),
+    "granitemoehybrid-mamba": family(
+        "granitemoehybrid",
+        layer_types=["mamba", "attention", "mamba"],
+        **_MAMBA_2,
+        **_LOCAL,
+        shared_intermediate_size=16,
+    ),
+    "zamba2": family(
+        "zamba2",
+        layers_block_type=["mamba", "hybrid", "mamba"],
+        hybrid_layer_ids=[1],
+        mamba_headdim=16,
+        mamba_d_state=8,
+        n_mamba_heads=4,
+        adapter_rank=4,
+        num_mem_blocks=1,
+        chunk_size=8,
+    ),
+    "nemotron_h": family(
+        "nemotron_h",
+        head_dim=8,
+        layers_block_type=["mamba", "attention", "mlp"],
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        n_groups=1,
+        ssm_state_size=8,
+        chunk_size=8,
+    ),
+    "jamba": family(
+        "jamba",
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=4,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+    ),
     "phi3-longrope": family(
         "phi3",
         sliding_window=None,
@@ -237,19 +299,13 @@ RECIPES: Mapping[str, Recipe] = {
 _REFUSED: Mapping[str, tuple[Recipe, str]] = {
     "doge": (family("doge"), "makes attention masks of its own"),
     "diffllama": (family("diffllama"), "uses an attention layer several times"),
-    "lfm2": (family("lfm2", layer_types=["conv", "full_attention", "conv"]), "doesn't attend"),
     "llama4_text": (
         family("llama4_text", **_LOCAL, head_dim=8, intermediate_size_mlp=48),
         "more than positions",
     ),
     "stablelm": (family("stablelm"), "doesn't support the attention interface"),
     "falcon": (family("falcon"), "doesn't support the attention interface"),
-    "mamba": (
-        family("mamba", omits=("num_attention_heads", "num_key_value_heads", "max_position_embeddings")),
-        "carries a state",
-    ),
-    "qwen3_next": (family("qwen3_next", head_dim=8, **_MOE), "carries a state"),
-    "falcon_h1": (family("falcon_h1"), "carries a state"),
+    "recurrent_gemma": (family("recurrent_gemma"), "RecurrentGemmaRecurrentBlock"),
 }
 REFUSED: Mapping[str, str] = {name: words for name, (_, words) in _REFUSED.items()}
 """What the refusal of a family says."""

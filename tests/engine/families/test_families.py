@@ -17,10 +17,11 @@ from tests.engine.families.harness import (
 )
 from tests.engine.families.recipes import RECIPES, REFUSED, build, plain, save
 
-# One of each kind: windows, softcaps, sinks, experts, two sizes of heads, biases, scaled logits, a text part.
+# One of each kind: windows, softcaps, sinks, experts, two sizes of heads, biases, scaled logits, a text part,
+# states.
 _TYPICAL = (
     *("cohere2", "deepseek_v3", "gemma2", "gemma3n_text", "glm4", "gpt2", "gpt_oss", "granitemoe"),
-    *("mixtral", "phi", "qwen2_moe", "youtu"),
+    *("falcon_h1", "jamba", "lfm2", "mixtral", "phi", "qwen2_moe", "qwen3_next", "youtu"),
 )
 
 

@@ -25,6 +25,7 @@ CASES = [
     ("Gemma3TextModel", "gemma3_text", {}),
     ("MistralForCausalLM", "mistral", {"runner": "pooling"}),
     ("Qwen3Model", "qwen3", {"model_impl": "transformers"}),
+    ("Lfm2Model", "lfm2", {}),  # carries a state
 ]
 
 
