@@ -13,14 +13,17 @@ from instance_manager.backends import engine_memory
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
 from instance_manager.backends.flag_check import check_engine_flags
+from instance_manager.backends.flags_beside_files import problem_of_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
+from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
-from instance_manager.memory.checkpoint_size import Estimate, ModelLoad
+from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate
 from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.process.environment import child_environment
 from instance_manager.types import FailureClass, InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
@@ -61,6 +64,12 @@ class EngineBackend(VllmLike):
             sleep_style=SleepStyle() if params.get("enable_sleep_mode") else None,
             isolates_tenants=True,
         )
+
+    def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        params = self.plan(spec, config).params
+        environ = child_environment(os.environ, config.engine_env, spec.env)
+        model = locate(find_model(spec.model_name, config.model_dirs), environ, params.get("revision"))
+        return problem_of_flags(model, params, _ROOT)
 
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         return problem_of(path, params, may_download=may_download)
