@@ -24,6 +24,7 @@ from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate
 from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import is_hub_offline
 from instance_manager.types import FailureClass, InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
@@ -66,10 +67,22 @@ class EngineBackend(VllmLike):
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        if (problem := self.problem_of_name(spec, config)) is not None:
+            return problem
         params = self.plan(spec, config).params
-        environ = child_environment(os.environ, config.engine_env, spec.env)
-        model = locate(find_model(spec.model_name, config.model_dirs), environ, params.get("revision"))
-        return problem_of_flags(model, params, _ROOT)
+        return problem_of_flags(self._located(spec, config), params, _ROOT)
+
+    def problem_of_name(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        if not is_hub_offline(_environ(spec, config)) or self._located(spec, config) is not None:
+            return None
+        return (
+            f"model {spec.model_name!r} is neither a path, nor a folder under MODEL_DIRS, nor in the hub "
+            "cache, and HF_HUB_OFFLINE forbids a download"
+        )
+
+    def _located(self, spec: InstanceSpec, config: ManagerConfig) -> Path | None:
+        """Its file or directory; None: it would have to be downloaded. Raises ModelNotFound."""
+        return locate(find_model(spec.model_name, config.model_dirs), _environ(spec, config))
 
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         return problem_of(path, params, may_download=may_download)
@@ -81,3 +94,7 @@ class EngineBackend(VllmLike):
 
     def default_cpu_cache(self, load: ModelLoad, machine: Machine) -> int:
         return engine_memory.default_cpu_cache(load, machine)
+
+
+def _environ(spec: InstanceSpec, config: ManagerConfig) -> Mapping[str, str]:
+    return child_environment(os.environ, config.engine_env, spec.env)

@@ -43,6 +43,7 @@ class Model:
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken
         self.loading_runner: RunnerKind | None = None  # what that replica will serve
+        self.num_stops = 0  # under way, during which no replica starts
         self.start_requested = False  # of one replica more than are awake
         self.load_samples: list[int] = []  # requests in flight plus waiting, the latest last
         self.error: ManagerError | None = None  # of the last start, until one succeeds

@@ -142,6 +142,8 @@ class Scaler:
         except ManagerError as error:
             self._fail(model, error)
             return 0
+        if not self._is_wanted(model):  # it was stopped, or its requests have left, during the plan
+            return 0
         if any(placement.fills & busy for busy in self._starting.values()):
             return None
         match placement.plan:
@@ -246,7 +248,7 @@ class Scaler:
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica should be started or woken now."""
-        if model.is_loading or _is_full(model):
+        if model.is_loading or model.num_stops or _is_full(model):
             return False
         if model.error is not None and model.backoff.wait_s > 0:
             return False
