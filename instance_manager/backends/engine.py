@@ -43,6 +43,8 @@ class EngineBackend(VllmLike):
                 FailureClass.UNSUPPORTED_MODEL,
                 r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<reason>.+)",
             ),
+            (FailureClass.PORT_IN_USE, r" ERROR engine: port in use: (?P<reason>.+)"),
+            (FailureClass.MODEL_NOT_FOUND, r" ERROR engine: model not found: (?P<reason>.+)"),
             (FailureClass.OUT_OF_MEMORY, r" ERROR engine: out of memory: (?P<reason>.+)"),
             (FailureClass.BAD_ARGUMENTS, r" ERROR engine: bad arguments: (?P<reason>.+)"),
         ),
