@@ -123,7 +123,7 @@ def test_an_adapter_that_was_replaced_has_no_cached_prompts(
     llm: LLM, base: Path, paths: dict[str, Path]
 ) -> None:
     other = write_adapter(base, base.parent / "other", seed=9)
-    service = llm._hosted.service
+    service: Any = llm._hosted.service
     before = ask(llm, TEXTS[1], LoRARequest("replaced", 1, str(paths["all"])))
     llm._call(lambda report: service.load_adapter("replaced", other, in_place=True))
     after = ask(llm, TEXTS[1], LoRARequest("replaced"))
