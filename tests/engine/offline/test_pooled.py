@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -90,7 +91,7 @@ def test_parameters_apply_and_are_checked(directories: dict[str, Path]) -> None:
         with pytest.raises(InvalidRequest, match=r"prompts\[1\]: dimensions 7 is not supported"):
             llm.embed(TEXTS[:2], pooling_params=[PoolingParams(), PoolingParams(dimensions=7)])
         with pytest.raises(InvalidRequest, match=r"prompts\[0\]: input"):
-            llm.embed([None, "a"])  # type: ignore[list-item]
+            llm.embed([None, "a"])  # type: ignore[arg-type]
         llm.sleep()
         with pytest.raises(EngineError, match=r"call wake_up\(\) first"):
             llm.embed(TEXTS)
