@@ -199,8 +199,8 @@ def _instance_status(record: Record) -> str:
 
 
 def model_status(record: Record) -> str:
-    """A stopped model that no engine can run is 'unsupported'."""
-    is_down = record["status"] in ("stopped", "failed")
+    """A stopped model that no engine can run is 'unsupported'; one whose last start failed is 'failed'."""
+    is_down = record["status"] == "stopped"
     return "unsupported" if is_down and record.get("problem") else str(record["status"])
 
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from engine.offline.llm import LLM as LLM
+    from engine.offline.outputs import CompletionOutput as CompletionOutput
+    from engine.offline.outputs import RequestOutput as RequestOutput
+    from engine.offline.params import LoRARequest as LoRARequest
+    from engine.offline.params import PoolingParams as PoolingParams
+    from engine.offline.params import SamplingParams as SamplingParams
+    from engine.offline.params import StructuredOutputsParams as StructuredOutputsParams
 
 
 # Loaded when they are used, as all of the engine comes with them, and every part of it imports this package.
@@ -25,10 +34,12 @@ _OFFLINE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _OFFLINE:
-        raise AttributeError(f"module 'engine' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"engine.offline.{_OFFLINE[name]}"), name)
+if not TYPE_CHECKING:  # for a type checker, a name that isn't there is an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _OFFLINE:
+            raise AttributeError(f"module 'engine' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"engine.offline.{_OFFLINE[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from api.control.schemas import (
     SleepLevel,
 )
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import InstanceNotFound
+from instance_manager.errors import InstanceNotFound, ModelNotFound
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_view import InstanceView
@@ -56,7 +56,12 @@ async def create_instance(
     if devices:  # an engine that does not find its GPU would silently run on the CPU
         gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
         devices = list(choose_devices(gpus, 0, 0, devices))  # numbers refer to CUDA_VISIBLE_DEVICES
-    instance = await manager.create_once(_spec(body, config, devices), _of_caller(idempotency_key, request))
+    spec = _spec(body, config, devices)
+    try:
+        instance = await manager.create_once(spec, _of_caller(idempotency_key, request))
+    except ModelNotFound as error:
+        names = request.app.state.fleet.names_like(spec.model_name)
+        raise ModelNotFound(f"{error.message}; {names}", param=error.param) from error
     response.headers["Location"] = f"/instances/{instance.instance_id}"
     return await _settled(manager, instance, wait)
 

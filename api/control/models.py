@@ -41,9 +41,9 @@ Wait = Annotated[
 async def list_openai_models(request: Request, fleet: Models) -> dict[str, Any]:
     """The models that the caller's key may use, including those of other nodes on the same state store."""
     caller = caller_of(request.scope)
-    local = [
-        entry for model in fleet.models if may_use(request.scope, model) for entry in openai_entries(model)
-    ]
+    public = not is_admin(request.scope)
+    usable = [model for model in fleet.models if may_use(request.scope, model)]
+    local = [entry for model in usable for entry in openai_entries(model, public=public)]
     remote = [
         remote_entry(name, record)
         for name, record in sorted(fleet.manager.peers.models().items())
@@ -61,7 +61,8 @@ async def get_openai_model(name: str, request: Request, fleet: Models) -> dict[s
     model = fleet.find(name)
     if not may_use(request.scope, model):
         raise ModelNotFound(f"this API key may not use model {name!r}; see GET /v1/models", param="model")
-    entry = next(entry for entry in openai_entries(model, name) if entry["id"] == name)
+    entries = openai_entries(model, name, public=not is_admin(request.scope))
+    entry = next(entry for entry in entries if entry["id"] == name)
     return _shown(entry, request.scope)
 
 
@@ -142,15 +143,18 @@ def is_listed(fleet: Fleet, name: str) -> bool:
     return model is not None and model.is_listed
 
 
-def openai_entries(model: Model, *names: str) -> list[dict[str, Any]]:
-    """Entries for all names of a model and `names`; an alias's root and parent are the model."""
-    entry = openai_entry(model)
+def openai_entries(model: Model, *names: str, public: bool) -> list[dict[str, Any]]:
+    """Entries for all names of a model and `names`; an alias's root and parent are the model.
+
+    `public`: for callers that may not read logs.
+    """
+    entry = openai_entry(model, public=public)
     others = dict.fromkeys((*(model.profile.other_names if model.profile else ()), *names))
     others.pop(model.name, None)
     return [entry, *({**entry, "id": name, "root": model.name, "parent": model.name} for name in others)]
 
 
-def openai_entry(model: Model) -> dict[str, Any]:
+def openai_entry(model: Model, *, public: bool) -> dict[str, Any]:
     """A model in the format of OpenAI and vLLM."""
     profile = model.profile
     replica = next(iter(model.replicas.values()), None)
@@ -165,7 +169,7 @@ def openai_entry(model: Model) -> dict[str, Any]:
         "parent": None,
         "max_model_len": limit,
         "status": model.status,
-        "problem": model.problem,
+        "problem": model.problem(public=public),
     }
 
 
@@ -205,7 +209,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "model": profile.model if profile else (latest.model_name if latest else model.name),
         "engine": profile.engine if profile else (latest.spec.engine if latest else None),
         "status": model.status,
-        "problem": model.problem,
+        "problem": model.problem(),
         "source": profile.source.value if profile else "instance",
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.layout import PICKLED, check_whole, enumerate_names
 from engine.checkpoint.raw_config import read_json
 from engine.errors import CheckpointError, UnsupportedModel
 
@@ -84,6 +85,37 @@ class AdapterConfig:
         rank = self.rank_of(module)
         alpha = float(_of_pattern(self.alpha_pattern, module, self.alpha))
         return alpha / (math.sqrt(rank) if self.scales_by_root else rank)
+
+
+def read_adapter(name: str, directory: Path, *, max_rank: int) -> AdapterConfig:
+    """The configuration of an adapter whose files are whole, as far as can be seen without torch.
+
+    Raises CheckpointError, and UnsupportedModel, naming what is unsupported.
+    """
+    try:
+        if directory.is_file():
+            raise CheckpointError(
+                f"{str(directory)!r} is a file; the adapter {name!r} is the directory with its {CONFIG}."
+            )
+        if not directory.is_dir():
+            raise CheckpointError(f"There is no directory {str(directory)!r} with the adapter {name!r}.")
+        config = AdapterConfig.read(directory, max_rank=max_rank)
+        if not (directory / WEIGHTS).is_file():
+            raise _weightless(directory)
+    except OSError as error:
+        raise CheckpointError(f"The adapter {name!r} can't be read: {error}") from error
+    check_whole(directory / WEIGHTS)
+    return config
+
+
+def _weightless(directory: Path) -> UnsupportedModel:
+    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLED)
+    found = (
+        f", but pickled weights ({enumerate_names(pickled)}), which may run code when they are read"
+        if pickled
+        else ""
+    )
+    return UnsupportedModel(f"{directory} has no {WEIGHTS}{found}: save it in this format.", advice=None)
 
 
 def _of_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:

@@ -20,7 +20,7 @@ from engine.errors import MAY_RUN_ON_VLLM, CheckpointError, UnsupportedModel
 
 INDEX_NAME = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})\.safetensors")
-_PICKLED = (".bin", ".pt", ".pth")
+PICKLED = (".bin", ".pt", ".pth")
 _NO_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
 )
@@ -171,7 +171,7 @@ def _all_shards(paths: list[Path]) -> list[Path]:
 
 def _weightless(directory: Path) -> UnsupportedModel:
     names = sorted(_names_in(directory))
-    pickled = [name for name in names if name.endswith(_PICKLED) and name not in _NO_WEIGHTS]
+    pickled = [name for name in names if name.endswith(PICKLED) and name not in _NO_WEIGHTS]
     if pickled:
         return UnsupportedModel(
             f"{directory} has no .safetensors file, but pickled weights ({enumerate_names(pickled)}), "

@@ -14,7 +14,6 @@ import torch
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
-from engine.errors import ConfigError
 from engine.execution.cache_division import CacheDivision
 from engine.execution.device import resolve_device, resolve_dtype, translated_out_of_memory
 from engine.execution.graphs import Record, recorder_for
@@ -31,6 +30,7 @@ from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
+from engine.models.flag_limits import check_length, check_takes_adapters
 from engine.models.layers.division import DeviceGroup
 from engine.models.lora.adapters import Adapters
 from engine.models.quantised.checkpoint import open_checkpoint
@@ -55,6 +55,8 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     config = replace(config, model=as_directory(resolve_model(config.model), load_format=config.load_format))
     architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
     model_config = architecture.read_config(config.model, config.hf_overrides)
+    check_takes_adapters(config, architecture)
+    check_length(config, model_config)
     if not is_of_transformers(architecture):
         model_config = _with_own_head(config, model_config)
     model_config = replace(model_config, max_model_len=config.max_model_len)
@@ -175,16 +177,6 @@ def load_model(
     adapters: Adapters | None = None,
 ) -> CausalLM:
     """The model in `config.model`, which must be a directory, with its weights; in a group, its share."""
-    if config.max_model_len is not None and config.max_model_len > model_config.max_position_embeddings:
-        raise ConfigError(
-            f"--max-model-len {config.max_model_len} exceeds the model's limit: "
-            f"max_position_embeddings is {model_config.max_position_embeddings}."
-        )
-    if adapters is not None and is_of_transformers(architecture):
-        raise ConfigError(
-            f"--enable-lora: transformers' own code computes {model_config.architecture}, and takes no LoRA "
-            "adapters: merge the adapter into the model, or run it on vLLM (`engine: vllm`)."
-        )
     model_class = architecture.load_class()
     model: CausalLM
     with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import AdapterPath
+from engine.core.adapter import problem_of_name, shown_name
 
 _UNITS = {
     "": 1,
@@ -84,6 +85,8 @@ def adapter_path(text: str) -> AdapterPath:
         name, _, path = text.partition("=")
     if not (isinstance(name, str) and isinstance(path, str) and name and path):
         raise argparse.ArgumentTypeError(f'{text!r} is neither NAME=PATH nor {{"name": …, "path": …}}')
+    if (problem := problem_of_name(name)) is not None:
+        raise argparse.ArgumentTypeError(f"the adapter name {shown_name(name)} {problem}")
     return AdapterPath(name, Path(path))
 
 

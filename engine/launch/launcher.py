@@ -26,7 +26,7 @@ from engine.core.engine_core import EngineCore
 from engine.errors import CheckpointError, ConfigError, EngineError, ModelNotFound
 from engine.execution.allocator import keep_few_kernels, keep_freed_memory, use_huge_pages
 from engine.launch.flags import Flags, parse_flags, to_argv
-from engine.launch.preflight import check_checkpoint, check_config
+from engine.launch.preflight import check_adapters, check_checkpoint, check_config
 from engine.models.quantised.gguf_directory import as_directory
 from engine.pooling.engine import Core, PoolingEngine
 from engine.pooling.plan import PoolingPlan, RunnerKind, choose_runner, read_pooling_plan
@@ -131,6 +131,7 @@ def find_checkpoint(flags: Flags) -> EngineConfig:
     model = as_directory(found, load_format=flags.engine.load_format, has_tokenizer=has_tokenizer)
     config = replace(flags.engine, model=model)
     check_checkpoint(config, flags.server.tokenizer)
+    check_adapters(config, flags.server)
     return config
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.checkpoint.adapter_config import read_adapter
+from engine.checkpoint.adapter_shapes import check_shapes
 from engine.checkpoint.layout import (
     check_layout,
     check_tokenizer,
@@ -13,9 +15,11 @@ from engine.checkpoint.layout import (
 )
 from engine.checkpoint.quantisation import check_quantisation_flag
 from engine.checkpoint.raw_config import read_raw_config
-from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.config import EngineConfig, ServerConfig
+from engine.core.adapter import check_is_free
+from engine.errors import CheckpointError, ConfigError, InvalidRequest
 from engine.models.divisible import check_divisible
+from engine.models.flag_limits import check_length, check_takes_adapters
 from engine.models.transformers_backend.choice import choose_implementation
 from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
 
@@ -43,7 +47,31 @@ def check_config(config: EngineConfig) -> None:
         read_pooling_plan(config).architecture.read_config(directory, config.hf_overrides)
         return
     architecture = choose_implementation(directory, config.hf_overrides, config.model_impl)
-    check_divisible(architecture.read_config(directory, config.hf_overrides), config.tensor_parallel_size)
+    check_takes_adapters(config, architecture)
+    model = architecture.read_config(directory, config.hf_overrides)
+    check_divisible(model, config.tensor_parallel_size)
+    check_length(config, model)
+
+
+def check_adapters(config: EngineConfig, server: ServerConfig) -> None:
+    """Check the adapters of --lora-modules, which the server loads later, in its words.
+
+    Raises ConfigError that names the one at fault.
+    """
+    if not server.lora_modules:
+        return
+    architecture = choose_implementation(config.model, config.hf_overrides, config.model_impl)
+    model = architecture.read_config(config.model, config.hf_overrides)
+    num_layers = len(model.attention_specs)
+    loaded: set[str] = set()
+    for given in server.lora_modules:
+        try:
+            check_is_free(given.name, taken=server.served_model_names, loaded=loaded)
+            adapter = read_adapter(given.name, given.path, max_rank=config.max_lora_rank)
+            check_shapes(given.path, adapter, hidden_size=model.hidden_size, num_layers=num_layers)
+        except (InvalidRequest, CheckpointError) as error:
+            raise ConfigError(f"--lora-modules {given.name}={given.path}: {error.message}") from error
+        loaded.add(given.name)
 
 
 def check_checkpoint(config: EngineConfig, tokenizer: Path | None = None) -> None:

@@ -87,6 +87,10 @@ class Backend(ABC):
         """What would fail every start of a spec that has a plan. Blocks for a moment."""
         return None
 
+    def problem_of_name(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        """Why it could never find the model of a spec that has a plan. Blocks for a moment."""
+        return None
+
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         """Why it can't run the files at `path`; None if no problem is known. Blocks for a moment.
 

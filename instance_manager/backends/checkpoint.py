@@ -10,7 +10,7 @@ from typing import Any
 from instance_manager.backends import Backend, backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import UnsupportedModel
+from instance_manager.errors import ModelNotFound, UnsupportedModel
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec
@@ -57,6 +57,8 @@ class Checkpoint:
 def check_can_run(spec: InstanceSpec, config: ManagerConfig) -> None:
     """Raise UnsupportedModel for a checkpoint that the engine would refuse; or InvalidSpec, ModelNotFound."""
     checkpoint = Checkpoint.of(spec, config)
+    if (unknown := backend_of(spec.engine).problem_of_name(spec, config)) is not None:
+        raise ModelNotFound(unknown, param="model_name")
     if checkpoint is not None and (problem := checkpoint.problem) is not None:
         raise unsupported(spec.model_name, problem)
 

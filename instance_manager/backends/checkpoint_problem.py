@@ -79,7 +79,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
         return f"config.json can't be read: {error}"
     if not isinstance(config, dict):
         return "config.json doesn't contain a JSON object."
-    raw = _with_overrides(config, params.get("hf_overrides"))
+    raw = with_overrides(config, params.get("hf_overrides"))
     problem = quantisation_problem(path, names, raw) or _architecture(path, raw, params)
     if problem is not None or may_download:
         return problem
@@ -121,7 +121,7 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     if not isinstance(named, list) or len(named) != 1:
         return f"config.json: architectures is {named!r}; it must be a list with one name: {_VLLM}."
     name = str(named[0])
-    pools, is_native = _pools(path, name, params), params.get("model_impl") == "native"
+    pools, is_native = pools_by_flags_or_files(path, name, params), params.get("model_impl") == "native"
     if name not in ENCODERS and not is_native and name.endswith((*_MAY_POOL, *_MAY_GENERATE)):
         return None  # transformers may know it
     own, others = (ENCODERS | DECODERS, _MAY_POOL) if pools else (GENERATING, _MAY_GENERATE)
@@ -141,7 +141,7 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
     return None if name in ENCODERS else _feature(name, raw)
 
 
-def _pools(path: Path, name: str, params: Mapping[str, Any]) -> bool:
+def pools_by_flags_or_files(path: Path, name: str, params: Mapping[str, Any]) -> bool:
     if params.get("runner") == "generate":
         return False
     if params.get("runner") == "pooling" or params.get("convert") in ("embed", "classify"):
@@ -245,7 +245,7 @@ def _enumerate(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _with_overrides(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
+def with_overrides(raw: Mapping[str, Any], overrides: object) -> Mapping[str, Any]:
     """config.json with --hf-overrides applied, a multimodal model's text_config spread over it."""
     merged = _merged(raw, overrides)
     if isinstance(inner := merged.get("text_config"), dict):

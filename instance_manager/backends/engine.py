@@ -13,14 +13,18 @@ from instance_manager.backends import engine_memory
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
 from instance_manager.backends.flag_check import check_engine_flags
+from instance_manager.backends.flags_beside_files import problem_of_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
+from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
-from instance_manager.memory.checkpoint_size import Estimate, ModelLoad
+from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate
 from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import is_hub_offline
 from instance_manager.types import FailureClass, InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
@@ -39,6 +43,8 @@ class EngineBackend(VllmLike):
                 FailureClass.UNSUPPORTED_MODEL,
                 r" ERROR engine: (?:unsupported model|bad checkpoint): (?P<reason>.+)",
             ),
+            (FailureClass.PORT_IN_USE, r" ERROR engine: port in use: (?P<reason>.+)"),
+            (FailureClass.MODEL_NOT_FOUND, r" ERROR engine: model not found: (?P<reason>.+)"),
             (FailureClass.OUT_OF_MEMORY, r" ERROR engine: out of memory: (?P<reason>.+)"),
             (FailureClass.BAD_ARGUMENTS, r" ERROR engine: bad arguments: (?P<reason>.+)"),
         ),
@@ -62,6 +68,24 @@ class EngineBackend(VllmLike):
             isolates_tenants=True,
         )
 
+    def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        if (problem := self.problem_of_name(spec, config)) is not None:
+            return problem
+        params = self.plan(spec, config).params
+        return problem_of_flags(self._located(spec, config), params, _ROOT)
+
+    def problem_of_name(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        if not is_hub_offline(_environ(spec, config)) or self._located(spec, config) is not None:
+            return None
+        return (
+            f"model {spec.model_name!r} is neither a path, nor a folder under MODEL_DIRS, nor in the hub "
+            "cache, and HF_HUB_OFFLINE forbids a download"
+        )
+
+    def _located(self, spec: InstanceSpec, config: ManagerConfig) -> Path | None:
+        """Its file or directory; None: it would have to be downloaded. Raises ModelNotFound."""
+        return locate(find_model(spec.model_name, config.model_dirs), _environ(spec, config))
+
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         return problem_of(path, params, may_download=may_download)
 
@@ -72,3 +96,7 @@ class EngineBackend(VllmLike):
 
     def default_cpu_cache(self, load: ModelLoad, machine: Machine) -> int:
         return engine_memory.default_cpu_cache(load, machine)
+
+
+def _environ(spec: InstanceSpec, config: ManagerConfig) -> Mapping[str, str]:
+    return child_environment(os.environ, config.engine_env, spec.env)

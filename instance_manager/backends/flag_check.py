@@ -24,6 +24,7 @@ _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")
 _UNITS = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
 }  # fmt: skip
+_MAX_ADAPTER_NAME_CHARS = 200
 _NUMBERS = frozenset({"count", "length", "fraction"})  # kinds that vLLM parses as the embedded engine does
 
 
@@ -177,8 +178,25 @@ def _check_adapter(text: str) -> str | None:
         return problem
     else:
         given = json.loads(text)
-    is_whole = all(isinstance(given.get(key), str) and given[key] for key in ("name", "path"))
-    return None if is_whole else "must be NAME=PATH, or an object with name and path"
+    if not all(isinstance(given.get(key), str) and given[key] for key in ("name", "path")):
+        return "must be NAME=PATH, or an object with name and path"
+    problem = problem_of_adapter_name(given["name"])
+    return None if problem is None else f"the adapter name {given['name'][:200]!r} {problem}"
+
+
+def problem_of_adapter_name(name: str) -> str | None:
+    """A copy of the rule in engine/core/adapter.py; a test compares the two."""
+    if not name.strip():
+        return "is empty"
+    if len(name) > _MAX_ADAPTER_NAME_CHARS:
+        return f"has {len(name)} characters; {_MAX_ADAPTER_NAME_CHARS} are possible"
+    if not name.isprintable() or name != name.strip():
+        return "has line ends, control characters or spaces at an end"
+    if ":" in name:
+        return "has a colon, which separates the names in `model:adapter`"
+    if any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)):
+        return "reads like a path; slashes may only separate parts of a name"
+    return None
 
 
 def _check_template(text: str, folder: Path) -> str | None:

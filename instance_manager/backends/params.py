@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from instance_manager.errors import InvalidSpec
@@ -35,18 +35,22 @@ def merge_params(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def adapter_names(params: Mapping[str, Any]) -> tuple[str, ...]:
     """The names by which requests select the LoRA adapters of an engine (--lora-modules)."""
+    return tuple(name for name, _ in adapters_of(params))
+
+
+def adapters_of(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and paths of an engine's LoRA adapters; a path may be anything."""
     given = params.get("lora_modules") or ()
-    names = []
-    for adapter in [given] if isinstance(given, str | Mapping) else given:
+    for adapter in given if isinstance(given, list | tuple) else [given]:
         if isinstance(adapter, str) and adapter.lstrip().startswith("{"):
             try:
                 adapter = json.loads(adapter)
             except ValueError:
                 continue  # the engine will report the error
-        name = adapter.get("name") if isinstance(adapter, Mapping) else str(adapter).partition("=")[0]
-        if isinstance(name, str) and name:
-            names.append(name)
-    return tuple(names)
+        if not isinstance(adapter, Mapping):
+            adapter = dict(zip(("name", "path"), str(adapter).split("=", 1), strict=False))
+        if isinstance(name := adapter.get("name"), str) and name:
+            yield name, adapter.get("path")
 
 
 def takes_adapters(params: Mapping[str, Any]) -> bool:

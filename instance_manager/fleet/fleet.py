@@ -75,6 +75,7 @@ class Fleet:
         self.known = self._registry.known
         self.adapter_in = self._registry.adapter_in
         self.find = self._registry.find
+        self.names_like = self._registry.names_like
         manager.events.add_listener(self._on_event)
         manager.observe(self)
 
@@ -160,11 +161,15 @@ class Fleet:
             self._news.notify_all()
 
     async def stop(self, model: Model, *, force: bool = False) -> None:
-        """Stop all replicas; failed replicas, and a failed model, become stopped."""
+        """Stop all replicas; failed replicas, and a failed model, become stopped. None starts meanwhile."""
         model.start_requested = False
-        for one in list(model.replicas.values()):
-            if one.state is not InstanceState.STOPPED:
-                await self.manager.stop(one.instance_id, force=force)
+        ids = [one.instance_id for one in model.replicas.values() if one.state is not InstanceState.STOPPED]
+        model.num_stops += 1
+        try:
+            await asyncio.gather(*(self.manager.stop(instance_id, force=force) for instance_id in ids))
+        finally:
+            model.num_stops -= 1
+            self._news.notify_all()
         model.clear_failure()
 
     async def wait_until_up(self, model: Model, timeout_s: float) -> None:

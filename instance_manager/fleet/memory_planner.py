@@ -13,6 +13,7 @@ from host_limits.host_memory import host_total_bytes
 from instance_manager.backends import backend_of, plan_launch
 from instance_manager.errors import InvalidSpec, ManagerError
 from instance_manager.fleet.expected_memory import ExpectedMemory, kind_of
+from instance_manager.fleet.making_room import MakingRoom
 from instance_manager.fleet.memory_snapshot import MemorySnapshot, RunState, take_snapshot
 from instance_manager.fleet.models import Model
 from instance_manager.lifecycle.instance import Instance
@@ -50,12 +51,13 @@ class Placement:
     """How a model gets its memory, and where."""
 
     plan: CapacityPlan
+    need: Mapping[Device, int]
     devices: tuple[str, ...] | None  # the GPUs that it would get; None = as its spec says
     fills: frozenset[Device]  # devices where nothing else may start meanwhile
 
 
 class MemoryPlanner:
-    """One for all models; `plan` and `execute` are called by one task, one after the other."""
+    """One for all models. One task calls `plan`; an `execute` that drains may run beside it."""
 
     def __init__(
         self,
@@ -76,7 +78,12 @@ class MemoryPlanner:
         self.is_tight = False  # engines held so much main memory that they should be measured often
 
     async def plan(
-        self, model: Model, spec: InstanceSpec | None, sleeping: Instance | None, waiting_since: float
+        self,
+        model: Model,
+        spec: InstanceSpec | None,
+        sleeping: Instance | None,
+        waiting_since: float,
+        under_way: Sequence[MakingRoom] = (),
     ) -> Placement:
         """For waking `sleeping` where there is one, else for starting `spec`.
 
@@ -97,7 +104,7 @@ class MemoryPlanner:
                 devices = self._choose_devices(snapshot, spec, expected)
             gpus = devices or ()
             need = {**expected.on(gpus), SLOT: 1}
-        residents = [self._resident(one, snapshot) for one in self._live()]
+        residents = self._residents(snapshot, under_way, model.name)
         has_free_slot = self._manager.has_free_slot
         limits = {**snapshot.budgets, SLOT: sum(one.held.get(SLOT, 0) for one in residents) + has_free_slot}
 
@@ -114,7 +121,7 @@ class MemoryPlanner:
                 plan = NeverFits(f"{memory_only.message}. {advice}")
             else:
                 plan = NeverFits(f"{plan.message}: {self._manager.why_no_free_slot}")
-        return Placement(plan, devices, frozenset(gpus or (HOST,)))
+        return Placement(plan, need, devices, frozenset(gpus or (HOST,)))
 
     def _advice(
         self,
@@ -208,6 +215,14 @@ class MemoryPlanner:
             if held:
                 target = gpu.free_bytes + int(held * _FREED_FRACTION)
                 await wait_until_freed(gpu.uuid, target, _FREED_TIMEOUT_S, self._driver)
+
+    def _residents(
+        self, snapshot: MemorySnapshot, under_way: Sequence[MakingRoom], for_model: str
+    ) -> list[Resident]:
+        residents = [self._resident(one, snapshot) for one in self._live()]
+        for room in under_way:
+            residents = [room.as_leaving(one) for one in residents]
+        return [*residents, *(room.as_resident for room in under_way if room.model_name != for_model)]
 
     def _live(self) -> list[Instance]:
         return self._manager.list()

@@ -18,6 +18,7 @@ from instance_manager.manager import InstanceManager
 logger = logging.getLogger("berth.fleet")
 
 _MAX_SHOWN = 200  # characters of a name in a message
+_MAX_NAMES = 10  # in a message
 _MAX_SIMILAR_CHARS, _MAX_SIMILAR_OF = 100, 500  # of a name, of names: below, a search takes milliseconds
 
 
@@ -78,6 +79,14 @@ class ModelRegistry:
             shown = repr(name[:_MAX_SHOWN]) + ("…" if len(name) > _MAX_SHOWN else "")
             raise ModelNotFound(f"there is no model {shown}; {hint}", param="model")
         return model
+
+    def names_like(self, name: str) -> str:
+        """The models that an admin may have meant, or all, as the end of a sentence."""
+        if similar := self._similar_names(name):
+            return f"did you mean {' or '.join(map(repr, similar))}?"
+        names = [model.name for model in self.listed]
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        return f"there are {', '.join(names[:_MAX_NAMES])}{more}" if names else "there are no models yet"
 
     def _similar_names(self, name: str) -> list[str]:
         """Names that the client may have meant; none where the search would take long."""

@@ -13,6 +13,7 @@ from instance_manager.config import RestartRules
 from instance_manager.errors import InstanceFailedToStart, ManagerError
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.restart_backoff import RestartBackoff
@@ -42,6 +43,7 @@ class Model:
         self.queue = ModelQueue(name, max_queue, clock)
         self.is_loading = False  # a replica is being started or woken
         self.loading_runner: RunnerKind | None = None  # what that replica will serve
+        self.num_stops = 0  # under way, during which no replica starts
         self.start_requested = False  # of one replica more than are awake
         self.load_samples: list[int] = []  # requests in flight plus waiting, the latest last
         self.error: ManagerError | None = None  # of the last start, until one succeeds
@@ -52,10 +54,18 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model {self.name} {len(self.replicas)} replicas, {len(self.queue)} waiting>"
 
-    @property
-    def problem(self) -> str | None:
-        """Why it can't be started, as far as that is known beforehand. Blocks for a moment."""
-        return self.checkpoint_problem or self.start_problem
+    def problem(self, *, public: bool = False) -> str | None:
+        """Why it can't be started: known beforehand, or of its last start, if no replica runs.
+
+        `public`: for clients that may not read logs. Blocks for a moment.
+        """
+        return self.checkpoint_problem or self.start_problem or self._last_failure(public)
+
+    def _last_failure(self, public: bool) -> str | None:
+        if self.error is None or self.awake:
+            return None
+        text = self.error.public if public else self.error.message
+        return text.removeprefix(f"model {self.name!r}: ")
 
     @property
     def checkpoint_problem(self) -> str | None:
@@ -184,6 +194,9 @@ class Model:
             self.backoff.restart_at = None  # this is the restart, or takes its place
         elif status == InstanceState.FAILED and previous in _ALIVE:
             self._record_crash(replica, event.data["reason"])
+        elif status == InstanceState.FAILED and self.profile is None and replica.failure is not None:
+            # A model of the catalog is started by the scaler, which records its failures.
+            self.error = start_error(f"model {self.name!r}", replica.failure, replica.instance_id)
         elif status == InstanceState.STOPPED and previous == InstanceState.FAILED:
             self.clear_failure()  # a failed replica was stopped on request
 

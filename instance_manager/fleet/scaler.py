@@ -1,7 +1,8 @@
 """Starts and wakes replicas of requested models, after freeing memory by the policy in eviction.py.
 
-One task plans and evicts. Replicas then start and wake side by side, but only one at a time on each device:
-two engines that measure a device's free memory at once would both count on the same bytes.
+One task plans and evicts; victims that must finish requests first are evicted beside it. Replicas then start
+and wake side by side, but only one at a time on each device: two engines that measure a device's free memory
+at once would both count on the same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -20,6 +22,7 @@ from instance_manager.errors import (
     NoCapacity,
     WrongState,
 )
+from instance_manager.fleet.making_room import MakingRoom
 from instance_manager.fleet.memory_planner import MemoryPlanner
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.next_replica import NextReplica
@@ -34,6 +37,7 @@ from instance_manager.types import InstanceSpec, InstanceState
 logger = logging.getLogger("berth.fleet")
 
 _RETRY_S = 1.0  # for changes that nothing reports, such as another program's memory
+_WHAT_RUNS = "what runs"  # for which room is made if engines have outgrown their budgets
 _PLANS_PER_TURN = 3  # while victims come into use between plan and eviction
 
 
@@ -56,6 +60,7 @@ class Scaler:
         self._news = news
         self._clock = clock
         self._starting: dict[asyncio.Task[None], frozenset[Device]] = {}  # with the devices it fills
+        self._making_room: dict[asyncio.Task[bool], MakingRoom] = {}  # where victims drain
         self._measure_due = False
         self._num_abandoned = 0  # evictions in a row
 
@@ -77,17 +82,18 @@ class Scaler:
                 if look_again_s != 0 and self._news.count == count:
                     await self._news.wait_for_change(look_again_s)
         finally:
-            for task in self._starting:
+            tasks = (*self._starting, *self._making_room)
+            for task in tasks:
                 task.cancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.gather(*self._starting, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_next(self) -> float | None:
         """Start or wake the first model that fits; seconds until the next try, None = at the next change."""
         if self._measure_due:
             self._measure_due = False
-            if steps := await self._planner.plan_reclaim():
-                await self._planner.execute(steps, for_model="what runs")
+            if not self._is_making_room_for(_WHAT_RUNS) and (steps := await self._planner.plan_reclaim()):
+                await self._make_room(MakingRoom(_WHAT_RUNS, {}, steps))
         retries = self._request_restarts()
         waiting = {model.name: model for model in self._models.values() if self._is_wanted(model)}
         while waiting:
@@ -131,9 +137,12 @@ class Scaler:
                 self._reject_gone(model)
             return None
         try:
-            placement = await self._planner.plan(model, spec, sleeping, model.queue.since or now)
+            under_way = tuple(self._making_room.values())
+            placement = await self._planner.plan(model, spec, sleeping, model.queue.since or now, under_way)
         except ManagerError as error:
             self._fail(model, error)
+            return 0
+        if not self._is_wanted(model):  # it was stopped, or its requests have left, during the plan
             return 0
         if any(placement.fills & busy for busy in self._starting.values()):
             return None
@@ -152,12 +161,26 @@ class Scaler:
                 logger.info("model=%s waits: %s", model.name, reason)
                 return _RETRY_S if until is None else max(0.01, until - now)
             case Evict(steps):
-                if await self._planner.execute(steps, for_model=model.name):
-                    self._num_abandoned = 0
-                else:  # plan again, but not for ever: other models want their turn
-                    self._num_abandoned += 1
-                    return 0 if self._num_abandoned % _PLANS_PER_TURN else _RETRY_S
+                return await self._make_room(MakingRoom(model.name, placement.need, steps))
         return 0
+
+    async def _make_room(self, room: MakingRoom) -> float | None:
+        """As `_try_start`. Requests that a victim must finish first don't hold up other models."""
+        if any(step.must_drain for step in room.steps):
+            if not self._is_making_room_for(room.model_name):
+                evicting = self._planner.execute(room.steps, for_model=room.model_name)
+                task = asyncio.create_task(evicting, name=f"room for {room.model_name}")
+                self._making_room[task] = room
+                task.add_done_callback(self._on_room_made)
+            return None
+        if await self._planner.execute(room.steps, for_model=room.model_name):
+            self._num_abandoned = 0
+            return 0
+        self._num_abandoned += 1  # plan again, but not for ever: other models want their turn
+        return 0 if self._num_abandoned % _PLANS_PER_TURN else _RETRY_S
+
+    def _is_making_room_for(self, model_name: str) -> bool:
+        return any(room.model_name == model_name for room in self._making_room.values())
 
     async def _bring_up(self, model: Model, sleeping: Instance | None, spec: InstanceSpec | None) -> None:
         """Wake the sleeping instance or start a replica, and wait until it runs or fails."""
@@ -190,6 +213,13 @@ class Scaler:
 
     def _on_start_done(self, task: asyncio.Task[None]) -> None:
         del self._starting[task]
+        self._report(task)
+
+    def _on_room_made(self, task: asyncio.Task[bool]) -> None:
+        del self._making_room[task]
+        self._report(task)
+
+    def _report(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed unexpectedly", task.get_name(), exc_info=error)
         self._news.notify_all()
@@ -218,7 +248,7 @@ class Scaler:
 
     def _is_wanted(self, model: Model) -> bool:
         """Whether a replica should be started or woken now."""
-        if model.is_loading or _is_full(model):
+        if model.is_loading or model.num_stops or _is_full(model):
             return False
         if model.error is not None and model.backoff.wait_s > 0:
             return False

@@ -23,6 +23,12 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     return _absolute(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
+def is_hub_offline(environ: Mapping[str, str]) -> bool:
+    """Whether nothing may be downloaded, as huggingface_hub reads it."""
+    value = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
 def with_absolute_cache_paths(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for a child that runs in another directory: cache paths absolute, empty ones removed.
 

@@ -282,3 +282,19 @@ def test_a_keep_alive_that_is_not_a_duration_is_refused(client: httpx.Client, te
     assert answer.status_code == 400, answer.text[:300]
     assert "keep_alive" in answer.text or "JSON" in answer.text
     assert len(answer.content) < 2000
+
+
+def test_a_model_that_can_never_be_found_is_refused_at_once_with_the_names_that_exist(
+    client: httpx.Client,
+) -> None:
+    for name, engine, hint in (
+        ("no-such", "engine", "there are berth-demo, fake"),
+        ("org/berth-dmo", "engine", "did you mean 'berth-demo'?"),
+        ("/no/such", "engine", "there are berth-demo, fake"),
+    ):
+        answer = client.post("/instances", json={"model_name": name, "engine": engine})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model_name")
+        assert error["message"].endswith(hint), error
+    listed = client.get("/instances", params={"all": "true"}).json()["data"]
+    assert not {"no-such", "org/berth-dmo"} & {one["model_name"] for one in listed}

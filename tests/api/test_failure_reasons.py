@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -59,6 +61,53 @@ def test_a_request_key_gets_no_log_line(tmp_path: Path) -> None:
         if "models" not in name:
             assert ("crashed" in body and "GET /instances/" in body) or "(crashed)" in body, (name, body)
     assert all(SECRET in whole[name] for name in whole if "POST" in name), whole
+
+
+def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_path: Path) -> None:
+    flag = tmp_path / "repaired"
+    starts = ["/bin/sh", "-c", f'[ -e {flag} ] || {{ echo {SECRET}; exit 1; }}; exec "$@"', "sh", *command()]
+
+    def problems(client: httpx.Client, key: str) -> list[str | None]:
+        headers = {"authorization": f"Bearer {key}"}
+        entries = {entry["id"]: entry for entry in client.get("/v1/models", headers=headers).json()["data"]}
+        return [entries[name]["problem"] for name in ("m", "nick")]
+
+    entry = {"command": starts, "aliases": ["nick"]}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": entry}}))
+    settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), **KEYS}
+    with running_berth(tmp_path, **settings) as berth, berth.client() as client:
+        admin = {"authorization": "Bearer admin-key"}
+
+        def start() -> int:
+            return client.post("/models/m/start?wait=30", headers=admin).status_code
+
+        assert problems(client, "admin-key") == [None, None]
+        assert start() == 503
+        for problem in problems(client, "user-key"):
+            assert problem is not None and problem.startswith("crashed; ") and SECRET not in problem
+        for problem in (
+            *problems(client, "admin-key"),
+            client.get("/models/m", headers=admin).json()["problem"],
+        ):
+            assert problem is not None and problem.startswith("crashed: ") and SECRET in problem
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": entry | {"timeout": 77}}}))
+        client.post("/reload", headers=admin).raise_for_status()
+        assert problems(client, "admin-key") == [None, None], "the entry may have been corrected"
+        assert start() == 503
+        flag.touch()
+        assert start() == 200
+        assert problems(client, "admin-key") == [None, None]
+
+
+def test_an_instance_that_could_not_start_is_its_models_problem(tmp_path: Path) -> None:
+    with running_berth(tmp_path) as berth, berth.client() as client:
+        make_bad(berth, {})
+        record = client.get("/models/bad").json()
+        assert (record["status"], record["error"]["class"]) == ("failed", "crashed")
+        assert SECRET in record["problem"]
+        client.post("/instances/bad/stop").raise_for_status()
+        record = client.get("/models/bad").json()
+        assert (record["status"], record["problem"], record["error"]) == ("stopped", None, None)
 
 
 def test_without_keys_local_callers_get_the_log(tmp_path: Path) -> None:

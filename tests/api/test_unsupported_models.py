@@ -110,7 +110,10 @@ def test_a_problem_only_the_engine_detects_is_reported_in_one_line(client: httpx
     (failed,) = [one for one in instances(client) if one["profile"] == "cut-short"]
     assert (failed["status"], failed["error"]["class"]) == ("failed", "unsupported_model")
     assert failed["error"]["exit_code"] == 65
-    assert BROKEN["cut-short"].says in client.get("/models/cut-short").json()["error"]["message"]
+    record = client.get("/models/cut-short").json()
+    assert BROKEN["cut-short"].says in record["error"]["message"]
+    for problem in (record["problem"], client.get("/v1/models/cut-short").json()["problem"]):
+        assert problem.startswith("unsupported_model: ") and BROKEN["cut-short"].says in problem
 
 
 def test_once_its_files_are_repaired_it_runs(client: httpx.Client, models: Path) -> None:

@@ -95,6 +95,8 @@ def test_a_model_that_cannot_run_is_not_shown_as_stopped() -> None:
     assert text.endswith(f"small: {problem}")
     assert problem in model_table([MODEL | {"problem": problem}], NOW, 10_000).plain.splitlines()[1]
     assert "stopped" in model_table([MODEL | {"problem": None}], NOW, 80).plain
+    failed = model_table([MODEL | {"problem": "crashed: no", "status": "failed"}], NOW, 80).plain
+    assert "failed" in failed and "unsupported" not in failed, "the engine was tried"
 
 
 @pytest.mark.parametrize("width", [80, 10_000])

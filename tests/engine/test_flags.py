@@ -10,6 +10,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.launch import vllm_flags
+from engine.launch.flag_parser import FOREIGN, build_parser
 from engine.launch.flag_rules import RULES
 from engine.launch.flags import Flags, parse_flags, to_argv
 
@@ -178,6 +179,12 @@ def test_an_error_says_what_is_wrong(words: list[str], message: str) -> None:
 def test_a_model_is_required() -> None:
     with pytest.raises(ConfigError, match="--model"):
         parse_flags([], {})
+
+
+def test_every_flag_of_ours_has_a_help_text() -> None:
+    ours = [action for action in build_parser()._actions if not action.dest.startswith(FOREIGN)]
+    assert len(ours) > 40
+    assert [action.option_strings for action in ours if not (action.help or "").strip()] == []
 
 
 def test_help_shows_our_flags_only(capsys: pytest.CaptureFixture[str]) -> None:

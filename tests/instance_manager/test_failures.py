@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.checkpoint.model_path import resolve_model
+from engine.errors import ModelNotFound
+from engine.server.http.listener import AddressInUse, listen
 from instance_manager.backends import BACKENDS
 from instance_manager.lifecycle.failures import (
     LOG_TAIL_LINES,
@@ -138,3 +141,19 @@ def test_the_engines_own_memory_message_is_the_explanation() -> None:
     failure = classify_exit(1, lines, ANY, was_ready=False)
     assert explain(failure) == "out_of_memory: One sequence needs 5 GiB. Lower it."
     assert "while it was running" in classify_exit(1, lines, ANY, was_ready=True).message
+
+
+def test_a_lost_port_and_a_missing_model_are_explained_by_the_engines_own_line() -> None:
+    """The line as the engine writes it: a lost port is tried again on the next one."""
+    first = listen("127.0.0.1", 0)
+    with first, pytest.raises(AddressInUse) as lost:
+        listen("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(ModelNotFound) as missing:
+        resolve_model("/no/such")
+    for error, expected in (
+        (lost.value, FailureClass.PORT_IN_USE),
+        (missing.value, FailureClass.MODEL_NOT_FOUND),
+    ):
+        line = f"2026-01-01 00:00:00,000 ERROR engine: {error.code.replace('_', ' ')}: {error.message}"
+        failure = classify_exit(98, ["loading", line], BACKENDS["engine"].log_patterns, was_ready=False)
+        assert (failure.failure_class, failure.message) == (expected, error.message)

@@ -8,8 +8,10 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +25,8 @@ from instance_manager.errors import (
     NoSuchDevice,
 )
 from instance_manager.fleet.fleet import Fleet, FleetConfig
-from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
+from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig, Placement
+from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.fleet.scaling import ScalePolicy
 from instance_manager.lifecycle.instance import Instance
@@ -122,6 +125,45 @@ async def test_a_slow_start_does_not_keep_others_from_failing_or_running(
         fleet.request_start(fleet.find("slow"))
         await bring_up(fleet, "quick")
         assert fleet.find("slow").status == "starting"
+
+
+async def test_a_model_that_is_stopped_while_its_start_is_planned_does_not_start(
+    managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with managing() as manager, fleet_of(manager, tmp_path, profile("a"), profile("b")) as fleet:
+        plan, model = MemoryPlanner.plan, fleet.find("a")
+
+        async def stopped_meanwhile(planner: MemoryPlanner, planned: Model, *args: Any) -> Placement:
+            placement = await plan(planner, planned, *args)
+            if planned is model:
+                await fleet.stop(model)
+            return placement
+
+        monkeypatch.setattr(MemoryPlanner, "plan", stopped_meanwhile)
+        fleet.request_start(model)
+        await asyncio.sleep(0)
+        await bring_up(fleet, "b")
+        assert (model.status, dict(model.replicas)) == ("stopped", {})
+
+
+async def test_no_replica_starts_while_its_model_is_being_stopped(
+    managing: ManagerFactory, tmp_path: Path
+) -> None:
+    two = replace(profile("a"), max_replicas=2)
+    async with managing() as manager, fleet_of(manager, tmp_path, two, profile("b")) as fleet:
+        await bring_up(fleet, "a")
+        model = fleet.find("a")
+        (first,) = model.live
+        lease = first.gate.try_acquire()
+        assert lease is not None
+        stopping = asyncio.create_task(fleet.stop(model))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(fleet.wait_for_lease(model))
+        await bring_up(fleet, "b")  # the scaler has seen the waiting request
+        assert (len(model.replicas), stopping.done()) == (1, False)
+        lease.release()
+        await stopping
+        (await waiting).release()
 
 
 async def test_a_sleeping_instance_that_is_gone_when_it_should_wake_is_replaced(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from instance_manager.fleet import load_monitor
+from instance_manager.fleet.expected_memory import ExpectedMemory
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.memory_planner import MemoryPlanner, Placement
 from instance_manager.fleet.models import Model
@@ -20,10 +21,11 @@ from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.eviction import Evict
+from instance_manager.memory.measurements import Footprint
 from instance_manager.memory.victims import EvictionAction, EvictionStep
-from instance_manager.types import Event, InstanceState
+from instance_manager.types import Event, InstanceSpec, InstanceState
 from tests.instance_manager.conftest import ManagerFactory, free_ports, until_state
-from tests.instance_manager.test_fleet import bring_up, fleet_of, profile
+from tests.instance_manager.test_fleet import MIB, bring_up, fleet_of, profile
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -148,6 +150,38 @@ async def test_a_busy_victim_chosen_after_the_longest_wait_is_drained(
         assert not wanted.done()
         lease.release()
         (await wanted).release()
+        assert busy.state is InstanceState.STOPPED
+
+
+async def test_a_victim_that_drains_long_keeps_only_models_waiting_that_do_not_fit_beside_it(
+    managing: ManagerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that is made for `wanted` isn't given to `big`, but `small` needs none of it."""
+    sizes = {"busy": 400, "wanted": 700, "small": 100, "big": 500}
+
+    def expected(_: ExpectedMemory, spec: InstanceSpec, level: int = 0) -> Footprint:
+        return Footprint(sizes[spec.model_name] * MIB)
+
+    monkeypatch.setattr(ExpectedMemory, "of_spec", expected)
+    models = [profile(name, devices=()) for name in sizes]
+    async with (
+        managing() as manager,
+        fleet_of(manager, tmp_path, *models, host_bytes=1000 * MIB, max_wait_s=0.5) as fleet,
+    ):
+        await bring_up(fleet, "busy")
+        busy = replica(fleet, "busy")
+        lease = acquire(busy)
+        wanted = asyncio.create_task(fleet.wait_for_lease(fleet.find("wanted")))
+        await until_state(busy, InstanceState.STOPPING)
+        big = asyncio.create_task(fleet.wait_for_lease(fleet.find("big")))
+        await asyncio.sleep(0)
+        await bring_up(fleet, "small")
+        assert (busy.state, wanted.done()) == (InstanceState.STOPPING, False)
+        assert not fleet.find("big").replicas
+        await fleet.manager.stop(replica(fleet, "small").instance_id)
+        lease.release()
+        for waiting in (wanted, big):
+            (await waiting).release()
         assert busy.state is InstanceState.STOPPED
 
 

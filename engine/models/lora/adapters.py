@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.checkpoint.adapter_config import CONFIG, WEIGHTS, AdapterConfig
+from engine.checkpoint.adapter_config import CONFIG, WEIGHTS, AdapterConfig, read_adapter
+from engine.checkpoint.adapter_shapes import PREFIX, A, B, not_of_the_model, wrong_shape
 from engine.checkpoint.layout import enumerate_names
 from engine.core.adapter import Adapter
 from engine.core.batch import Batch
@@ -21,8 +22,6 @@ from engine.models.layers.division import Share
 from engine.models.layers.linear import Linear
 from engine.models.lora.layer import AdaptedLinear, Columns, LayerAdapter, StepAdapters
 
-_PREFIX = "base_model.model."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
 _HEAD = "lm_head"  # it sees the sampled rows only
 
 
@@ -102,12 +101,7 @@ class Adapters:
     @torch.inference_mode()
     def read(self, name: str, directory: Path) -> Adapter:
         """Safe in any thread. Raises CheckpointError, and UnsupportedModel, naming what is unsupported."""
-        try:
-            if not directory.is_dir():
-                raise CheckpointError(f"There is no directory {str(directory)!r} with the adapter {name!r}.")
-            config = AdapterConfig.read(directory, max_rank=self._max_rank)
-        except OSError as error:
-            raise CheckpointError(f"The adapter {name!r} can't be read: {error}") from error
+        config = read_adapter(name, directory, max_rank=self._max_rank)
         tensors = self._tensors(directory, config)
         by_layer: dict[str, list[str]] = {}
         for module in sorted(tensors, key=lambda module: self._projections[module].part):
@@ -115,6 +109,11 @@ class Adapters:
         weights = {
             layer: self._layer_adapter(modules, tensors, config) for layer, modules in by_layer.items()
         }
+        if broken := [one for layer, one in by_layer.items() if not weights[layer].is_finite]:
+            raise CheckpointError(
+                f"{directory / WEIGHTS}: {enumerate_names(broken[0])} has values that are no numbers, or too "
+                f"large for {str(self._dtype).removeprefix('torch.')}: no answer would make sense."
+            )
         return Adapter(name, weights)
 
     def _tensors(
@@ -122,32 +121,26 @@ class Adapters:
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """A and B of each module. Raises CheckpointError and UnsupportedModel."""
         path = directory / WEIGHTS
-        if not path.is_file():
-            raise UnsupportedModel(f"{directory} has no {WEIGHTS}: save it in this format.", advice=None)
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
-                stored = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                stored = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} can't be read: {error}") from error
-        modules = {name.removesuffix(_A) for name in stored if name.endswith(_A)}
+        modules = {name.removesuffix(A) for name in stored if name.endswith(A)}
         self._check(path, config, stored, modules)
-        return {module: (stored[module + _A], stored[module + _B]) for module in modules}
+        return {module: (stored[module + A], stored[module + B]) for module in modules}
 
     def _check(
         self, path: Path, config: AdapterConfig, stored: Mapping[str, torch.Tensor], modules: set[str]
     ) -> None:
         if unknown := sorted(modules - self._projections.keys()):
-            raise UnsupportedModel(
-                f"{path} changes {enumerate_names(unknown)}: of this model, linear layers of the decoder can "
-                "have adapters.",
-                advice=None,
-            )
+            raise not_of_the_model(path, unknown)
         wanted = (
             {module for module in self._projections if config.targets(module)}
             if config.names_all
             else modules
         )
-        names = {module + end for module in modules | wanted for end in (_A, _B)}
+        names = {module + end for module in modules | wanted for end in (A, B)}
         if missing := sorted(names - stored.keys()):
             raise CheckpointError(f"{path} lacks {enumerate_names(missing)}, which {CONFIG} names.")
         unnamed = {module for module in modules if not config.targets(module)}
@@ -159,7 +152,7 @@ class Adapters:
             projection, rank = self._projections[module], config.rank_of(module)
             out_features, in_features = projection.stored_shape
             wanted_shapes = ((rank, in_features), (out_features, rank))
-            for end, shape in zip((_A, _B), wanted_shapes, strict=True):
+            for end, shape in zip((A, B), wanted_shapes, strict=True):
                 if not stored[module + end].is_floating_point():
                     raise UnsupportedModel(
                         f"{path}: {module + end} has values of {stored[module + end].dtype}, which aren't "
@@ -167,11 +160,7 @@ class Adapters:
                         advice=None,
                     )
                 if tuple(stored[module + end].shape) != shape:
-                    found = list(stored[module + end].shape)
-                    raise CheckpointError(
-                        f"{path}: {module + end} is {found} instead of {list(shape)}: the adapter belongs to "
-                        "another model."
-                    )
+                    raise wrong_shape(path, module + end, stored[module + end].shape, shape)
 
     def _layer_adapter(
         self,

@@ -26,6 +26,11 @@ class LayerAdapter:
     a: torch.Tensor  # [ranks of all projections, in]
     columns: Sequence[Columns]
 
+    @property
+    def is_finite(self) -> bool:
+        """Waits for the device."""
+        return all(bool(one.isfinite().all()) for one in (self.a, *(each.b for each in self.columns)))
+
     def add_to(self, y: torch.Tensor, x: torch.Tensor, rows: torch.Tensor | None) -> None:
         """Add to these rows of y [T, out] what the adapter makes of those of x [T, in]; None: all rows."""
         reduced = (x if rows is None else x.index_select(0, rows)) @ self.a.T

@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from engine.core.adapter import check_name
 from engine.server.generation.service import GenerationService
 from engine.server.http.errors import UnknownRoute
 from engine.server.protocol import body_limits
@@ -22,7 +23,9 @@ from engine.server.protocol.request_body import Ignored, RequestBody, null_as
 class LoadAdapterBody(RequestBody):
     size_limits = body_limits.LOAD_ADAPTER
 
-    lora_name: str = Field(min_length=1, description="The model's name in requests.")
+    lora_name: str = Field(
+        min_length=1, description="The model's name in requests: no colon, no path, no line ends."
+    )
     lora_path: str = Field(min_length=1, description="A directory that PEFT has saved.")
     load_inplace: Annotated[bool, null_as(False)] = Field(
         default=False, description="Replace an adapter of this name; requests that run keep theirs."
@@ -39,6 +42,7 @@ class UnloadAdapterBody(RequestBody):
 async def load_adapter(request: Request) -> Response:
     service = _service(request)
     body = await read_body(request, LoadAdapterBody)
+    check_name(body.lora_name)
     await service.load_adapter(body.lora_name, Path(body.lora_path), in_place=body.load_inplace)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 

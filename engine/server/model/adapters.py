@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.core.adapter import Adapter
+from engine.core.adapter import Adapter, check_is_free
 from engine.core.async_engine import AsyncEngine
 from engine.errors import CheckpointError, InvalidRequest
 from engine.server.http.errors import UnknownModel
@@ -38,20 +38,11 @@ class Adapters:
         return None if listed is None else listed.adapter
 
     async def load(
-        self, engine: AsyncEngine, name: str, path: Path, *, taken: Iterable[str], in_place: bool = False
+        self, engine: AsyncEngine, name: str, path: Path, *, taken: Container[str], in_place: bool = False
     ) -> None:
         """`taken`: the model's own names. Raises InvalidRequest."""
         async with self._turn:
-            if name in taken:
-                raise InvalidRequest(
-                    f"The lora adapter name {name!r} is a name of the served model.", param="lora_name"
-                )
-            if name in self._by_name and not in_place:
-                raise InvalidRequest(
-                    f"The lora adapter {name!r} has already been loaded. If you want to load the adapter in "
-                    "place, set 'load_inplace' to True.",
-                    param="lora_name",
-                )
+            check_is_free(name, taken=taken, loaded=() if in_place else self._by_name)
             try:
                 adapter = await engine.read_adapter(name, path)
             except CheckpointError as error:

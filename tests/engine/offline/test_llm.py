@@ -28,7 +28,7 @@ from tests.engine.offline.conftest import DEMO
 from tests.engine.server.serving import Running, wait_until
 
 FOX = "Tell me a story about a fox."
-QUIET = {"use_tqdm": False}
+QUIET: dict[str, Any] = {"use_tqdm": False}
 
 
 def ask(llm: LLM, prompts: Any, **params: Any) -> list[Any]:
@@ -210,9 +210,9 @@ def test_counts_must_match(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="sampling_params has 1 entries for 2 prompts"):
         llm.generate([FOX, FOX], [SamplingParams()])
     with pytest.raises(InvalidRequest, match="priority must be int, not str"):
-        llm.generate(FOX, priority=["a"])
+        llm.generate(FOX, priority=["a"])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="sampling_params must be SamplingParams, not dict"):
-        llm.generate(FOX, {"n": 1})
+        llm.generate(FOX, {"n": 1})  # type: ignore[arg-type]
 
 
 def test_a_model_that_generates_does_not_pool(llm: LLM) -> None:
@@ -256,7 +256,7 @@ def test_importing_the_package_loads_little() -> None:
     assert ran.stdout == "set()\n"
     assert {"LLM", "SamplingParams", "run_server"} <= set(dir(engine))
     with pytest.raises(AttributeError):
-        _ = engine.LM
+        _ = engine.LM  # type: ignore[attr-defined]
 
 
 def test_a_running_event_loop_does_not_matter(llm: LLM) -> None:

@@ -123,7 +123,7 @@ def test_an_adapter_that_was_replaced_has_no_cached_prompts(
     llm: LLM, base: Path, paths: dict[str, Path]
 ) -> None:
     other = write_adapter(base, base.parent / "other", seed=9)
-    service = llm._hosted.service
+    service: Any = llm._hosted.service
     before = ask(llm, TEXTS[1], LoRARequest("replaced", 1, str(paths["all"])))
     llm._call(lambda report: service.load_adapter("replaced", other, in_place=True))
     after = ask(llm, TEXTS[1], LoRARequest("replaced"))
@@ -204,6 +204,45 @@ def test_an_adapter_of_whole_numbers_is_refused(llm: LLM, base: Path, tmp_path: 
     save_file({name: tensor.to(torch.int32) for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(InvalidRequest, match=r"has values of torch\.int32, which aren't supported"):
         ask(llm, "a fox", LoRARequest("whole", 1, str(path)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_adapter_whose_values_are_no_numbers_is_refused(
+    llm: LLM, base: Path, tmp_path: Path, value: float
+) -> None:
+    path = write_adapter(base, tmp_path / "broken")
+    weights = path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, weights)
+    module = name.removeprefix("base_model.model.").partition(".lora_")[0]
+    with pytest.raises(InvalidRequest, match=f"{module}.* has values that are no numbers, or too large"):
+        ask(llm, "a fox", LoRARequest("broken", 1, str(path)))
+
+
+def test_a_module_that_the_model_lacks_is_named(llm: LLM, base: Path, tmp_path: Path) -> None:
+    path = write_adapter(base, tmp_path / "router", target_modules=["q_proj", "router"], targets=("q_proj",))
+    weights = path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    for end in ("A", "B"):
+        tensors[f"base_model.model.model.layers.0.router.lora_{end}.weight"] = torch.zeros(4, 4)
+    save_file(tensors, weights)
+    with pytest.raises(InvalidRequest, match=r"changes model\.layers\.0\.router: of this model"):
+        ask(llm, "a fox", LoRARequest("router", 1, str(path)))
+
+
+def test_pickled_weights_are_never_read(llm: LLM, base: Path, tmp_path: Path) -> None:
+    """They would run code: here, one that leaves a file."""
+    path, trace = write_adapter(base, tmp_path / "pickled"), tmp_path / "trace"
+    (path / "adapter_model.safetensors").unlink()
+    for name in ("adapter_model.bin", "adapter_model.pt"):
+        (path / name).write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
+    with pytest.raises(InvalidRequest, match=r"pickled weights \(adapter_model\.bin, adapter_model\.pt\)"):
+        ask(llm, "a fox", LoRARequest("pickled", 1, str(path)))
+    with pytest.raises(InvalidRequest, match=r"is a file; the adapter 'pickled' is the directory"):
+        ask(llm, "a fox", LoRARequest("pickled", 1, str(path / "adapter_model.bin")))
+    assert not trace.exists()
 
 
 def test_adapters_of_the_command_line(base: Path, paths: dict[str, Path]) -> None:

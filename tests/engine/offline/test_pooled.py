@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -53,6 +54,7 @@ def test_each_task_has_its_call(both: tuple[LLM, httpx.Client]) -> None:
     llm, _ = both
     data = [output.outputs.data for output in llm.encode(TEXTS, use_tqdm=False)]
     embeds = llm.encode(TEXTS[0], use_tqdm=False)[0].outputs.data == data[0] and len(data[0]) > 3
+    called: Any
     called, other = (llm.embed, llm.classify) if embeds else (llm.classify, llm.embed)
     for output, values in zip(called(TEXTS, use_tqdm=False), data, strict=True):
         given = output.outputs
@@ -89,7 +91,7 @@ def test_parameters_apply_and_are_checked(directories: dict[str, Path]) -> None:
         with pytest.raises(InvalidRequest, match=r"prompts\[1\]: dimensions 7 is not supported"):
             llm.embed(TEXTS[:2], pooling_params=[PoolingParams(), PoolingParams(dimensions=7)])
         with pytest.raises(InvalidRequest, match=r"prompts\[0\]: input"):
-            llm.embed([None, "a"])
+            llm.embed([None, "a"])  # type: ignore[arg-type]
         llm.sleep()
         with pytest.raises(EngineError, match=r"call wake_up\(\) first"):
             llm.embed(TEXTS)

@@ -90,6 +90,21 @@ async def test_errors_are_vllms(app: App) -> None:
     assert (await app.post("/v1/unload_lora_adapter"))[0] == 400
 
 
+async def test_names_that_no_adapter_can_have_are_refused(app: App) -> None:
+    for name in ("a\nb", "../a", "a/../../b", "/a", "fake:a", " ", "x" * 500, "a\u202eb"):
+        status, answer = await app.post("/v1/load_lora_adapter", lora_name=name, lora_path="/adapters/a")
+        assert (status, answer["error"]["param"]) == (400, "lora_name"), name
+        assert "\n" not in answer["error"]["message"] and len(answer["error"]["message"]) < 400
+    assert (await load(app, "org/sql-v1.2"))[0] == 200
+
+
+async def test_of_two_loads_at_the_same_moment_one_succeeds(app: App) -> None:
+    answers = await asyncio.gather(*(load(app, "sql") for _ in range(4)))
+    assert sorted(status for status, _ in answers) == [200, 400, 400, 400]
+    cards = [card["id"] for card in (await app.http.get("/v1/models")).json()["data"]]
+    assert cards == ["fake", "sql"]
+
+
 async def test_an_adapter_that_cannot_be_read_is_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, directory: Path) -> Adapter:
         raise CheckpointError("It can't be read.")
