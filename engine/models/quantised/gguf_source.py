@@ -45,15 +45,12 @@ class GGUFSource:
                     )
                 if name is not None:
                     self._tensors[name] = _tensor(architecture, name, stored, data, permuted)
+        self.names = frozenset(self._tensors)
 
     @classmethod
     def open(cls, path: Path) -> GGUFSource:
         """`path`: the model's file, or any of several."""
         return cls(split_files(path))
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self._tensors)
 
     @property
     def num_quantised(self) -> int:

@@ -69,11 +69,9 @@ class DequantisedSource:
         contents = format.contents(source)
         self._quantised = contents.quantised
         plain = source.names - contents.parts - contents.quantised.keys()
-        self._plain = frozenset(name for name in plain if not name.endswith(_OF_ACTIVATIONS))
-
-    @property
-    def names(self) -> frozenset[str]:
-        return self._plain | self._quantised.keys()
+        self.names = frozenset(name for name in plain if not name.endswith(_OF_ACTIVATIONS)) | frozenset(
+            self._quantised
+        )
 
     @property
     def num_quantised(self) -> int:

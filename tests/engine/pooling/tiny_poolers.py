@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,15 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_pooler(name: str, root: Path, **config: Any) -> Path:
+def make_pooler(name: str, root: Path, *, sizes: Mapping[str, int] | None = None, **config: Any) -> Path:
     """Write one of RECIPES, with a tokenizer. Norms and biases are random, so that a forgotten one shows.
 
-    `config` changes config.json afterwards; None takes a key out.
+    `sizes` changes the recipe; `config` changes config.json afterwards, where None takes a key out.
     """
     class_name, options = RECIPES[name]
     model_class = getattr(transformers, class_name)
     torch.manual_seed(sum(map(ord, name)))
-    model = model_class(model_class.config_class(**options))
+    model = model_class(model_class.config_class(**{**options, **(sizes or {})}))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name.lower() and parameter_name.endswith("weight"):
