@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.models.tensor_source import ALL, TensorSource
+from engine.models.tensor_source import ALL, ScaledWeight, TensorSource, scaled_weight
 
 
 class RenamedTensors:
@@ -26,3 +26,6 @@ class RenamedTensors:
 
     def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         return self._source.tensor(self._stored[name], rows=rows, columns=columns)
+
+    def scaled(self, name: str) -> ScaledWeight | None:
+        return scaled_weight(self._source, self._stored[name]) if name in self._stored else None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.layout import unpacked_gguf
+from engine.checkpoint.layout import check_unchanged, unpacked_gguf
 from engine.checkpoint.mapped_files import forget_pages
 from engine.checkpoint.quantisation import read_quantisation
 from engine.checkpoint.raw_config import read_raw_config
@@ -39,6 +39,7 @@ def open_checkpoint(
 def _opened(directory: Path, overrides: Mapping[str, Any] | None) -> Iterator[TensorSource]:
     """By stored names."""
     if paths := unpacked_gguf(directory):
+        check_unchanged(directory)
         gguf = GGUFSource(paths)
         _tell("GGUF", gguf.num_quantised)
         yield gguf
