@@ -187,14 +187,6 @@ def _nemotron(fields: Fields, config: Config) -> Config:
     return {"hidden_act": "relu2"}
 
 
-def _stablelm(fields: Fields, config: Config) -> Config:
-    tensors = fields.file.tensors
-    return {
-        "use_qkv_bias": "blk.0.attn_q.bias" in tensors,
-        "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
-    }
-
-
 def _exaone4(fields: Fields, config: Config) -> Config:
     if not fields.has("attention.sliding_window"):
         num_layers = config["num_hidden_layers"]
@@ -285,7 +277,6 @@ DECODERS: Mapping[str, Architecture] = {
         "SeedOssForCausalLM", "seed_oss", {**LLAMA, "post_attention_norm": NORMS["ffn_norm"]}, _seed_oss
     ),
     "smollm3": Architecture("SmolLM3ForCausalLM", "smollm3", permuted=True),
-    "stablelm": Architecture("StableLmForCausalLM", "stablelm", further=_stablelm, eps="layer_norm_eps"),
     "starcoder2": Architecture(
         "Starcoder2ForCausalLM", "starcoder2", _STARCODER2_LAYERS, _starcoder2, eps="norm_epsilon"
     ),

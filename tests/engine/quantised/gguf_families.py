@@ -57,7 +57,7 @@ class Family:
 
 def _experts(key: str) -> Callable[[Keys], Keys]:
     return lambda config: {
-        "expert_count": config[key],
+        "expert_count": config.get(key) or config["num_local_experts"],
         "expert_used_count": config["num_experts_per_tok"],
         "expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"],
     }
@@ -167,7 +167,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "olmo2": Family("Olmo2", {}, _AFTER),
     "olmo2-slides": Family("Olmo3", _KINDS, _AFTER, _slides),
-    "olmoe": Family("Olmoe", {**MOE, "num_experts": 4}, _ROUTER, _experts("num_experts")),
+    "olmoe": Family("Olmoe", {"num_experts_per_tok": 2, "num_experts": 4}, _ROUTER, _experts("num_experts")),
     "qwen2moe": Family(
         "Qwen2Moe",
         {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 64},
@@ -179,9 +179,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "seed_oss": Family("SeedOss", names={"post_attention_layernorm": "post_attention_norm"}),
     "smollm3": Family("SmolLM3", permuted=True),
-    "stablelm": Family(
-        "StableLm", {"partial_rotary_factor": 0.25, "use_qkv_bias": True}, eps="layer_norm_eps"
-    ),
     "starcoder2": Family(
         "Starcoder2",
         {"sliding_window": None},
@@ -295,6 +292,7 @@ def gguf_name(name: str, own: Mapping[str, str]) -> str:
 
 def metadata_of(architecture: str, family: Family, config: Keys) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     factor = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     values = {
