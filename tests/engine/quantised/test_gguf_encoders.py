@@ -39,14 +39,17 @@ BERT = {
     "classifier.dense": "cls",
     "classifier.out_proj": "cls.output",
 }
-NOMIC = {
-    **BERT,
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "attn_output_norm",
-    "post_mlp_layernorm": "layer_output_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+NOMIC = {  # as its own code names them
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "emb_ln": "token_embd_norm",
+    "attn.Wqkv": "attn_qkv",
+    "attn.out_proj": "attn_output",
+    "norm1": "attn_output_norm",
+    "mlp.fc11": "ffn_up",
+    "mlp.fc12": "ffn_gate",
+    "mlp.fc2": "ffn_down",
+    "norm2": "layer_output_norm",
 }
 JINA = {**BERT, "mlp.gated_layers": "ffn_up", "mlp.wo": "ffn_down", "mlp.layernorm": "layer_output_norm"}
 MODERN = {
@@ -134,20 +137,13 @@ def test_a_reranker(tmp_path: Path) -> None:
 
 def test_nomic_has_its_projections_in_one(tmp_path: Path) -> None:
     plain = make_pooler("nomic", tmp_path)
-    tensors: Tensors = {}
-    for name, tensor in stored(plain).items():
-        if (match := re.fullmatch(r"(.*)self_attn\.([qkv])_proj\.weight", name)) is None:
-            tensors[name] = tensor
-        elif match[2] == "q":
-            parts = [stored(plain)[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            tensors[f"{match[1]}qkv.weight"] = torch.cat(parts)
-    tensors = {name: t for name, t in tensors.items() if not name.startswith("pooler.")}
+    tensors = {name: t for name, t in stored(plain).items() if not name.startswith("pooler.")}
     config = json.loads((plain / "config.json").read_text())
     keys: dict[str, Any] = {
         "rope__freq_base": float(config["rope_parameters"]["rope_theta"]),
         "pooling_type": 1,
     }
-    check(core_of(written(plain, "nomic-bert", {**NOMIC, "qkv": "attn_qkv"}, tensors, **keys)), mean(plain))
+    check(core_of(written(plain, "nomic-bert", NOMIC, tensors, **keys)), mean(plain))
 
 
 def test_modernbert(tmp_path: Path) -> None:
