@@ -108,7 +108,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_pooler(name: str, root: Path, *, sizes: Mapping[str, int] | None = None, **config: Any) -> Path:
+def make_pooler(name: str, root: Path, *, sizes: Mapping[str, Any] | None = None, **config: Any) -> Path:
     """Write one of RECIPES, with a tokenizer. Norms and biases are random, so that a forgotten one shows.
 
     `sizes` changes the recipe; `config` changes config.json afterwards, where None takes a key out.

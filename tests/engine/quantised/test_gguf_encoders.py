@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file
 
+from engine.config import EngineConfig
 from engine.errors import UnsupportedModel
 from engine.models.quantised.gguf_directory import as_directory
 from engine.pooling.plan import RunnerKind, choose_runner
 from tests.engine.pooling.jina_bert import JinaBertReference, make_jina_bert
 from tests.engine.pooling.test_models import INPUTS, check, core_of
 from tests.engine.pooling.tiny_poolers import hidden_of, logits_of, make_pooler
+from tests.engine.quantised.gguf_families import gguf_name as family_name
 from tests.engine.quantised.gguf_models import f32, gguf_name
 from tests.engine.quantised.gguf_writer import write
 from tests.engine.quantised.test_gguf_tokenizer import byte_level
@@ -135,6 +138,7 @@ def test_a_reranker(tmp_path: Path) -> None:
     check(core_of(directory), [logits_of(plain, one).sigmoid() for one in INPUTS])
 
 
+@pytest.mark.skipif(not hasattr(transformers, "NomicBertModel"), reason="this transformers has no such model")
 def test_nomic_has_its_projections_in_one(tmp_path: Path) -> None:
     plain = make_pooler("nomic", tmp_path)
     tensors = {name: t for name, t in stored(plain).items() if not name.startswith("pooler.")}
@@ -198,11 +202,44 @@ def test_a_decoder_whose_file_says_how_it_pools(tmp_path: Path) -> None:
     core = core_of(directory)
     check(core, [F.normalize(hidden_of(plain, one)[-1], dim=0) for one in INPUTS])
     del metadata["qwen3.pooling_type"]
-    from engine.config import EngineConfig
-
     other = as_directory(write(tmp_path / "n.gguf", {**metadata, **byte_level()}, tensors))
     assert choose_runner(EngineConfig(model=other)) is RunnerKind.GENERATE
     assert choose_runner(EngineConfig(model=directory)) is RunnerKind.POOLING
+
+
+def test_embeddinggemma_looks_both_ways(tmp_path: Path) -> None:
+    slides = {"layer_types": ["sliding_attention"] * 3, "query_pre_attn_scalar": 8}
+    plain = make_pooler("gemma3", tmp_path, sizes=slides)
+    config = json.loads((plain / "config.json").read_text())
+    own = {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+    tensors = {}
+    for name, tensor in stored(plain).items():
+        stored_name = family_name(f"model.{name}", own)
+        tensors[stored_name] = f32(tensor + 1 if "norm" in stored_name else tensor)[0]
+    values = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": config["head_dim"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "attention.sliding_window": config["sliding_window"],
+        "rope.freq_base": 1_000_000.0,
+        "pooling_type": 1,
+    }
+    metadata = {f"gemma-embedding.{key}": value for key, value in values.items()}
+    metadata = {"general.architecture": "gemma-embedding", **metadata, **byte_level()}
+    check(core_of(as_directory(write(tmp_path / "m.gguf", metadata, tensors))), mean(plain))
+    projected = {**tensors, "dense_2.weight": f32(torch.ones(4, 4))[0]}
+    directory = as_directory(write(tmp_path / "n.gguf", metadata, projected))
+    with pytest.raises(UnsupportedModel, match=r"has a tensor 'dense_2\.weight'"):
+        core_of(directory)
 
 
 def test_embedding_models_of_other_architectures_are_refused_by_name(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.engine.pooling.jina_bert import JinaBertReference, make_jina_bert
@@ -23,6 +24,8 @@ SIZES = {"intermediate_size": 64, "hidden_dim": 64}  # of whole groups
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(name: str) -> Path:
+        if not hasattr(transformers, RECIPES[name][0]):
+            pytest.skip(f"this version of transformers has no {RECIPES[name][0]}")
         known = {key: size for key, size in SIZES.items() if key in RECIPES[name][1]}
         return make_pooler(name, tmp_path_factory.mktemp("poolers"), sizes=known)
 

@@ -246,7 +246,7 @@ def test_embeddings_differ_by_the_rounding_of_activations_only(tmp_path: Path) -
     with torch.inference_mode():
         for ours, token_ids in zip(found, INPUTS, strict=True):
             hidden = reference(input_ids=torch.tensor([token_ids])).last_hidden_state[0, -1]
-            assert float(ours @ F.normalize(hidden, dim=0)) > 0.999
+            assert float(ours @ F.normalize(hidden, dim=0)) > 0.995  # products are rounded to bfloat16
 
 
 def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
