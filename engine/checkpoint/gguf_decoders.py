@@ -108,14 +108,14 @@ def _olmo(fields: Fields, config: Config) -> Config:
     return {"clip_qkv": _clamp(fields)}
 
 
-def _window(fields: Fields, config: Config, pattern: int | None = None) -> Config:
-    """`pattern`: every so manieth layer sees all, if the file doesn't say which."""
+def _window(fields: Fields, config: Config, pattern: int = 4) -> Config:
+    """One layer of `pattern` sees all, unless the file says which do."""
     found = fields.optional("attention.sliding_window_pattern")
     num_layers = config["num_hidden_layers"]
     if isinstance(found, list | array) and len(found) == num_layers:
         slides = [bool(value) for value in found]
     else:
-        every = found if isinstance(found, int) and found > 1 else pattern or 1
+        every = found if isinstance(found, int) and found > 1 else pattern
         slides = [bool((layer + 1) % every) for layer in range(num_layers)]
     kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
     return {"sliding_window": fields.integer("attention.sliding_window"), "layer_types": kinds}
@@ -174,7 +174,7 @@ def _cohere(fields: Fields, config: Config) -> Config:
 
 
 def _cohere2(fields: Fields, config: Config) -> Config:
-    return {**_cohere(fields, config), **_window(fields, config, 4)}
+    return {**_cohere(fields, config), **_window(fields, config)}
 
 
 def _starcoder2(fields: Fields, config: Config) -> Config:
@@ -191,7 +191,7 @@ def _exaone4(fields: Fields, config: Config) -> Config:
     if not fields.has("attention.sliding_window"):
         num_layers = config["num_hidden_layers"]
         return {"sliding_window": None, "layer_types": ["full_attention"] * num_layers}
-    return _window(fields, config, 4)
+    return _window(fields, config)
 
 
 def _seed_oss(fields: Fields, config: Config) -> Config:

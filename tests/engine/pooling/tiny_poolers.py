@@ -108,15 +108,22 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_pooler(name: str, root: Path, *, sizes: Mapping[str, Any] | None = None, **config: Any) -> Path:
+def make_pooler(name: str, root: Path, **config: Any) -> Path:
     """Write one of RECIPES, with a tokenizer. Norms and biases are random, so that a forgotten one shows.
 
-    `sizes` changes the recipe; `config` changes config.json afterwards, where None takes a key out.
+    `config` changes config.json afterwards; None takes a key out.
     """
+    return make_sized_pooler(name, root, {}, config)
+
+
+def make_sized_pooler(
+    name: str, root: Path, sizes: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> Path:
+    """As `make_pooler`; `sizes` changes the recipe."""
     class_name, options = RECIPES[name]
     model_class = getattr(transformers, class_name)
     torch.manual_seed(sum(map(ord, name)))
-    model = model_class(model_class.config_class(**{**options, **(sizes or {})}))
+    model = model_class(model_class.config_class(**{**options, **sizes}))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name.lower() and parameter_name.endswith("weight"):

@@ -291,7 +291,7 @@ def gguf_name(name: str, own: Mapping[str, str]) -> str:
 
 
 def metadata_of(architecture: str, family: Family, config: Keys) -> dict[str, Any]:
-    rope = config.get("rope_parameters") or {}
+    rope: dict[str, Any] = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     factor = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0

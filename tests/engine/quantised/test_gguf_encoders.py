@@ -20,7 +20,7 @@ from engine.models.quantised.gguf_directory import as_directory
 from engine.pooling.plan import RunnerKind, choose_runner
 from tests.engine.pooling.jina_bert import JinaBertReference, make_jina_bert
 from tests.engine.pooling.test_models import INPUTS, check, core_of
-from tests.engine.pooling.tiny_poolers import hidden_of, logits_of, make_pooler
+from tests.engine.pooling.tiny_poolers import hidden_of, logits_of, make_pooler, make_sized_pooler
 from tests.engine.quantised.gguf_families import gguf_name as family_name
 from tests.engine.quantised.gguf_models import f32, gguf_name
 from tests.engine.quantised.gguf_writer import write
@@ -209,7 +209,7 @@ def test_a_decoder_whose_file_says_how_it_pools(tmp_path: Path) -> None:
 
 def test_embeddinggemma_looks_both_ways(tmp_path: Path) -> None:
     slides = {"layer_types": ["sliding_attention"] * 3, "query_pre_attn_scalar": 8}
-    plain = make_pooler("gemma3", tmp_path, sizes=slides)
+    plain = make_sized_pooler("gemma3", tmp_path, slides)
     config = json.loads((plain / "config.json").read_text())
     own = {
         "post_attention_layernorm": "post_attention_norm",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.pooling.jina_bert import JinaBertReference, make_jina_bert
 from tests.engine.pooling.test_models import INPUTS, check, core_of
-from tests.engine.pooling.tiny_poolers import RECIPES, hidden_of, logits_of, make_pooler
+from tests.engine.pooling.tiny_poolers import RECIPES, hidden_of, logits_of, make_sized_pooler
 from tests.engine.quantised.quantisers import QUANTISERS, Quantiser
 
 SIZES = {"intermediate_size": 64, "hidden_dim": 64}  # of whole groups
@@ -27,7 +27,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not hasattr(transformers, RECIPES[name][0]):
             pytest.skip(f"this version of transformers has no {RECIPES[name][0]}")
         known = {key: size for key, size in SIZES.items() if key in RECIPES[name][1]}
-        return make_pooler(name, tmp_path_factory.mktemp("poolers"), sizes=known)
+        return make_sized_pooler(name, tmp_path_factory.mktemp("poolers"), known)
 
     return make
 

@@ -22,7 +22,7 @@ from engine.models.quantised.source import DequantisedSource
 from tests.engine.pooling.test_models import INPUTS
 from tests.engine.pooling.test_models import core_of as pooling_core
 from tests.engine.pooling.test_models import run as pooled
-from tests.engine.pooling.tiny_poolers import make_pooler
+from tests.engine.pooling.tiny_poolers import make_sized_pooler
 from tests.engine.quantised.quantisers import Quantiser, fp8_rows, int8
 from tests.engine.quantised.stored import Stored
 from tests.engine.quantised.test_pooled import quantise
@@ -236,7 +236,7 @@ def test_a_whole_model(quantiser: Quantiser, checkpoint: Callable[[str], Path], 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_embeddings_differ_by_the_rounding_of_activations_only(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
-    plain = make_pooler("qwen3-bare", tmp_path, sizes=sizes)
+    plain = make_sized_pooler("qwen3-bare", tmp_path, sizes)
     assert quantise(plain, tmp_path / "quantised", Quantiser(FP8_SETTINGS, fp8_rows))
     reference = transformers.AutoModel.from_pretrained(plain, dtype=torch.float32)
     for module in reference.modules():
