@@ -134,7 +134,9 @@ BROKEN: dict[str, Broken] = {
     "older-awq": Broken(beside(quant_config__json={"w_bit": 8}), "quant_method 'awq'", "engine: vllm"),
     "older-gptq": Broken(beside(quantize_config__json={"bits": 6}), "quant_method 'gptq'", "engine: vllm"),
     "mlx": Broken(changed(quantization={"bits": 4, "group_size": 64}), "quantised for MLX", "mlx-lm"),
-    "gguf": Broken(only(model__gguf="GGUF", README__md="x"), "holds GGUF weights only", "llama.cpp"),
+    "gguf": Broken(  # which of them?
+        only(model__gguf="GGUF", other__gguf="GGUF"), "holds GGUF weights only", "llama.cpp"
+    ),
     "gguf-with-its-config": Broken(
         without("model.safetensors", model__gguf="GGUF"), "holds GGUF weights only", "llama.cpp"
     ),

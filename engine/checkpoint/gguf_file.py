@@ -13,6 +13,7 @@ import struct
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 _OTHER_TYPES = {
     9: "Q8_1",
@@ -65,7 +67,6 @@ _OTHER_TYPES = {
     29: "IQ1_M",
     34: "TQ1_0",
     35: "TQ2_0",
-    39: "MXFP4",
     40: "NVFP4",
 }
 
@@ -255,4 +256,12 @@ def _tensors(
         tensors[name] = StoredTensor(
             tuple(reversed(sizes)), type_name, block_size, block_bytes, data_start + offset, num_bytes
         )
+    _check_apart(reader, tensors)
     return tensors
+
+
+def _check_apart(reader: _Reader, tensors: Mapping[str, StoredTensor]) -> None:
+    in_order = sorted(tensors.items(), key=lambda item: item[1].start)
+    for (name, tensor), (other, following) in pairwise(in_order):
+        if tensor.start + tensor.num_bytes > following.start:
+            raise reader.error(f"tensors {name[:100]} and {other[:100]} overlap")

@@ -71,9 +71,34 @@ def gguf(path: Path) -> UnsupportedModel:
 
 def unpacked_gguf(directory: Path) -> list[Path]:
     """The GGUF files that have the weights of a directory made of their metadata; none of any other."""
+    return [Path(path) for path, _ in _recorded(directory)]
+
+
+def unpacked_record(paths: Sequence[Path]) -> list[tuple[str, list[int]]]:
+    """What `unpacked_gguf` and `check_unchanged` read in such a directory. Raises OSError."""
+    return [(str(path), _state(path)) for path in paths]
+
+
+def check_unchanged(directory: Path) -> None:
+    """Raise CheckpointError if a GGUF file isn't the one any more that the directory was made of."""
+    for path, state in _recorded(directory):
+        try:
+            is_same = _state(Path(path)) == state
+        except OSError as error:
+            raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+        if not is_same:
+            raise CheckpointError(f"{path} has changed since the engine read its header: start it again.")
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _recorded(directory: Path) -> list[tuple[str, list[int]]]:
     try:
-        return [Path(path) for path in json.loads((directory / UNPACKED_GGUF).read_bytes())]
-    except (OSError, ValueError):
+        return [(str(path), state) for path, state in json.loads((directory / UNPACKED_GGUF).read_bytes())]
+    except (OSError, ValueError, TypeError):
         return []
 
 
@@ -191,7 +216,7 @@ def _tensor_bytes(header: bytes) -> int:
     try:
         tensors = json.loads(header)
         return max((int(t["data_offsets"][1]) for k, t in tensors.items() if k != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
         return 0
 
 

@@ -10,7 +10,13 @@ from typing import Any
 from engine.errors import CheckpointError, UnsupportedModel
 
 MAX_LAYERS = 4096
-_DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+# What a file may say at most: far above any model, and far below what would take all memory to describe.
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), MAX_LAYERS),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 1 << 13),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 16),
+    "hidden_size": 1 << 20,
+}
 
 
 def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -22,15 +28,15 @@ def read_raw_config(directory: Path, overrides: Mapping[str, Any] | None = None)
     path = directory / "config.json"
     merged = _merge(read_json(path), overrides or {})
     raw = _merge(spread_text_config(merged), overrides or {})  # an override of the outer object counts, too
-    for name in _DEPTHS:
-        check_depth(path, name, raw.get(name))
+    for name, most in _MOST.items():
+        check_most(path, name, raw.get(name), most)
     return raw
 
 
-def check_depth(path: Path, name: str, num_layers: object) -> None:
-    """Raises CheckpointError for more layers than any model has: they'd take all memory to describe."""
-    if isinstance(num_layers, int) and num_layers > MAX_LAYERS:
-        raise CheckpointError(f"{path}: {name} is {num_layers}; it may be at most {MAX_LAYERS}.")
+def check_most(path: Path, name: str, value: object, most: int) -> None:
+    """Raises CheckpointError for a larger number."""
+    if isinstance(value, int | float) and value > most:
+        raise CheckpointError(f"{path}: {name} is {value}; it may be at most {most}.")
 
 
 def spread_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from host_limits.host_memory import host_available_bytes, host_total_bytes
 _GIB = 1 << 30
 _NEGLIGIBLE_BYTES = _GIB // 4  # of a GPU: what an idle driver or a desktop may use
 _MAX_UTILIZATION = 0.95
+MOST_BLOCKS = (
+    1 << 17
+)  # by default: 2 million tokens. Only toys have room for more, and each block is an object
 CPU_CACHE_LIMIT_BYTES = 4 * _GIB  # unless more is requested
 CPU_CACHE_SHARE = 0.25  # of the memory that is available when the engine starts
 CPU_MEMORY_SHARE = 0.8  # of the same, if --max-model-len needs that much
@@ -77,7 +80,7 @@ def _num_blocks(
         return config.num_gpu_blocks_override, "--num-gpu-blocks-override"
     if config.kv_cache_memory_bytes is not None:
         return division.fit(config.kv_cache_memory_bytes), "--kv-cache-memory-bytes"
-    num_blocks = division.fit(budget.default_bytes)
+    num_blocks = min(division.fit(budget.default_bytes), MOST_BLOCKS)
     if config.max_model_len is not None:
         num_blocks = max(num_blocks, min(per_sequence, division.fit(budget.limit_bytes)))
     return min(num_blocks, per_sequence * config.max_num_seqs), "the available memory"  # more is of no use

@@ -5,7 +5,7 @@ A source hides how a checkpoint stores them: in several files, under other names
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -26,3 +26,27 @@ class TensorSource(Protocol):
         On the CPU, in the type that it is stored in; of a quantised one, in float32.
         """
         ...
+
+
+class ScaledWeight(Protocol):
+    """A matrix that is stored in 8 bits, with a scale for each row, and meant to be multiplied like that."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def stored(self, rows: slice, columns: slice) -> torch.Tensor: ...
+
+    def scales(self, rows: slice) -> torch.Tensor:
+        """float32 [rows, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasScaledWeights(Protocol):
+    """A source that dequantises, and also gives matrices as they are stored."""
+
+    def scaled(self, name: str) -> ScaledWeight | None: ...
+
+
+def scaled_weight(source: TensorSource, name: str) -> ScaledWeight | None:
+    return source.scaled(name) if isinstance(source, HasScaledWeights) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -47,19 +47,16 @@ class Checkpoint:
     most layers have copies, and those that don't read it again.
     """
 
-    def __init__(self, directory: Path, *, rename: Callable[[str], str] = str) -> None:
-        """`rename` maps a stored name to the model's name, if savers differ in names.
-
-        Raises CheckpointError if there are no safetensors, or a shard is missing.
-        """
+    def __init__(self, directory: Path) -> None:
+        """Raises CheckpointError if there are no safetensors, or a shard is missing."""
         self._directory = directory
         self._exit_stack = ExitStack()
-        self._stored: dict[str, tuple[Any, str]] = {}  # tensor's name → its open file, its name there
+        self._files_of: dict[str, Any] = {}  # tensor's name → its open file
         self._files = weight_files(directory)
         for path in self._files:
             handle = self._open(path)
-            self._stored.update({rename(name): (handle, name) for name in handle.keys()})  # noqa: SIM118
-        self.names = frozenset(self._stored)
+            self._files_of.update(dict.fromkeys(handle.keys(), handle))
+        self.names = frozenset(self._files_of)
 
     def __enter__(self) -> Self:
         return self
@@ -69,17 +66,16 @@ class Checkpoint:
         forget_pages(self._files)
 
     def shape(self, name: str) -> Shape:
-        handle, stored_name = self._stored[name]
-        return tuple(handle.get_slice(stored_name).get_shape())
+        return tuple(self._files_of[name].get_slice(name).get_shape())
 
     def tensor(self, name: str, *, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         """As saved, mapped from the file: what is read is what is used."""
-        handle, stored_name = self._stored[name]
+        handle = self._files_of[name]
         tensor: torch.Tensor
         if rows == ALL and columns == ALL:
-            tensor = handle.get_tensor(stored_name)
+            tensor = handle.get_tensor(name)
         else:
-            tensor = handle.get_slice(stored_name)[rows if columns == ALL else (rows, columns)]
+            tensor = handle.get_slice(name)[rows if columns == ALL else (rows, columns)]
         return tensor
 
     def _open(self, path: Path) -> Any:

@@ -123,7 +123,7 @@ def _load_decoder(
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     is_native = not is_of_transformers(architecture)
     model_config = replace(model_config, max_model_len=plan.max_model_len)
-    rename = decoder_tensor_name if is_native else str
+    rename = decoder_tensor_name if is_native else None
     with open_checkpoint(config.model, config.hf_overrides, rename=rename) as checkpoint:
         score = None
         if plan.classifier is not None:

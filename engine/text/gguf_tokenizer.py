@@ -1,7 +1,8 @@
 """The tokenizer and chat templates that a GGUF file's metadata describe. Knows nothing of its tensors.
 
-Two kinds: byte-level BPE ("gpt2"), which splits text by a pattern that the file names before it merges; and
-SentencePiece's BPE ("llama"), whose merges follow from its tokens' scores.
+Of decoders: byte-level BPE ("gpt2"), which splits text by a pattern that the file names before it merges; and
+SentencePiece's BPE ("llama"), whose merges follow from its tokens' scores. Of encoders: "bert" and "t5", in
+engine/text/gguf_encoder_tokenizers.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as FastTokenizer
 
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.text.gguf_encoder_tokenizers import unigram, word_piece
 from engine.text.tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -40,20 +42,31 @@ _PATTERNS: Mapping[str, str | None] = {
     "default": None,
     "gpt-2": None,
     "phi-2": None,
+    "chatglm-bpe": _LLAMA3,
+    "command-r": None,
     "dbrx": _LLAMA3,
     "deepseek-r1-qwen": _QWEN2,
+    "glm4": _LLAMA3,
     "gpt-4o": _GPT4O,
+    "jina-v2-code": None,
+    "jina-v2-de": None,
+    "jina-v2-es": None,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
     "llama4": _GPT4O,
+    "modern-bert": None,
+    "olmo": None,
     "qwen2": _QWEN2,
+    "refact": None,
+    "roberta-bpe": None,
     "smaug-bpe": _LLAMA3,
     "smollm": None,
+    "stablelm2": _QWEN2,
     "starcoder": None,
     "tekken": _TEKKEN,
 }
-_DIGITS_APART = frozenset({"smollm", "starcoder"})  # before GPT-2's pattern
+_DIGITS_APART = frozenset({"command-r", "refact", "smollm", "starcoder"})  # before GPT-2's pattern
 _BEGIN_WITH_BOS = frozenset({"llama-bpe", "llama-v3", "llama3", "tekken"})  # unless the file says otherwise
 
 
@@ -64,7 +77,7 @@ def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     build = _BUILDERS.get(str(kind))
     if build is None:
         raise UnsupportedModel(
-            f"{path} has a tokenizer of kind {kind!r}; of GGUF files, {' and '.join(_BUILDERS)} can be read."
+            f"{path} has a tokenizer of kind {kind!r}; of GGUF files, {', '.join(_BUILDERS)} can be read."
         )
     try:
         fast = build(vocabulary)
@@ -76,7 +89,8 @@ def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         [AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)]
     )
     fast.add_tokens([AddedToken(t, normalized=False) for t in vocabulary.of_type(_USER_DEFINED)])
-    _add_begin_and_end(fast, vocabulary)
+    if fast.post_processor is None:
+        _add_begin_and_end(fast, vocabulary)
     return Tokenizer(
         fast=fast, special_tokens=vocabulary.special_tokens, chat_templates=_chat_templates(metadata)
     )
@@ -98,6 +112,13 @@ class _Vocabulary:
 
     def ids(self) -> dict[str, int]:
         return {token: token_id for token_id, token in enumerate(self.tokens)}
+
+    def special(self, *keys: str, otherwise: str) -> str:
+        """The token that the first of these keys has; else `otherwise`. Raises CheckpointError."""
+        found = next((self.tokens[self._special(key)] for key in keys if self._has(key)), otherwise)
+        if found not in self.ids():
+            raise CheckpointError(f"{self.path} has no token {found!r}.")
+        return found
 
     def of_type(self, kind: int) -> list[str]:
         return [token for token, found in zip(self.tokens, self.types, strict=True) if found == kind]
@@ -194,8 +215,10 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
 
 
 _BUILDERS: Mapping[str, Callable[[_Vocabulary], FastTokenizer]] = {
+    "bert": word_piece,
     "gpt2": _byte_level,
     "llama": _sentence_piece,
+    "t5": unigram,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ _NOT_WEIGHTS = frozenset(
     {"training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt"}
 )
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})\.safetensors")
+_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _POINTER_BYTES = 1024
 _SHOWN = 5
 
@@ -66,7 +67,8 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:
         return None
-    if params.get("load_format") == "gguf" and any(name.endswith(".gguf") for name in names):
+    num_gguf = len(_gguf_models(names))
+    if num_gguf and (params.get("load_format") == "gguf" or ("config.json" not in names and num_gguf == 1)):
         return None  # as for a file
     if may_download:
         if "config.json" not in names:
@@ -90,6 +92,12 @@ _GGUF = (
     "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: command` with "
     "llama-server)."
 )
+
+
+def _gguf_models(names: Iterable[str]) -> frozenset[str]:
+    """Names without the number of a part; projectors of images, which lie beside a model, are none."""
+    files = (name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
+    return frozenset(_GGUF_PART.sub(".gguf", name) for name in files)
 
 
 def _layout(path: Path, names: frozenset[str]) -> str | None:

@@ -90,7 +90,7 @@ class EngineBackend(VllmLike):
         return problem_of(path, params, may_download=may_download)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
-        load = dequantised(load)
+        load = dequantised(load, keeps_8_bits=machine.num_gpus > 0)
         found = super().estimate(load, machine)
         return found if machine.num_gpus else engine_memory.on_a_cpu(found, load)
 

@@ -15,6 +15,7 @@ from engine.errors import ConfigError, ModelNotFound, OutOfMemory
 from engine.execution.cache_division import CacheDivision
 from engine.execution.device import translated_out_of_memory
 from engine.execution.memory import (
+    MOST_BLOCKS,
     CacheSize,
     MemoryBudget,
     cpu_budget,
@@ -44,6 +45,13 @@ def test_by_default_the_cache_uses_its_share_of_the_memory() -> None:
 
 def test_by_default_the_cache_is_no_larger_than_useful() -> None:
     assert size(max_num_seqs=1, model_limit=100) == CacheSize(num_blocks=7, max_model_len=100)
+
+
+def test_a_limit_that_no_model_has_makes_no_endless_table_of_blocks() -> None:
+    budget = MemoryBudget(default_bytes=1 << 40, limit_bytes=1 << 40)
+    assert size(budget, model_limit=(1 << 31) - 1).num_blocks == MOST_BLOCKS
+    longest = 16 * (MOST_BLOCKS + 1)
+    assert size(budget, model_limit=1 << 31, max_model_len=longest).num_blocks == MOST_BLOCKS + 1
 
 
 def test_the_longest_sequence_shrinks_to_fit_unless_it_was_requested() -> None:

@@ -84,6 +84,14 @@ def test_a_supported_checkpoint_has_no_problem(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "gone", {}) is None
 
 
+def test_a_folder_with_one_gguf_model_is_the_engines_to_judge(tmp_path: Path) -> None:
+    for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "mmproj-m.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert problem_of(tmp_path, {}) is None
+    (tmp_path / "n.gguf").write_bytes(b"GGUF")
+    assert "name the .gguf file as the model" in str(problem_of(tmp_path, {}))
+
+
 def test_a_gguf_file_is_the_engines_to_judge(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert problem_of(tmp_path / "m.gguf", {}) is None

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from instance_manager.backends import BACKENDS
 from instance_manager.backends.activation_size import activations
-from instance_manager.memory.checkpoint_size import Estimate, locate, read_load, weights_size
+from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate, read_load, weights_size
+from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint
 
@@ -293,3 +294,32 @@ def test_a_gguf_file_is_counted_by_the_type_in_its_name(name: str, times: float,
     path = tmp_path / f"{name}.gguf"
     path.write_bytes(bytes(100_000))
     assert estimated(path, engine="engine").weights_bytes == int(100_000 * times)
+
+
+def test_a_folder_with_a_gguf_model_is_counted_like_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m-Q8_0.gguf").write_bytes(bytes(100_000))
+    assert estimated(tmp_path, engine="engine").weights_bytes == int(100_000 * 16 / 8.5)
+
+
+def _of_groups(weights: dict[str, Any], activations: dict[str, Any] | None) -> dict[str, Any]:
+    return {"config_groups": {"group_0": {"weights": weights, "input_activations": activations}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stays"),
+    [
+        ({"quant_method": "fp8"}, True),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, False),
+        (_of_groups({"num_bits": 8, "strategy": "channel"}, {"num_bits": 8}), True),
+        (_of_groups({"num_bits": 8, "strategy": "channel"}, None), False),
+    ],
+)
+def test_on_a_gpu_weights_in_8_bits_are_counted_as_stored(
+    settings: dict[str, Any], stays: bool, tmp_path: Path
+) -> None:
+    save_file({"a": np.zeros(1_000_000, np.int8)}, tmp_path / "model.safetensors")
+    load = ModelLoad(
+        tmp_path, {}, {}, {"torch_dtype": "bfloat16", "quantization_config": settings}, 1_000_000
+    )
+    assert dequantised(load).weights_bytes == 2_000_000
+    assert dequantised(load, keeps_8_bits=True).weights_bytes == (1_000_000 if stays else 2_000_000)

@@ -16,6 +16,7 @@ from engine.models.layers.division import (
     vocabulary_share,
 )
 from engine.models.layers.linear_method import LinearMethod, MatrixTensor, PlainLinear, choose_method
+from engine.models.layers.scaled_linear import ScaledLinear
 from engine.models.layers.weights import Shape, StoredLayer, WeightedLayer
 from engine.models.tensor_source import ALL
 
@@ -90,7 +91,8 @@ class Linear(WeightedLayer):
             for name, tensor in self._tensors(method, outputs.size).items():
                 if name == "bias" and not self._adds_bias:
                     continue
-                parts.setdefault(name, []).append(self._read(stored, name, part, tensor, outputs))
+                slices = self._share(tensor, outputs)
+                parts.setdefault(name, []).append(method.read(stored, name, part, slices, tensor.dtype))
                 axes[name] = tensor.outputs
         method.load({name: _joined(parts.pop(name), axis) for name, axis in axes.items()})
         self._use(method)
@@ -109,7 +111,8 @@ class Linear(WeightedLayer):
         self._multiply = method.forward  # without a module's hooks, which cost a microsecond each time
 
     def _choose_method(self, stored: StoredLayer) -> LinearMethod:
-        return choose_method(stored, packs_float32=self._packs_float32)
+        scaled = ScaledLinear.of(stored, self.in_features, sum(self.out_features))
+        return scaled or choose_method(stored, packs_float32=self._packs_float32)
 
     def _tensors(self, method: LinearMethod, out_features: int) -> Mapping[str, MatrixTensor]:
         return method.tensors(self.division.inputs.size, out_features, bias=self._has_bias)
@@ -118,17 +121,16 @@ class Linear(WeightedLayer):
         sections = self.division.sections(is_apart=is_apart)
         sizes = {part: outputs.size for part, outputs in sections}
         projections = [self._tensors(method, size) for size in sizes.values()]
-        return {name: [tensors[name].shape for tensors in projections] for name in projections[0]}
+        names = [name for name, tensor in projections[0].items() if not tensor.is_derived]
+        return {name: [tensors[name].shape for tensors in projections] for name in names}
 
-    def _read(
-        self, stored: StoredLayer, name: str, part: int, tensor: MatrixTensor, outputs: Share
-    ) -> torch.Tensor:
-        """This layer's share of one of a projection's tensors."""
+    def _share(self, tensor: MatrixTensor, outputs: Share) -> tuple[slice, slice]:
+        """The rows and columns that this layer holds of one of a projection's tensors."""
         slices = [ALL, ALL]
         for axis, share in ((tensor.outputs, outputs), (tensor.inputs, self.division.inputs)):
             if axis is not None:
                 slices[axis] = share.of(tensor.shape[axis])
-        return stored.load(name, part, rows=slices[0], columns=slices[1], dtype=tensor.dtype)
+        return slices[0], slices[1]
 
 
 def _joined(parts: list[torch.Tensor], axis: int | None) -> torch.Tensor:

@@ -24,21 +24,30 @@ class MatrixTensor:
     outputs: int | None = None  # the axis along the output features
     inputs: int | None = None  # along the input features
     dtype: torch.dtype | None = None  # what it is loaded as; None: the model's
+    is_derived: bool = False  # the source has no tensor of this name: the method reads it from others
 
 
 class LinearMethod(nn.Module):
     """Chosen once per layer, by device, dtype and what is stored. A module: its tensors move with the model.
 
-    A method that multiplies by a quantised matrix as it is stored says so by `tensors`. For blocks of float8:
-    {"weight": MatrixTensor((out, in), 0, 1, torch.float8_e4m3fn), "weight_scale_inv":
-    MatrixTensor((out // 128, in // 128), 0, 1, torch.float32)}; GPTQ's "qweight" has its axes exchanged,
-    MatrixTensor((in // 8, out), 1, 0, torch.int32). `choose_method` prefers it where the source has these
-    names: a source that dequantises leaves such tensors as they are where there is a method for them.
+    A method that multiplies by a quantised matrix as stored says so by `tensors`, and reads it by `read`:
+    engine/models/layers/scaled_linear.py.
     """
 
     def tensors(self, in_features: int, out_features: int, *, bias: bool) -> Mapping[str, MatrixTensor]:
         """The tensors of one projection, by their names in the checkpoint."""
         raise NotImplementedError
+
+    def read(
+        self,
+        stored: StoredLayer,
+        name: str,
+        part: int,
+        slices: tuple[slice, slice],
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """The rows and columns of one of a projection's tensors, on the layer's device."""
+        return stored.load(name, part, rows=slices[0], columns=slices[1], dtype=dtype)
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The layer's tensors, of all projections and on its device. Must keep none that it has converted."""

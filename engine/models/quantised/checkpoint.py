@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.layout import unpacked_gguf
+from engine.checkpoint.layout import check_unchanged, unpacked_gguf
 from engine.checkpoint.mapped_files import forget_pages
 from engine.checkpoint.quantisation import read_quantisation
 from engine.checkpoint.raw_config import read_raw_config
 from engine.models.quantised.formats import format_of
 from engine.models.quantised.gguf_source import GGUFSource
 from engine.models.quantised.source import DequantisedSource
+from engine.models.renamed_tensors import RenamedTensors
 from engine.models.tensor_source import TensorSource
 from engine.models.weights import Checkpoint
 
@@ -23,20 +24,28 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_checkpoint(
-    directory: Path, overrides: Mapping[str, Any] | None = None, *, rename: Callable[[str], str] = str
+    directory: Path, overrides: Mapping[str, Any] | None = None, *, rename: Callable[[str], str] | None = None
 ) -> Iterator[TensorSource]:
     """Quantised weights are dequantised as they are read; tensors remain valid afterwards.
 
     `overrides` are --hf-overrides; `rename` maps a stored name to the model's. Raises CheckpointError and
     UnsupportedModel.
     """
+    with _opened(directory, overrides) as source:
+        yield source if rename is None else RenamedTensors(source, rename)
+
+
+@contextmanager
+def _opened(directory: Path, overrides: Mapping[str, Any] | None) -> Iterator[TensorSource]:
+    """By stored names."""
     if paths := unpacked_gguf(directory):
+        check_unchanged(directory)
         gguf = GGUFSource(paths)
         _tell("GGUF", gguf.num_quantised)
         yield gguf
         forget_pages(paths)
         return
-    with Checkpoint(directory, rename=rename) as checkpoint:
+    with Checkpoint(directory) as checkpoint:
         quantisation = read_quantisation(directory, read_raw_config(directory, overrides))
         if quantisation is None:
             yield checkpoint

@@ -31,7 +31,7 @@ class CompressedTensors:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         """`settings`: quantization_config, checked by engine/checkpoint/quantisation.py."""
         self._groups: list[tuple[list[str], Mapping[str, Any]]] = [
-            (group.get("targets") or ["Linear"], group["weights"])
+            (group.get("targets") or ["Linear"], {**group["weights"], "with": group.get("input_activations")})
             for group in settings["config_groups"].values()
             if group.get("weights") is not None
         ]
@@ -64,6 +64,7 @@ class CompressedTensors:
             f"{stem}weight_scale",
             zero_point if zero_point in source.names else None,
             None if block is None else (int(block[0]), int(block[1])),
+            is_of_products=_are_alike(weights, weights["with"]),
         )
         tensor.check()
         return tensor
@@ -76,6 +77,13 @@ class CompressedTensors:
                 if any(fits(str(target), layer) for target in targets):
                     return weights
         raise CheckpointError(f"The checkpoint's config_groups don't name {layer}, which is quantised.")
+
+
+def _are_alike(weights: Mapping[str, Any], activations: Mapping[str, Any] | None) -> bool:
+    """Whether activations are quantised as these weights are: without zero points, in the same type."""
+    if activations is None or weights.get("symmetric") is False or activations.get("symmetric") is False:
+        return False
+    return all(weights.get(key) == activations.get(key) for key in ("num_bits", "type"))
 
 
 def _is_named(target: str, layer: str) -> bool:

@@ -33,7 +33,8 @@ class FP8:
             if scale.endswith(end) and scale.removesuffix(end) in source.names
         }
         quantised = {
-            name: ScaledTensor(source, name, scale, block=self._block) for name, scale in scales.items()
+            name: ScaledTensor(source, name, scale, block=self._block, is_of_products=True)
+            for name, scale in scales.items()
         }
         for tensor in quantised.values():
             tensor.check()

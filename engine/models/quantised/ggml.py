@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from engine.models.quantised.mxfp4 import E2M1
+
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
     """The float16 at a byte of every block: [blocks, 1] in float32."""
@@ -97,6 +99,12 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     return (values * scales.unsqueeze(-1)).flatten(1)
 
 
+def _mxfp4(blocks: torch.Tensor) -> torch.Tensor:
+    """An exponent of two plus 127, then 16 bytes."""
+    scales = torch.ldexp(torch.ones(len(blocks), 1), blocks[:, :1].int() - 127)
+    return E2M1[_nibbles(blocks[:, 1:]).int()] * scales
+
+
 DEQUANTISE: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -106,5 +114,6 @@ DEQUANTISE: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -18,21 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.gguf_config import config_of
+from engine.checkpoint.gguf_fields import Fields
 from engine.checkpoint.gguf_file import GGUFFile, read_gguf, split_files
+from engine.checkpoint.layout import unpacked_record
 from engine.checkpoint.quantisation import UNPACKED_GGUF
 from engine.errors import CheckpointError, ConfigError
 
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_POOLING_MODES = {1: "mean_tokens", 2: "cls_token", 3: "lasttoken"}  # by llama.cpp's numbers
 
 
 def as_directory(path: Path, *, load_format: str = "auto", has_tokenizer: bool = False) -> Path:
     """`path` itself if it is a directory in Hugging Face layout, else one made of a GGUF file's metadata.
 
-    `load_format`: --load-format; "gguf" also takes the only GGUF model of a directory. `has_tokenizer`: the
-    tokenizer comes from elsewhere. Raises ConfigError, CheckpointError, UnsupportedModel.
+    It may be a directory with one GGUF model, too; beside a config.json only if `load_format`, which is
+    --load-format, is "gguf". `has_tokenizer`: the tokenizer comes from elsewhere. Raises ConfigError,
+    CheckpointError, UnsupportedModel.
     """
-    if load_format == "gguf" and path.is_dir() and not (path / UNPACKED_GGUF).exists():
-        path = _only_model(path)
+    if path.is_dir() and not (path / UNPACKED_GGUF).exists():
+        if load_format == "gguf":
+            path = _only_model(path)
+        elif (
+            load_format == "auto" and not (path / "config.json").exists() and len(found := _models(path)) == 1
+        ):
+            path = next(iter(found.values()))
     if path.suffix != ".gguf" or path.is_dir():
         return path
     if load_format not in ("auto", "gguf"):
@@ -49,8 +58,14 @@ def as_directory(path: Path, *, load_format: str = "auto", has_tokenizer: bool =
     return directory
 
 
+def _models(directory: Path) -> dict[str, Path]:
+    """The first file of each, by name. Projectors of images, which lie beside their models, are left out."""
+    paths = sorted(directory.glob("*.gguf"), reverse=True)
+    return {_PART.sub(".gguf", path.name): path for path in paths if not path.name.startswith("mmproj")}
+
+
 def _only_model(directory: Path) -> Path:
-    models = {_PART.sub(".gguf", path.name): path for path in sorted(directory.glob("*.gguf"), reverse=True)}
+    models = _models(directory)
     if len(models) != 1:
         found = "none" if not models else ", ".join(sorted(models))
         raise ConfigError(f"--load-format gguf needs one GGUF model in {directory}, which has {found}.")
@@ -63,7 +78,8 @@ def _key(paths: Sequence[Path], *, has_tokenizer: bool) -> str:
     key = hashlib.sha256(repr((states, has_tokenizer)).encode())
     for module in ("engine.checkpoint.gguf_config", "engine.text.gguf_tokenizer"):
         spec = find_spec(module)
-        key.update(Path(str(spec and spec.origin)).read_bytes())
+        for source in sorted(Path(str(spec and spec.origin)).parent.glob("gguf_*.py")):
+            key.update(source.read_bytes())
     return f"{_PART.sub('.gguf', paths[0].name).removesuffix('.gguf')}-{key.hexdigest()[:16]}"
 
 
@@ -73,13 +89,18 @@ def _cache() -> Path:
 
 def _unpack(paths: Sequence[Path], directory: Path, *, has_tokenizer: bool) -> None:
     file = read_gguf(paths[0])
-    contents = {"config.json": config_of(file), UNPACKED_GGUF: [str(path) for path in paths]}
+    contents = {
+        UNPACKED_GGUF: unpacked_record(paths),  # first: a change from here on is noticed
+        "config.json": config_of(file),
+        **_pooling_files(file),
+    }
     if not has_tokenizer:
         contents |= _tokenizer_files(file)
     directory.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=directory.parent))
     try:
         for name, content in contents.items():
+            (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
         new.chmod(0o755)
         new.rename(directory)
@@ -87,6 +108,17 @@ def _unpack(paths: Sequence[Path], directory: Path, *, has_tokenizer: bool) -> N
         shutil.rmtree(new, ignore_errors=True)
         if not directory.is_dir():  # else another process was faster
             raise
+
+
+def _pooling_files(file: GGUFFile) -> dict[str, Any]:
+    """sentence-transformers' files, if the file is of an embedding model."""
+    kind = Fields(file).optional("pooling_type")
+    mode = _POOLING_MODES.get(kind) if isinstance(kind, int) else None
+    if mode is None:
+        return {}
+    steps = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{step}"} for step, path in steps]
+    return {"modules.json": modules, "1_Pooling/config.json": {f"pooling_mode_{mode}": True}}
 
 
 def _tokenizer_files(file: GGUFFile) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from engine.models.tensor_source import TensorSource
 
 _BLOCK = 32
 _BIAS = 127
-_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1
-_VALUES = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
+_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 
 
 class MXFP4:
@@ -67,7 +67,7 @@ class MXFP4Tensor:
 
 def dequantise_mxfp4(packed: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """uint8 [..., blocks, 16] and [..., blocks] → float32 [..., blocks * 32]."""
-    pairs = torch.stack((_VALUES.repeat(16), _VALUES.repeat_interleave(16)), dim=-1)  # of each byte
+    pairs = torch.stack((E2M1.repeat(16), E2M1.repeat_interleave(16)), dim=-1)  # of each byte
     values = pairs.index_select(0, packed.flatten().int()).reshape(*packed.shape[:-1], _BLOCK)
     scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - _BIAS)
     return values.mul_(scales.unsqueeze(-1)).flatten(-2)

@@ -25,10 +25,30 @@ class ScaledTensor:
     zero_point: str | None = None
     block: tuple[int, int] | None = None  # rows and columns with one scale; None: equal parts, without rest
     divisor: float = 1.0
+    is_of_products: bool = False  # activations are quantised, too, so that the product is one of 8 bits
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.source.shape(self.name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.source.tensor(self.name, rows=slice(0, 1)).dtype
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether a product can be made of it as it is stored: by one scale, or one for each row."""
+        if not self.is_of_products or self.zero_point is not None or len(self.shape) != 2:
+            return False
+        return _with_dimensions(self.source.shape(self.scale), self.shape) in ((1, 1), (self.shape[0], 1))
+
+    def stored(self, rows: slice, columns: slice) -> torch.Tensor:
+        return self.source.tensor(self.name, rows=rows, columns=columns)
+
+    def scales(self, rows: slice) -> torch.Tensor:
+        start, stop = bounds(rows, self.shape[0])
+        scales = self._spread(self.scale, rows, slice(0, 1)) / self.divisor
+        return scales.expand(stop - start, 1)
 
     def check(self) -> None:
         """Raise CheckpointError if the scale doesn't have one of the shapes."""

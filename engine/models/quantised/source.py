@@ -11,7 +11,8 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.models.quantised.packing import bounds
-from engine.models.tensor_source import ALL, TensorSource
+from engine.models.quantised.scaled import ScaledTensor
+from engine.models.tensor_source import ALL, ScaledWeight, TensorSource
 
 # Scales of activations and of a KV cache in 8 bits. Neither is quantised here: no result depends on them.
 _OF_ACTIVATIONS = (
@@ -69,15 +70,18 @@ class DequantisedSource:
         contents = format.contents(source)
         self._quantised = contents.quantised
         plain = source.names - contents.parts - contents.quantised.keys()
-        self._plain = frozenset(name for name in plain if not name.endswith(_OF_ACTIVATIONS))
-
-    @property
-    def names(self) -> frozenset[str]:
-        return self._plain | self._quantised.keys()
+        self.names = frozenset(name for name in plain if not name.endswith(_OF_ACTIVATIONS)) | frozenset(
+            self._quantised
+        )
 
     @property
     def num_quantised(self) -> int:
         return len(self._quantised)
+
+    def scaled(self, name: str) -> ScaledWeight | None:
+        """A matrix that may be multiplied as it is stored."""
+        tensor = self._quantised.get(name)
+        return tensor if isinstance(tensor, ScaledTensor) and tensor.multiplies else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         quantised = self._quantised.get(name)

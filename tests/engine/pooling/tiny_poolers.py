@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,17 @@ def make_pooler(name: str, root: Path, **config: Any) -> Path:
 
     `config` changes config.json afterwards; None takes a key out.
     """
+    return make_sized_pooler(name, root, {}, config)
+
+
+def make_sized_pooler(
+    name: str, root: Path, sizes: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> Path:
+    """As `make_pooler`; `sizes` changes the recipe."""
     class_name, options = RECIPES[name]
     model_class = getattr(transformers, class_name)
     torch.manual_seed(sum(map(ord, name)))
-    model = model_class(model_class.config_class(**options))
+    model = model_class(model_class.config_class(**{**options, **sizes}))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name.lower() and parameter_name.endswith("weight"):

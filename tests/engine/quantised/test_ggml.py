@@ -14,6 +14,7 @@ import torch
 
 from engine.checkpoint.gguf_file import TYPES
 from engine.models.quantised.ggml import DEQUANTISE, PLAIN
+from tests.engine.quantised.test_mxfp4 import e2m1
 
 SIZES = {name: (values, size) for name, values, size in TYPES.values()}
 
@@ -88,6 +89,10 @@ def q6_k(block: bytes, at: int) -> float:
     return float((low | high << 4) - 32) * scale * half(block, 208)
 
 
+def mxfp4(block: bytes, at: int) -> float:
+    return e2m1(nibble(block[1:], at)) * 2.0 ** (block[0] - 127)
+
+
 REFERENCES: Mapping[str, Callable[[bytes, int], float]] = {
     "Q4_0": q4_0,
     "Q4_1": q4_1,
@@ -97,8 +102,9 @@ REFERENCES: Mapping[str, Callable[[bytes, int], float]] = {
     "Q4_K": q4_k,
     "Q5_K": q5_k,
     "Q6_K": q6_k,
+    "MXFP4": mxfp4,
 }
-HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": ()}
 
 
 def random_blocks(name: str, count: int, seed: int = 0) -> bytes:
@@ -109,6 +115,8 @@ def random_blocks(name: str, count: int, seed: int = 0) -> bytes:
         block = bytearray(chance.randbytes(SIZES[name][1]))
         for at in HALVES.get(name, (0,)):
             struct.pack_into("<e", block, at, chance.uniform(-0.1, 0.1))
+        if name == "MXFP4":
+            block[0] = chance.randrange(100, 140)
         blocks.append(bytes(block))
     return b"".join(blocks)
 

@@ -135,6 +135,10 @@ ARRAY = text("k") + struct.pack("<I", 9)
         (header(1, 0, entry("t", (HUGE, HUGE), 0, 0)), "its download may not be finished"),
         (header(1, 0, entry("t", (4,), 0, HUGE)), "its download may not be finished"),
         (header(2, 0, entry("t", (4,), 0, 0)[:-64] * 2 + bytes(64)), "the tensor t twice"),
+        (
+            header(2, 0, entry("t", (12,), 0, 0)[:-64] + entry("u", (4,), 0, 32) + bytes(64)),
+            "tensors t and u overlap",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_sentence_and_costs_no_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,34 @@ def test_load_format_gguf_takes_the_only_model_of_a_directory(demo: Path) -> Non
     with pytest.raises(ConfigError, match=r"which has a\.gguf, b\.gguf"):
         as_directory(folder, load_format="gguf")
     assert as_directory(folder) == folder
+
+
+def test_a_folder_with_one_model_is_that_model(demo: Path) -> None:
+    """In one file or several, beside a projector of images; a config.json makes it another kind of folder."""
+    folder = demo.parent / "folder"
+    folder.mkdir()
+    shutil.copy(demo, folder / "a-00001-of-00001.gguf")
+    (folder / "mmproj-a.gguf").write_bytes(b"GGUF")
+    assert unpacked_gguf(as_directory(folder)) == [folder / "a-00001-of-00001.gguf"]
+    (folder / "config.json").write_text("{}")
+    assert as_directory(folder) == folder
+
+
+def test_a_file_that_changed_since_its_header_was_read_is_refused(demo: Path) -> None:
+    directory = as_directory(demo)
+    demo.write_bytes(demo.read_bytes() + bytes(32))
+    changed = pytest.raises(CheckpointError, match=r"\.gguf has changed since .* start it again")
+    with changed, open_checkpoint(directory):
+        pass
+    demo.unlink()
+    with pytest.raises(CheckpointError, match="can't be read: No such file"), open_checkpoint(directory):
+        pass
+
+
+def test_two_starts_at_once_share_one_directory(demo: Path, cache: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(as_directory, [demo] * 4))
+    assert list(cache.iterdir()) == list(found)
 
 
 def test_other_formats_contradict_a_gguf_file(demo: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from engine.checkpoint.gguf_config import ARCHITECTURES, config_of
+from engine.checkpoint.gguf_decoders import DECODERS
 from engine.checkpoint.gguf_file import TYPES, read_gguf
 from engine.errors import CheckpointError, UnsupportedModel
 from engine.models.quantised.gguf_source import GGUFSource
@@ -195,13 +196,76 @@ def test_tensors_that_the_architecture_lacks_are_refused_by_name(tmp_path: Path)
         source_of(tmp_path, metadata("llama"), {**EMBEDDING, "blk.0.ffn_gate_exps.weight": counted(2, 2, 2)})
 
 
+MIXTURE = {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 4}
+
+
+def test_experts_are_one_by_one_in_the_model(tmp_path: Path) -> None:
+    stored = counted(3, 4, 8)
+    source = source_of(
+        tmp_path, metadata("qwen3moe", **MIXTURE), {**EMBEDDING, "blk.1.ffn_gate_exps.weight": stored}
+    )
+    for expert in range(3):
+        name = f"model.layers.1.mlp.experts.{expert}.gate_proj.weight"
+        assert source.shape(name) == (4, 8)
+        expected = torch.arange(expert * 32.0, expert * 32 + 32).reshape(4, 8)
+        assert torch.equal(source.tensor(name, rows=slice(1, 3)), expected[1:3])
+
+
+def test_experts_are_one_tensor_where_the_model_has_one(tmp_path: Path) -> None:
+    """gpt-oss: gate's and up's columns alternate, and inputs come first."""
+    gate, up = torch.arange(96.0).reshape(3, 4, 8), torch.arange(96.0).reshape(3, 4, 8) + 96
+    tensors = {
+        "blk.0.ffn_up_exps.weight": f32((3, 4, 8), up.flatten().tolist()),
+        "blk.0.ffn_gate_exps.weight": f32((3, 4, 8), gate.flatten().tolist()),
+        "blk.0.ffn_gate_exps.bias": counted(3, 4),
+        "blk.0.ffn_up_exps.bias": counted(3, 4),
+        "blk.0.ffn_down_exps.weight": counted(3, 8, 4),
+    }
+    window = {"attention.sliding_window": 4}
+    source = source_of(tmp_path, metadata("gpt-oss", **MIXTURE, **window), {**EMBEDDING, **tensors})
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    expected = torch.stack((gate, up), 2).flatten(1, 2).transpose(1, 2)
+    assert source.shape(name) == tuple(expected.shape) == (3, 8, 8)
+    for rows in parts_of(3, 1):
+        for columns in parts_of(8, 4):
+            assert torch.equal(source.tensor(name, rows=rows, columns=columns), expected[rows, columns])
+    assert source.tensor(f"{name}_bias")[1].tolist() == [4, 4, 5, 5, 6, 6, 7, 7]
+    assert source.tensor("model.layers.0.mlp.experts.down_proj").shape == (3, 4, 8)
+    other = {**EMBEDDING, **tensors, "blk.0.ffn_up_exps.weight": counted(3, 5, 8)}
+    with pytest.raises(CheckpointError, match=r"have shapes \[3, 4, 8\] and \[3, 5, 8\]"):
+        source_of(tmp_path, metadata("gpt-oss", **MIXTURE, **window), other)
+
+
+def test_the_number_of_experts_is_that_of_their_tensors(tmp_path: Path) -> None:
+    tensors = {"blk.0.ffn_up_exps.weight": counted(2, 2, 2)}
+    with pytest.raises(CheckpointError, match=r"expert_count is 2147483648, but .* tensors for 2 experts"):
+        config(tmp_path, metadata("qwen3moe", **{**MIXTURE, "expert_count": 1 << 31}), tensors)
+
+
+def test_a_llama_with_experts_is_mixtral_and_an_olmo2_with_windows_olmo3(tmp_path: Path) -> None:
+    assert config(tmp_path, metadata("llama", **MIXTURE))["architectures"] == ["MixtralForCausalLM"]
+    windows = {"attention.sliding_window": 64, "attention.sliding_window_pattern": [True, False]}
+    found = config(tmp_path, metadata("olmo2", **windows))
+    assert found["architectures"] == ["Olmo3ForCausalLM"]
+    assert found["layer_types"] == ["sliding_attention", "full_attention"]
+
+
 def config(tmp_path: Path, meta: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
     return config_of(read_gguf(write(tmp_path / "m.gguf", meta, {**EMBEDDING, **(tensors or {})})))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+FURTHER = {
+    "attention.layer_norm_epsilon": 1e-5,
+    "attention.sliding_window": 64,
+    "expert_count": 4,
+    "expert_used_count": 2,
+}
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_transformers_understands_the_configuration(architecture: str, tmp_path: Path) -> None:
-    found = config(tmp_path, {**metadata(architecture), "tokenizer.ggml.eos_token_id": 7})
+    own = FURTHER if architecture not in ("llama", "olmo2") else {}
+    found = config(tmp_path, {**metadata(architecture, **own), "tokenizer.ggml.eos_token_id": 7})
     read = AutoConfig.for_model(**found)
     assert read.architectures == [ARCHITECTURES[architecture].name]
     expected = {
@@ -216,7 +280,8 @@ def test_transformers_understands_the_configuration(architecture: str, tmp_path:
         "eos_token_id": 7,
     }
     assert {key: getattr(read, key) for key in expected} == expected
-    assert read.rms_norm_eps == 1e-5
+    eps = ARCHITECTURES[architecture].eps
+    assert not eps or getattr(read, eps) == 1e-5
     parameters = read.rope_parameters.get("full_attention", read.rope_parameters)
     assert parameters["rope_theta"] == 10_000.0
 
@@ -312,6 +377,7 @@ def test_the_dtype_is_that_of_the_matrices(name: str, dtype: str, tmp_path: Path
         ({"attention.head_count_kv": [2, 1]}, "head_count_kv is an array"),
         ({"attention.layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is nan"),
         ({"rope.freq_base": float("inf")}, "freq_base is inf"),
+        ({"rope.dimension_count": 1 << 31}, "rope.dimension_count is 2147483648; it may be at most 4"),
     ],
 )
 def test_numbers_that_are_missing_or_wrong_are_named(

@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.launch.preflight import check_config
 from engine.models.quantised.checkpoint import open_checkpoint
-from tests.engine.quantised.quantisers import QUANTISERS
+from tests.engine.quantised.quantisers import QUANTISERS, Quantiser
 from tests.engine.test_generation import core_of, greedy, run
 from tests.engine.tiny_models import prompt_of
 
@@ -40,8 +40,11 @@ def saved(source: Path, directory: Path, tensors: dict[str, torch.Tensor], **con
 
 
 def both(source: Path, tmp_path: Path, name: str) -> tuple[Path, Path]:
+    return both_of(source, tmp_path, QUANTISERS[name])
+
+
+def both_of(source: Path, tmp_path: Path, quantiser: Quantiser) -> tuple[Path, Path]:
     """The checkpoint quantised, and with what became of its weights."""
-    quantiser = QUANTISERS[name]
     stored: dict[str, torch.Tensor] = {}
     plain: dict[str, torch.Tensor] = {}
     for tensor_name, tensor in load_file(source / "model.safetensors").items():
