@@ -10,14 +10,9 @@ from engine.models.transformers_backend.choice import is_of_transformers
 
 
 def check_takes_adapters(config: EngineConfig, architecture: DecoderArchitecture) -> None:
-    """Raises ConfigError for --enable-lora with a model, or with a flag, that it can't be used with."""
+    """Raises ConfigError for --enable-lora with a model that it can't be used with."""
     if not config.enable_lora:
         return
-    if config.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"--enable-lora with --tensor-parallel-size {config.tensor_parallel_size}: LoRA adapters aren't "
-            "divided between devices yet. Merge the adapter into the model, or leave out one of the flags."
-        )
     if is_of_transformers(architecture):
         raise ConfigError(
             f"--enable-lora: transformers' own code computes {architecture.name}, and takes no LoRA "

@@ -48,12 +48,6 @@ def _against_model(model: Path, raw: Mapping[str, Any], params: Mapping[str, Any
 
 
 def _against_adapters(name: str, params: Mapping[str, Any], *, pools: bool) -> str | None:
-    size = quantity(params.get("tensor_parallel_size")) or 1
-    if size > 1 and not pools:
-        return (
-            f"--enable-lora with --tensor-parallel-size {size}: LoRA adapters aren't divided between devices "
-            "yet. Merge the adapter into the model, or leave out one of the flags."
-        )
     if pools:
         return (
             "--enable-lora is for models that generate text: the pooling runner takes no LoRA adapters. "

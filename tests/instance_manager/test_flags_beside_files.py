@@ -86,7 +86,6 @@ def test_an_adapter_that_cannot_be_loaded_is_named(kind: str, tmp_path: Path) ->
             "transformers' own code computes Qwen3ForCausalLM",
         ),
         ({"enable_lora": True, "runner": "pooling"}, "--enable-lora is for models that generate text"),
-        ({"enable_lora": True, "tensor_parallel_size": 2}, "--enable-lora with --tensor-parallel-size 2"),
     ],
 )
 def test_flags_that_do_not_fit_the_model_are_named(params: dict[str, Any], says: str) -> None:
