@@ -124,6 +124,9 @@ class ThreadRanks:
                 raise value if isinstance(value, EngineError) else DeviceLost(f"{value!r}")
         return [value for _, value in answers]
 
+    def lost(self, error: BaseException | None) -> DeviceLost:
+        return DeviceLost(f"{error!r}")
+
     @contextmanager
     def translated_loss(self) -> Iterator[None]:
         try:
