@@ -41,7 +41,7 @@ def ranks_in_threads() -> Iterator[None]:
 class _RankThread:
     plan: RankPlan
     group: ThreadGroup
-    messages: SimpleQueue[bytes | None]
+    messages: SimpleQueue[Any]
     answers: SimpleQueue[tuple[bool, Any]]
     rank: Rank | None = None
 
