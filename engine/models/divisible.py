@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from engine.errors import ConfigError
+from engine.models.config import ModelConfig
 from engine.models.decoder_config import DecoderConfig
 
 C = TypeVar("C", bound=DecoderConfig)
@@ -13,7 +14,7 @@ C = TypeVar("C", bound=DecoderConfig)
 _WIDTHS = ("intermediate_size", "expert_size")  # of MLPs; a mixture's experts may have one of their own
 
 
-def check_divisible(config: DecoderConfig, size: int) -> None:
+def check_divisible(config: ModelConfig, size: int) -> None:
     """Raises ConfigError, naming what would work, and UnsupportedModel."""
     if size == 1:
         return

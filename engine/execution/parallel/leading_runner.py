@@ -77,7 +77,10 @@ class LeadingRunner(ModelRunner):
         except DeviceLost:
             raise
         except EngineError:
-            self.wake_up(ALL_PARTS)
+            try:
+                self.wake_up(ALL_PARTS)
+            except EngineError as error:  # some ranks sleep, some don't
+                raise self._ranks.lost(error) from error
             raise
 
     def wake_up(self, parts: Set[Part]) -> None:

@@ -117,6 +117,7 @@ class Ranks:
         ]
         self._watch = _Watch(self._ranks)
         self._adapters_turn = Lock()
+        self._loss: DeviceLost | None = None  # that this thread has met
         self.size = plan.size
         self.group = RankGroup(0, plan.size)
         self.close = weakref.finalize(self, only_here(_end), self._ranks, self._watch, folder)
@@ -138,9 +139,11 @@ class Ranks:
             on_lost()
 
     def check(self) -> None:
-        """Raises DeviceLost if a rank has ended."""
+        """Raises DeviceLost if a rank has ended, or another call has raised it."""
+        if self._loss is not None:
+            raise self._loss
         if self._watch.has_ended.is_set():
-            raise self._lost(None)
+            raise self.lost(None)
 
     def send(self, message: Message) -> None:
         """Raises DeviceLost."""
@@ -191,9 +194,9 @@ class Ranks:
         except EngineError:
             raise
         except Exception as error:  # of a connection, of torch.distributed, of the model
-            raise self._lost(error) from error
+            raise self.lost(error) from error
 
-    def _lost(self, error: BaseException | None) -> DeviceLost:
+    def lost(self, error: BaseException | None) -> DeviceLost:
         """Ends all ranks. `error`: what failed on rank 0, most likely because another one has ended."""
         self._watch.has_ended.wait(_EXIT_WAIT_S)
         ended = self._watch.ended
@@ -204,7 +207,8 @@ class Ranks:
             else f"Rank {ended.rank} of {self.size} {_end_reason(ended)}."
         )
         self.close()
-        return DeviceLost(reason)
+        self._loss = DeviceLost(reason)
+        return self._loss
 
 
 def _end_reason(rank: _Rank) -> str:

@@ -96,7 +96,7 @@ def _end_with_rank_0() -> None:
 
 
 if __name__ == "__main__":
-    connections = (Connection(int(number)) for number in sys.argv[1:3])
-    status = main(*connections, sys.argv[3] if len(sys.argv) > 3 else None)
+    steps, adapters = (Connection(int(number)) for number in sys.argv[1:3])
+    status = main(steps, adapters, sys.argv[3] if len(sys.argv) > 3 else None)
     sys.stderr.flush()
     os._exit(status)  # without the destructors of torch.distributed, which abort

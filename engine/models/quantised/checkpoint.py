@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine.checkpoint.layout import check_unchanged, unpacked_gguf
 from engine.checkpoint.mapped_files import forget_pages
 from engine.checkpoint.quantisation import read_quantisation
@@ -51,9 +53,15 @@ def _opened(directory: Path, overrides: Mapping[str, Any] | None) -> Iterator[Te
             yield checkpoint
             return
         dequantised = DequantisedSource(checkpoint, format_of(quantisation))
-        _tell(quantisation.method, dequantised.num_quantised)
+        may_stay = torch.cuda.is_available() and dequantised.has_scaled
+        _tell(quantisation.method, dequantised.num_quantised, may_stay=may_stay)
         yield dequantised
 
 
-def _tell(method: str, num_quantised: int) -> None:
-    log.info("Quantised weights (%s): %d tensors are dequantised as they are loaded.", method, num_quantised)
+def _tell(method: str, num_quantised: int, *, may_stay: bool = False) -> None:
+    log.info(
+        "Quantised weights (%s): %d tensors are dequantised as they are loaded%s.",
+        method,
+        num_quantised,
+        ", but for layers that multiply by them as they are stored" if may_stay else "",
+    )

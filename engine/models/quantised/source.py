@@ -78,6 +78,10 @@ class DequantisedSource:
     def num_quantised(self) -> int:
         return len(self._quantised)
 
+    @property
+    def has_scaled(self) -> bool:
+        return any(self.scaled(name) is not None for name in self._quantised)
+
     def scaled(self, name: str) -> ScaledWeight | None:
         """A matrix that may be multiplied as it is stored."""
         tensor = self._quantised.get(name)

@@ -91,13 +91,13 @@ def read_plan(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> Pla
     for name, style in styles.items():
         parameters.update(_of_module(name, model.get_submodule(name), style, specs))
     for name, parameter in model.named_parameters():
-        style = inner.get(_pattern(name))
-        if style == ONCE:
+        own = inner.get(_pattern(name))
+        if own == ONCE:
             parameters[name] = DividedParameter(0, None)
-        elif style is not None and parameter.ndim > 1:
-            parameters[name] = _of_matrix(tuple(parameter.shape), style)
-        elif style in _COLUMNS:
-            parameters[name] = DividedParameter(0, parameter.shape[0], _COLUMNS[style])
+        elif own is not None and parameter.ndim > 1:
+            parameters[name] = _of_matrix(tuple(parameter.shape), own)
+        elif own in _COLUMNS:
+            parameters[name] = DividedParameter(0, parameter.shape[0], _COLUMNS[own])
     _check_experts(model, styles, parameters)
     styles = {name: style for name, style in styles.items() if style not in _WHOLE}
     return Plan(parameters, {**vocabulary, **styles}, norms)
@@ -145,7 +145,7 @@ def _is_outermost(model: PreTrainedModel, key: str) -> bool:
 
 def _vocabulary(model: PreTrainedModel, parameters: dict[str, DividedParameter]) -> Iterator[tuple[str, str]]:
     """Embedding and head, which may be the same tensor: both are divided, or both are whole."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(embedding, nn.Embedding) or type(head) is not nn.Linear:
         return

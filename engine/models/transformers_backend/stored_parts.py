@@ -54,7 +54,9 @@ class StoredPart:
             return source.tensor(name, rows=part)
         if self.axis == 1:
             return source.tensor(name, columns=part)
-        return source.tensor(name)[(ALL,) * self.axis + (part,)].contiguous()
+        rows = (slice(row, row + 1) for row in range(source.shape(name)[0]))  # a part of the whole at a time
+        own = (ALL,) * self.axis + (part,)
+        return torch.cat([source.tensor(name, rows=row)[own] for row in rows])
 
 
 def stored_parts(

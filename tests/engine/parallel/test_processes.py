@@ -18,7 +18,7 @@ from engine import LLM, SamplingParams
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
-from engine.errors import CheckpointError, ConfigError, DeviceLost, EngineError
+from engine.errors import CheckpointError, ConfigError, DeviceLost, EngineError, OutOfMemory
 from engine.execution.build import build_core
 from engine.execution.parallel import cores, start
 from engine.execution.parallel.leading_runner import LeadingRunner
@@ -40,10 +40,10 @@ def settings(directory: Path, **options: Any) -> EngineConfig:
 
 
 @contextmanager
-def divided(directory: Path) -> Iterator[tuple[EngineCore, Ranks]]:
+def divided(directory: Path, **options: Any) -> Iterator[tuple[EngineCore, Ranks]]:
     """This process is rank 0 of 2."""
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    core = build_core(settings(directory, tensor_parallel_size=2))
+    core = build_core(settings(directory, tensor_parallel_size=2, **options))
     runner = core._runner
     assert isinstance(runner, LeadingRunner)
     try:
@@ -114,6 +114,33 @@ def test_a_rank_that_can_not_sleep_keeps_all_awake(tiny_model: Path, monkeypatch
         core.sleep(2)
         core.wake_up(ALL_PARTS)
         assert run(core, [greedy("a", prompt_of(20))])["a"] == before
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="the system has no such limits")
+def test_a_rank_that_can_not_wake_up_keeps_all_asleep_and_one_that_ends_is_lost(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 alone lacks the memory for its cache: waking up can be repeated once there is some."""
+    with divided(tiny_model, num_gpu_blocks_override=1 << 14) as (core, ranks):
+        before = run(core, [greedy("a", prompt_of(20))])["a"]
+        rank_1 = psutil.Process(ranks._ranks[0].process.pid)
+        core.sleep(2)
+        rank_1.rlimit(psutil.RLIMIT_AS, (rank_1.memory_info().vms + (1 << 24), -1))
+        for _ in range(2):
+            with pytest.raises(OutOfMemory):
+                core.wake_up(ALL_PARTS)
+            core.check_device()
+        rank_1.rlimit(psutil.RLIMIT_AS, (-1, -1))
+        core.wake_up(ALL_PARTS)
+        assert run(core, [greedy("a", prompt_of(20))])["a"] == before
+
+        core.sleep(1)
+        monkeypatch.setattr("engine.execution.parallel.processes._EXIT_WAIT_S", 0.0)  # it is noticed late
+        ranks._ranks[0].process.kill()
+        with pytest.raises(DeviceLost):
+            core.wake_up(ALL_PARTS)
+        with pytest.raises(DeviceLost):
+            core.check_device()
 
 
 def test_a_program_that_is_done_with_a_model_leaves_no_rank_behind() -> None:

@@ -41,7 +41,7 @@ def ranks_in_threads() -> Iterator[None]:
 class _RankThread:
     plan: RankPlan
     group: ThreadGroup
-    messages: SimpleQueue[bytes | None]
+    messages: SimpleQueue[Any]
     answers: SimpleQueue[tuple[bool, Any]]
     rank: Rank | None = None
 
@@ -123,6 +123,9 @@ class ThreadRanks:
             if not is_answer:
                 raise value if isinstance(value, EngineError) else DeviceLost(f"{value!r}")
         return [value for _, value in answers]
+
+    def lost(self, error: BaseException | None) -> DeviceLost:
+        return DeviceLost(f"{error!r}")
 
     @contextmanager
     def translated_loss(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
 from engine.models.transformers_backend.family import read_transformers_config
 from engine.models.transformers_backend.loading import load
+from tests.engine.parallel.thread_ranks import ranks_in_threads
 from tests.engine.quantised.gguf_models import f32, metadata_of
 from tests.engine.quantised.gguf_writer import Tensor, write
 from tests.engine.quantised.test_gguf_tokenizer import byte_level
@@ -53,9 +54,9 @@ def logits_of(directory: Path) -> torch.Tensor:
         return model(TOKENS, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def generated(model: Path) -> list[int]:
+def generated(model: Path, **options: Any) -> list[int]:
     """By the whole engine."""
-    return run(core_of(model, max_model_len=64), [greedy("r", TOKENS[0].tolist())])["r"]
+    return run(core_of(model, max_model_len=64, **options), [greedy("r", TOKENS[0].tolist())])["r"]
 
 
 def plain_logits(directory: Path) -> torch.Tensor:
@@ -103,7 +104,10 @@ def test_gpt_oss_with_its_experts_in_mxfp4(tmp_path: Path) -> None:
     )
     assert len(stored) == len(plain) + 4
     assert torch.allclose(logits_of(tmp_path / "quantised"), plain_logits(tmp_path / "plain"), atol=1e-5)
-    assert generated(tmp_path / "quantised") == generated(tmp_path / "plain")
+    tokens = generated(tmp_path / "plain")
+    assert generated(tmp_path / "quantised") == tokens
+    with ranks_in_threads():
+        assert generated(tmp_path / "quantised", tensor_parallel_size=2) == tokens
 
 
 def test_gemma3_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
