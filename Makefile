@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.runtime-installed
 DEV    := $(VENV)/.dev-installed
 CLIENTS := .clients
+# Of pytest, for two cores: a quarter of the time, two of them only wait.
+WORKERS := 3
 
 # Tests start hundreds of Pythons: what these compile is kept, whatever the environment says.
 test test-exhaustive test-clients cover: export PYTHONDONTWRITEBYTECODE :=
@@ -19,14 +21,14 @@ serve: $(RUN) $(BIN)/berth ## Serve on port 5000 (settings: .env, see env.exampl
 	@exec $(BIN)/python app.py
 
 test: $(DEV) $(BIN)/berth ## Run all tests, but of long tables only a part
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 test-exhaustive: $(DEV) $(BIN)/berth ## The rest: all families of models, the GPU's kernels in an interpreter
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive $$(grep -rl --include='test_*.py' 'mark\.exhaustive' tests)
 
 cover: $(DEV) $(BIN)/berth ## The tests with their coverage, in all processes; fails below the floor in pyproject.toml
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
