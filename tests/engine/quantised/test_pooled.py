@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.engine.pooling.test_models import INPUTS, check, core_of
 from tests.engine.pooling.tiny_poolers import RECIPES, hidden_of, logits_of, make_sized_pooler
 from tests.engine.quantised.quantisers import QUANTISERS, Quantiser
 
+FAMILIES = ("xlm-roberta", "modernbert-biased", "nomic", "gte", "jina-v3", "distilbert")
 SIZES = {"intermediate_size": 64, "hidden_dim": 64}  # of whole groups
 
 
@@ -30,6 +32,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return make_sized_pooler(name, tmp_path_factory.mktemp("poolers"), known)
 
     return make
+
+
+def some(names: Iterable[str], *typical: str) -> list[Any]:
+    """The others belong to the long tables."""
+    return [name if name in typical else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
 
 
 def quantise(directory: Path, target: Path, quantiser: Quantiser, *, group: int = 32) -> int:
@@ -63,14 +70,12 @@ def check_embeddings(directory: Path, quantiser: Quantiser, target: Path) -> Non
     check(core_of(target), [F.normalize(hidden_of(directory, one)[0], dim=0) for one in INPUTS])
 
 
-@pytest.mark.parametrize("method", QUANTISERS)
+@pytest.mark.parametrize("method", some(QUANTISERS, "gptq", "fp8", "bitsandbytes"))
 def test_an_encoder_in_each_form(method: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     check_embeddings(plain("bert"), QUANTISERS[method], tmp_path / "quantised")
 
 
-@pytest.mark.parametrize(
-    "name", ["xlm-roberta", "modernbert-biased", "nomic", "gte", "jina-v3", "distilbert"]
-)
+@pytest.mark.parametrize("name", some(FAMILIES, "modernbert-biased", "distilbert"))
 def test_encoders_of_each_family(name: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     check_embeddings(plain(name), QUANTISERS["gptq"], tmp_path / "quantised")
 
@@ -85,7 +90,7 @@ def test_jinas_own_code(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["bert-cross", "modernbert-cross", "xlm-cross"])
+@pytest.mark.parametrize("name", some(("bert-cross", "modernbert-cross", "xlm-cross"), "bert-cross"))
 def test_a_classifier_with_a_quantised_layer_of_its_own(
     name: str, plain: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -94,7 +99,9 @@ def test_a_classifier_with_a_quantised_layer_of_its_own(
     check(core_of(tmp_path / "quantised"), [logits_of(directory, one).sigmoid() for one in INPUTS])
 
 
-@pytest.mark.parametrize("name", ["qwen3-bare", "llama-bare", "gemma2-bare", "mistral-bare"])
+@pytest.mark.parametrize(
+    "name", some(("qwen3-bare", "llama-bare", "gemma2-bare", "mistral-bare"), "qwen3-bare", "gemma2-bare")
+)
 def test_decoders_that_pool(name: str, plain: Callable[[str], Path], tmp_path: Path) -> None:
     """Saved without the prefix of their names, and one that transformers' own code computes."""
     directory = plain(name)
