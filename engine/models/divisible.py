@@ -1,8 +1,9 @@
-"""Among how many devices a decoder can be divided, and what each then has. Imports no torch by itself."""
+"""Among how many devices a decoder can be divided, and what each then has. Knows nothing of torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from engine.errors import ConfigError
@@ -11,6 +12,7 @@ from engine.models.decoder_config import DecoderConfig
 
 C = TypeVar("C", bound=DecoderConfig)
 
+_OF_TRANSFORMERS = "engine.models.transformers_backend.division:check_divisible"  # needs torch
 _WIDTHS = ("intermediate_size", "expert_size")  # of MLPs; a mixture's experts may have one of their own
 
 
@@ -19,9 +21,7 @@ def check_divisible(config: ModelConfig, size: int) -> None:
     if size == 1:
         return
     if not isinstance(config, DecoderConfig):
-        from engine.models.transformers_backend import division  # slow to import
-
-        division.check_divisible(config, size)
+        resolve_name(_OF_TRANSFORMERS)(config, size)
         return
     if _fits(config, size):
         return
