@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
 from engine.errors import ConfigError, UnsupportedModel
+from engine.execution.build import build_core
 from engine.execution.memory import MemoryBudget
 from engine.execution.state_memory import count_state_slots
 from engine.models.state.spec import StateSpec, StateTensor
@@ -30,7 +31,7 @@ from tests.engine.test_generation import greedy, run
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(build("qwen3_next"), tmp_path_factory.mktemp("states"))
+    return save(build("olmo_hybrid"), tmp_path_factory.mktemp("states"))
 
 
 @torch.inference_mode()
@@ -63,6 +64,18 @@ def test_choices_aborts_sleep_and_what_slots_held_before(
     fill_with_nan(core)
     assert run(core, [greedy("c0", prompt_of(20), 9)])["c0"] == tokens["c0"]
     core.check_integrity()
+
+
+def test_a_model_without_attention_has_blocks_that_cost_nothing(tmp_path: Path) -> None:
+    directory = save(build("mamba"), tmp_path)
+    core = build_core(EngineConfig(model=directory, dtype="float32", device="cpu", num_threads=1))
+    assert core.max_model_len >= 1 << 16, "Mamba knows no limit"
+    tokens = run(core, [greedy(str(length), prompt_of(length), 9) for length in (1, 9, 40)])
+    for length in (1, 9, 40):
+        assert continues_greedily(plain(directory), prompt_of(length), tokens[str(length)])
+    runner: Any = core._runner
+    states = runner._residency.cache.states.tensors()
+    assert core.memory.kv_cache == sum(tensor.nbytes for tensor in states)
 
 
 def test_several_devices_are_refused(directory: Path) -> None:
