@@ -91,8 +91,9 @@ class Summing(nn.Module):
         self.forgets_chunks, self.forgets, self.adds = forgets_chunks, forgets, adds
 
     def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        state = cache.layers[0].recurrent_states[0] if cache is not None else None
-        is_continued = cache is not None and cache.layers[0].has_previous_state[0] and not self.forgets
+        layer: Any = None if cache is None else cache.layers[0]
+        state = None if layer is None else layer.recurrent_states[0]
+        is_continued = layer is not None and layer.has_previous_state[0] and not self.forgets
         before = torch.zeros_like(x[:, :1])
         if is_continued and state is not None and not (self.forgets_chunks and x.shape[1] > 1):
             before = state
@@ -101,7 +102,7 @@ class Summing(nn.Module):
             sums = sums + x.sum(dim=0, keepdim=True)
         if cache is not None:
             cache.update_recurrent_state(sums[:, -1:], 0)
-            cache.layers[0].has_previous_state[0] = True
+            layer.has_previous_state[0] = True
         return sums
 
 
