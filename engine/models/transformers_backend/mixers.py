@@ -123,7 +123,7 @@ class Mixer:
             slot.index_copy_(0, group.writes, part)
         return output
 
-    def _run_in_place(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _run_in_place(self, tokens: Tokens, group: StateGroup, slots: Sequence[torch.Tensor]) -> Any:
         parts = [slot[group.write : group.write + 1] for slot in slots]
         for part, slot in zip(parts, slots, strict=True) if group.continues else ():
             part.copy_(slot[group.read : group.read + 1])

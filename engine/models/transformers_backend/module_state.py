@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, LinearAttentionLayer
@@ -41,7 +42,7 @@ class ModuleState:
 
     def learn(self) -> list[torch.Tensor]:
         """What the module has put into a fresh cache; from it follows the specification."""
-        layer = self._cache.layers[-1]
+        layer: Any = self._cache.layers[-1]
         found = {
             f"{kind}.{number}": tensor
             for kind in _KINDS
@@ -54,7 +55,7 @@ class ModuleState:
         return list(found.values())
 
     def holding(self, parts: Sequence[torch.Tensor], *, continues: bool) -> Cache:
-        layer = self._cache.layers[-1]
+        layer: Any = self._cache.layers[-1]
         for (kind, number), part in zip(self._keys, parts, strict=True):
             getattr(layer, kind)[number] = part
             getattr(layer, f"is_{kind}_initialized")[number] = True
@@ -66,7 +67,7 @@ class ModuleState:
         return self._cache
 
     def release(self) -> None:
-        layer = self._cache.layers[-1]
+        layer: Any = self._cache.layers[-1]
         for kind, number in self._keys:
             getattr(layer, kind)[number] = None
 

@@ -76,7 +76,7 @@ def _modules_noted(model: nn.Module, recording: _Recording) -> Iterator[None]:
 
 
 def _cache_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | int | None:
-    named = [*enumerate(args), *kwargs.items()]
+    named: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
     return next((name for name, value in named if isinstance(value, Cache)), None)
 
 
@@ -86,7 +86,8 @@ def _updates_noted(recording: _Recording) -> Iterator[None]:
 
     def noting(name: str) -> Any:
         def update(self: Cache, states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-            recording.note(layer_idx, self.layers[layer_idx].number_of_states)
+            layer: Any = self.layers[layer_idx]
+            recording.note(layer_idx, layer.number_of_states)
             return originals[name](self, states, layer_idx, *args, **kwargs)
 
         return update

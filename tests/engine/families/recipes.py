@@ -63,6 +63,7 @@ _MLA: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 _HEADS = ("num_key_value_heads",)
+_NO_ATTENTION = ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
 _DELTA_NET: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -257,6 +258,33 @@ RECIPES: Mapping[str, Recipe] = {
         n_groups=1,
         ssm_state_size=8,
         chunk_size=8,
+    ),
+    "kimi_linear": family(
+        "kimi_linear",
+        **{**_MLA, "q_lora_rank": None},
+        **_LOCAL,
+        moe_intermediate_size=24,
+        linear_head_dim=8,
+        linear_num_heads=4,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    ),
+    "bailing_hybrid": family(
+        "bailing_hybrid",
+        head_dim=8,
+        **_MLA,
+        **_LOCAL,
+        moe_intermediate_size=24,
+        n_group=1,
+        topk_group=1,
+        layer_group_size=3,
+        first_k_dense_replace=1,
+    ),
+    "zaya": family("zaya", head_dim=8),
+    "mamba": family("mamba", omits=_NO_ATTENTION, num_hidden_layers=2),
+    "falcon_mamba": family("falcon_mamba", omits=_NO_ATTENTION, num_hidden_layers=2),
+    "mamba2": family(
+        "mamba2", omits=_NO_ATTENTION, num_heads=4, head_dim=16, n_groups=1, state_size=8, chunk_size=8
     ),
     "jamba": family(
         "jamba",

@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
 from engine.errors import ConfigError, UnsupportedModel
+from engine.execution.build import build_core
 from engine.execution.memory import MemoryBudget
 from engine.execution.state_memory import count_state_slots
 from engine.models.state.spec import StateSpec, StateTensor
@@ -30,7 +31,7 @@ from tests.engine.test_generation import greedy, run
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(build("qwen3_next"), tmp_path_factory.mktemp("states"))
+    return save(build("olmo_hybrid"), tmp_path_factory.mktemp("states"))
 
 
 @torch.inference_mode()
@@ -65,6 +66,18 @@ def test_choices_aborts_sleep_and_what_slots_held_before(
     core.check_integrity()
 
 
+def test_a_model_without_attention_has_blocks_that_cost_nothing(tmp_path: Path) -> None:
+    directory = save(build("mamba"), tmp_path)
+    core = build_core(EngineConfig(model=directory, dtype="float32", device="cpu", num_threads=1))
+    assert core.max_model_len >= 1 << 16, "Mamba knows no limit"
+    tokens = run(core, [greedy(str(length), prompt_of(length), 9) for length in (1, 9, 40)])
+    for length in (1, 9, 40):
+        assert continues_greedily(plain(directory), prompt_of(length), tokens[str(length)])
+    runner: Any = core._runner
+    states = runner._residency.cache.states.tensors()
+    assert core.memory.kv_cache == sum(tensor.nbytes for tensor in states)
+
+
 def test_several_devices_are_refused(directory: Path) -> None:
     with pytest.raises(ConfigError, match="--tensor-parallel-size"):
         core_of(directory, tensor_parallel_size=2)
@@ -78,8 +91,9 @@ class Summing(nn.Module):
         self.forgets_chunks, self.forgets, self.adds = forgets_chunks, forgets, adds
 
     def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        state = cache.layers[0].recurrent_states[0] if cache is not None else None
-        is_continued = cache is not None and cache.layers[0].has_previous_state[0] and not self.forgets
+        layer: Any = None if cache is None else cache.layers[0]
+        state = None if layer is None else layer.recurrent_states[0]
+        is_continued = layer is not None and layer.has_previous_state[0] and not self.forgets
         before = torch.zeros_like(x[:, :1])
         if is_continued and state is not None and not (self.forgets_chunks and x.shape[1] > 1):
             before = state
@@ -88,7 +102,7 @@ class Summing(nn.Module):
             sums = sums + x.sum(dim=0, keepdim=True)
         if cache is not None:
             cache.update_recurrent_state(sums[:, -1:], 0)
-            cache.layers[0].has_previous_state[0] = True
+            layer.has_previous_state[0] = True
         return sums
 
 
