@@ -36,6 +36,7 @@ _NAMES = [
     "__annotations__",
     "__dir__",  # of modules
     "__signature__",
+    "atexit",  # weakref.finalize
     "capture_signals",  # uvicorn.Server
     "chunked_encoding",  # uvicorn's request-response cycle
     "_timeout",  # torch.distributed's options of groups
@@ -44,11 +45,13 @@ _NAMES = [
     "expected_content_length",  # uvicorn's request-response cycle
     "handle_exit",  # uvicorn.Server
     "normalizer",  # tokenizers.Tokenizer
+    "num_embeddings",  # torch.nn.Embedding
     "on_header",  # httptools' parsers
     "on_headers_complete",
     "on_message_begin",
     "on_message_complete",
     "on_url",
+    "padding_idx",  # torch.nn.Embedding
     "pause_writing",  # asyncio.Protocol
     "post_processor",  # tokenizers.Tokenizer
     "pre_tokenizer",  # tokenizers.Tokenizer
