@@ -58,7 +58,7 @@ def whole(tiny_model: Path) -> Iterator[Running]:
         model=tiny_model, dtype="float32", device="cpu", max_model_len=200, num_threads=1, enable_lora=True
     )
     ends = load_tokenizer(tiny_model).end_token_ids
-    with running(tiny_model, lambda: build_core(config, eos_token_ids=ends)) as server:
+    with running(tiny_model, lambda: build_core(config, eos_token_ids=ends), takes_adapters=True) as server:
         yield server
 
 
