@@ -96,9 +96,7 @@ def quantised(method: str, **settings: Any) -> Broken:
 
 BROKEN: dict[str, Broken] = {
     "diffuses-text": of("LLaDAModelLM"),
-    "state-layers": refused_by_transformers(
-        "RecurrentGemmaForCausalLM", "recurrent_gemma", "The engine has no cache for"
-    ),
+    "carries-a-state": refused_by_transformers("RwkvForCausalLM", "rwkv", "in a form of its own"),
     "attention-of-its-own": refused_by_transformers("BloomForCausalLM", "bloom", "attention interface"),
     "unknown": refused_by_transformers("NewForCausalLM", "new", "isn't known to transformers 5."),
     "code-of-its-own": refused_by_transformers(

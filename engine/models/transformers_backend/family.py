@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,16 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
 
 
 def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
+    is_stateful = getattr(model_class, "_is_stateful", False)
+    if is_stateful and not {"past_key_values", "cache_params"} & set(
+        signature(model_class.forward).parameters
+    ):
+        raise UnsupportedModel(
+            f"{architecture} carries a state from token to token in a form of its own, which the engine's "
+            "state cache can't hold."
+        )
     # Those that carry a state don't say that they support the interface, as they need more; most use it.
-    if not any(getattr(model_class, name, False) for name in ("_supports_attention_backend", "_is_stateful")):
+    if not is_stateful and not getattr(model_class, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"{architecture} can't use the engine's KV cache: transformers {transformers.__version__} "
             f"computes its attention in code of its own ({model_class.__name__} doesn't support the "
