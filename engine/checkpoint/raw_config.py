@@ -13,7 +13,7 @@ MAX_LAYERS = 4096
 # What a file may say at most: far above any model, and far below what would take all memory to describe.
 _MOST = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), MAX_LAYERS),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 1 << 13),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 1 << 16),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 16),
     "hidden_size": 1 << 20,
 }

@@ -150,7 +150,7 @@ def test_unsupported_features_are_refused(
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
         ({"num_hidden_layers": 1 << 31}, "num_hidden_layers is 2147483648; it may be at most 4096"),
-        ({"num_experts": 1 << 31}, "num_experts is 2147483648; it may be at most 8192"),
+        ({"num_experts": 1 << 31}, "num_experts is 2147483648; it may be at most 65536"),
         ({"head_dim": 1 << 31}, "head_dim is 2147483648; it may be at most 65536"),
         ({"num_key_value_heads": 3}, "4 attention heads can't share 3"),
         ({"architectures": None}, "architectures is None"),

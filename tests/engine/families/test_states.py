@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
-from engine.errors import ConfigError, UnsupportedModel
+from engine.errors import UnsupportedModel
 from engine.execution.build import build_core
 from engine.execution.memory import MemoryBudget
 from engine.execution.state_memory import count_state_slots
@@ -79,7 +79,7 @@ def test_a_model_without_attention_has_blocks_that_cost_nothing(tmp_path: Path) 
 
 
 def test_several_devices_are_refused(directory: Path) -> None:
-    with pytest.raises(ConfigError, match="--tensor-parallel-size"):
+    with pytest.raises(UnsupportedModel, match="--tensor-parallel-size"):
         core_of(directory, tensor_parallel_size=2)
 
 
