@@ -24,7 +24,7 @@ from engine.execution.parallel.messages import MeasureBudget
 from engine.execution.parallel.processes import Ranks
 from engine.execution.parallel.start import start_ranks
 from engine.execution.runner import ModelRunner
-from engine.execution.state_memory import check_alone, count_state_slots, tell_of_states
+from engine.execution.state_memory import count_state_slots, tell_of_states
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
@@ -85,7 +85,6 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
-        check_alone(config, model.state_specs, model_config.architecture)
         if ranks is not None:
             ranks.connect()
         size = _size_cache(config, model, make_runner, ranks)

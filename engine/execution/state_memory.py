@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError
 from engine.execution.memory import MemoryBudget
 from engine.models.state.spec import StateSpec, bytes_per_slot
 
@@ -38,13 +37,3 @@ def tell_of_states(config: EngineConfig, specs: Sequence[StateSpec], num_slots: 
         num_slots // 2,
         "" if num_slots // 2 == config.max_num_seqs else ", as memory allows no more",
     )
-
-
-def check_alone(config: EngineConfig, specs: Sequence[StateSpec], architecture: str) -> None:
-    """Raises ConfigError for several devices: states aren't divided among them."""
-    if specs and config.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"--tensor-parallel-size {config.tensor_parallel_size}: {architecture} carries a state from "
-            "token to token, which isn't divided among devices yet. Leave the flag out, or run it on vLLM "
-            "(`engine: vllm`)."
-        )

@@ -184,7 +184,7 @@ def _probe_whole(config: TransformersConfig) -> tuple[Anatomy, Plan]:
     except (NotImplementedError, RuntimeError) as error:
         raise _not_honoured(config.architecture, "its code doesn't run without numbers") from error
     if anatomy.states:
-        raise _not_honoured(config.architecture, "it carries a state beside attention")
+        raise _not_honoured(config.architecture, "it carries a state from token to token")
     return anatomy, read_plan(model, anatomy.specs)
 
 
