@@ -130,9 +130,9 @@ def _make_runner(
     record: Callable[[], Record] | None = None,
     adapters: Adapters | None = None,
 ) -> ModelRunner:
-    """Several ranks record no graphs, and have no adapters."""
+    """Several ranks record no graphs."""
     if ranks is not None:
-        return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load)
+        return LeadingRunner(model, cache, ranks, eos_token_ids=eos_token_ids, load=load, adapters=adapters)
     return ModelRunner(model, cache, eos_token_ids=eos_token_ids, load=load, record=record, adapters=adapters)
 
 
@@ -185,7 +185,7 @@ def load_model(
     model: CausalLM
     with _timed("Loaded weights"), open_checkpoint(config.model, config.hf_overrides) as checkpoint:
         if is_of_transformers(architecture):
-            model = model_class(model_config, checkpoint, dtype=dtype, device=device)
+            model = model_class(model_config, checkpoint, dtype=dtype, device=device, group=group)
         else:
             make_model = partial(model_class, dtype=dtype, device=device)
             model = (

@@ -1,4 +1,4 @@
-"""Among how many devices a decoder can be divided, and what each then has. Knows nothing of torch."""
+"""Among how many devices a decoder can be divided, and what each then has. Imports no torch by itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _WIDTHS = ("intermediate_size", "expert_size")  # of MLPs; a mixture's experts m
 
 
 def check_divisible(config: DecoderConfig, size: int) -> None:
-    """Raises ConfigError, naming what would work."""
+    """Raises ConfigError, naming what would work, and UnsupportedModel."""
     if size == 1:
         return
     if not isinstance(config, DecoderConfig):
-        raise ConfigError(
-            f"--tensor-parallel-size {size} isn't supported yet for a model that transformers' own code "
-            "runs, as it does this one. Leave the flag out."
-        )
+        from engine.models.transformers_backend import division  # slow to import
+
+        division.check_divisible(config, size)
+        return
     if _fits(config, size):
         return
     working = [str(other) for other in range(1, config.num_attention_heads + 1) if _fits(config, other)]

@@ -19,6 +19,7 @@ from engine.models.layers.division import DeviceGroup
 from engine.models.layers.embedding import Embedding
 from engine.models.layers.experts import MixtureOfExperts
 from engine.models.layers.linear import Linear
+from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import WeightedLayer
 
 _HEAD = "lm_head"
@@ -39,6 +40,8 @@ def build_share(
             layer.divide(_same(whole[name], Linear), group, adds_up=not name.startswith(mixtures))
         elif isinstance(layer, Embedding):
             layer.divide(group)
+        elif isinstance(layer, RMSNorm):
+            layer.divide(_same(whole[name], RMSNorm), group)
         elif isinstance(layer, WeightedLayer):
             _check_whole(name, layer, _same(whole[name], WeightedLayer), config)
     return model
@@ -52,7 +55,7 @@ def _divides_experts(layer: nn.Module, group: DeviceGroup) -> bool:
 
 
 def _check_whole(name: str, layer: WeightedLayer, whole: WeightedLayer, config: DecoderConfig) -> None:
-    """A layer that every rank holds must not depend on a share's size, as a norm over all heads would."""
+    """A layer that every rank holds must not depend on a share's size."""
     if layer.part_shapes() != whole.part_shapes():
         raise UnsupportedModel(
             f"{config.architecture} can't be divided among several devices yet: its layer {name} would have "

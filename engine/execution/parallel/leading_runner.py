@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from engine.core.adapter import Adapter
 from engine.core.sleep import ALL_PARTS, MemoryUsage, Part
 from engine.errors import DeviceLost, EngineError
 from engine.execution.parallel.messages import MakeCache, Run, Score, Sleep, WakeUp
@@ -14,6 +18,7 @@ from engine.execution.parallel.processes import Ranks
 from engine.execution.runner import ModelRunner, SubmittedStep
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
+from engine.models.lora.adapters import Adapters
 
 
 class LeadingRunner(ModelRunner):
@@ -27,19 +32,34 @@ class LeadingRunner(ModelRunner):
         *,
         eos_token_ids: Sequence[int],
         load: Callable[[], CausalLM] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """`ranks` are connected; each gets a KV cache like this one."""
-        super().__init__(model, cache, eos_token_ids=eos_token_ids, load=load)
+        super().__init__(model, cache, eos_token_ids=eos_token_ids, load=load, adapters=adapters)
         self._ranks = ranks
+        self._dropped: deque[bytes] = deque()  # keys of adapters; filled by any thread
         self._num_steps = 0
         self._others: list[MemoryUsage] = ranks.call(MakeCache(cache.num_blocks, cache.window_blocks))
 
     def run_model(self, step: SubmittedStep) -> None:
         step.number = self._num_steps
         self._num_steps += 1
-        self._ranks.send(Run(step.number, step.batch.inputs))
+        self._ranks.send(self._message(step))
         with self._ranks.translated_loss():
             super().run_model(step)
+
+    def _message(self, step: SubmittedStep) -> Run:
+        adapters = [sequence.adapter for sequence in step.batch.sequences]
+        keys = [None if one is None else one.key for one in adapters] if any(adapters) else []
+        dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        return Run(step.number, step.batch.inputs, keys, dropped)
+
+    def read_adapter(self, name: str, directory: Path) -> Adapter:
+        """On all ranks or none. They drop it with the first step after its last use."""
+        adapter = super().read_adapter(name, directory)
+        self._ranks.read_adapter(adapter.key, name, directory)
+        weakref.finalize(adapter, self._dropped.append, adapter.key).atexit = False
+        return adapter
 
     def scored_logits(self, step: SubmittedStep, start: int, stop: int) -> torch.Tensor:
         self._ranks.send(Score(step.number, start, stop))

@@ -51,6 +51,8 @@ class Run(NamedTuple):
 
     number: int  # of the step
     inputs: Sequence[SequenceInput]
+    adapters: Sequence[bytes | None] = ()  # keys, by input; none at all if no input has one
+    dropped: Sequence[bytes] = ()  # keys of adapters that no request has any more
 
 
 class Score(NamedTuple):
@@ -59,6 +61,14 @@ class Score(NamedTuple):
     number: int
     start: int
     stop: int
+
+
+class AdapterMessage(NamedTuple):
+    """Hold an adapter. On a connection of its own, as a step need not wait for it. Answered."""
+
+    key: bytes
+    name: str = ""
+    directory: Path | None = None  # None: drop it
 
 
 class Sleep(NamedTuple):

@@ -25,7 +25,7 @@ from typing import Any
 
 from engine.errors import DeviceLost, EngineError
 from engine.execution.parallel.group import RankGroup
-from engine.execution.parallel.messages import Connect, Message, RankPlan
+from engine.execution.parallel.messages import AdapterMessage, Connect, Message, RankPlan
 from engine.own_process import only_here
 
 _MODULE = "engine.execution.parallel.worker"
@@ -37,33 +37,44 @@ class _Rank:
 
     def __init__(self, plan: RankPlan, cores: Set[int] | None) -> None:
         self.rank = plan.rank
-        ours, theirs = socket.socketpair()
+        (ours, theirs), (our_adapters, their_adapters) = socket.socketpair(), socket.socketpair()
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
         words = [] if cores is None else [",".join(map(str, sorted(cores)))]
-        with theirs:
+        with theirs, their_adapters:
+            numbers = [theirs.fileno(), their_adapters.fileno()]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(theirs.fileno()), *words],
+                [sys.executable, "-m", _MODULE, *map(str, numbers), *words],
                 stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=numbers,
                 env={**os.environ, "PYTHONPATH": path},
             )
         self.connection = Connection(ours.detach())
+        self.adapters = Connection(our_adapters.detach())
         self.connection.send(plan)
 
     def receive(self) -> Any:
         """The answer to a message. Raises the rank's EngineError; EOFError or OSError if it has ended."""
-        is_answer, value = self.connection.recv()
-        if not is_answer:
-            raise value
-        return value
+        return _answer_of(self.connection)
+
+    def ask_of_adapter(self, message: AdapterMessage) -> None:
+        """Raises as `receive`."""
+        self.adapters.send(message)
+        _answer_of(self.adapters)
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.connection, self.process.stdin):
+        for pipe in (self.connection, self.adapters, self.process.stdin):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
+
+
+def _answer_of(connection: Connection) -> Any:
+    is_answer, value = connection.recv()
+    if not is_answer:
+        raise value
+    return value
 
 
 class _Watch:
@@ -94,7 +105,7 @@ class _Watch:
 
 
 class Ranks:
-    """All ranks but this one, 0. Called from one thread."""
+    """All ranks but this one, 0. Called from one thread, but for `read_adapter`."""
 
     def __init__(self, plan: RankPlan, cores: Sequence[Set[int]] | None) -> None:
         """Starts them; they load their weights. `plan` is rank 0's; `cores` by rank, None = all of them."""
@@ -105,6 +116,7 @@ class Ranks:
             for rank in range(1, plan.size)
         ]
         self._watch = _Watch(self._ranks)
+        self._adapters_turn = Lock()
         self.size = plan.size
         self.group = RankGroup(0, plan.size)
         self.close = weakref.finalize(self, only_here(_end), self._ranks, self._watch, folder)
@@ -156,6 +168,20 @@ class Ranks:
         if errors:
             raise errors[0]
         return answers
+
+    def read_adapter(self, key: bytes, name: str, directory: Path) -> None:
+        """Each holds its share of it, or none does. Safe in any thread. Raises EngineError and DeviceLost."""
+        with self._adapters_turn:
+            try:
+                for rank in self._ranks:
+                    rank.ask_of_adapter(AdapterMessage(key, name, directory))
+            except EngineError:
+                for rank in self._ranks:
+                    with suppress(EOFError, OSError, EngineError):
+                        rank.ask_of_adapter(AdapterMessage(key))
+                raise
+            except (EOFError, OSError) as error:  # the engine's thread will say more
+                raise DeviceLost(f"A rank has ended while it read the adapter {name!r}.") from error
 
     @contextmanager
     def translated_loss(self) -> Iterator[None]:

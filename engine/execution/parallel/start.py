@@ -30,11 +30,6 @@ def start_ranks(
     """
     size = config.tensor_parallel_size
     check_divisible(model_config, size)
-    if config.enable_lora:
-        raise ConfigError(
-            f"--enable-lora with --tensor-parallel-size {size}: LoRA adapters aren't divided between devices "
-            "yet. Merge the adapter into the model, or leave out one of the flags."
-        )
     if not torch.distributed.is_available():
         raise ConfigError(f"--tensor-parallel-size {size}: this build of PyTorch lacks torch.distributed.")
     if device.type == "cuda" and (num_gpus := torch.cuda.device_count()) < size:

@@ -43,7 +43,7 @@ class Linear(WeightedLayer):
         self.out_features = tuple(out_features)
         self._has_bias = self._adds_bias = bias
         self._packs_float32 = packs_float32
-        self._division = undivided(in_features, out_features)
+        self.division = undivided(in_features, out_features)
         self._finish: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._use(PlainLinear())
 
@@ -53,11 +53,11 @@ class Linear(WeightedLayer):
         `adds_up`: whether devices that have shares of the inputs add up their results here.
         """
         outputs = zip(self.out_features, whole.out_features, strict=True)
-        self._division = Division(
+        self.division = Division(
             tuple(share_of(own, stored, group) for own, stored in outputs),
             share_of(self.in_features, whole.in_features, group),
         )
-        if not self._division.inputs.is_whole:
+        if not self.division.inputs.is_whole:
             self._adds_bias &= group.rank == 0  # once, not for each device
             self._finish = group.all_reduce if adds_up else None
 
@@ -65,7 +65,7 @@ class Linear(WeightedLayer):
         """Become this device's share of a language head; rank 0 gets all logits."""
         (vocab_size,) = self.out_features
         share = vocabulary_share(vocab_size, group)
-        self._division = Division((share,), self._division.inputs)
+        self.division = Division((share,), self.division.inputs)
         num_missing = -(-vocab_size // group.size) - (share.stop - share.start)
 
         def gather(logits: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class Linear(WeightedLayer):
 
     def load_from(self, stored: StoredLayer) -> None:
         method = self._choose_method(stored)
-        sections = self._division.sections(is_apart=len(stored.paths) > 1)
+        sections = self.division.sections(is_apart=len(stored.paths) > 1)
         parts: dict[str, list[torch.Tensor]] = {}
         axes: dict[str, int | None] = {}
         for part, outputs in sections:
@@ -112,10 +112,10 @@ class Linear(WeightedLayer):
         return choose_method(stored, packs_float32=self._packs_float32)
 
     def _tensors(self, method: LinearMethod, out_features: int) -> Mapping[str, MatrixTensor]:
-        return method.tensors(self._division.inputs.size, out_features, bias=self._has_bias)
+        return method.tensors(self.division.inputs.size, out_features, bias=self._has_bias)
 
     def _shapes(self, method: LinearMethod, *, is_apart: bool) -> Mapping[str, Sequence[Shape]]:
-        sections = self._division.sections(is_apart=is_apart)
+        sections = self.division.sections(is_apart=is_apart)
         sizes = {part: outputs.size for part, outputs in sections}
         projections = [self._tensors(method, size) for size in sizes.values()]
         return {name: [tensors[name].shape for tensors in projections] for name in projections[0]}
@@ -125,7 +125,7 @@ class Linear(WeightedLayer):
     ) -> torch.Tensor:
         """This layer's share of one of a projection's tensors."""
         slices = [ALL, ALL]
-        for axis, share in ((tensor.outputs, outputs), (tensor.inputs, self._division.inputs)):
+        for axis, share in ((tensor.outputs, outputs), (tensor.inputs, self.division.inputs)):
             if axis is not None:
                 slices[axis] = share.of(tensor.shape[axis])
         return stored.load(name, part, rows=slices[0], columns=slices[1], dtype=tensor.dtype)

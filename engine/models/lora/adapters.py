@@ -17,6 +17,7 @@ from engine.checkpoint.layout import enumerate_names
 from engine.core.adapter import Adapter
 from engine.core.batch import Batch
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.layers.division import Share
 from engine.models.layers.linear import Linear
 from engine.models.lora.layer import AdaptedLinear, Columns, LayerAdapter, StepAdapters
 
@@ -41,12 +42,22 @@ class _Projection:
 
     layer: str
     part: int
-    outputs: slice
-    in_features: int
+    outputs: slice  # of the layer's own
+    stored_outputs: Sequence[Share]  # what this device has of the checkpoint's: one share, or one of each
+    stored_inputs: Share  # projection that the checkpoint has in one matrix
 
     @property
-    def out_features(self) -> int:
-        return int(self.outputs.stop - self.outputs.start)
+    def stored_shape(self) -> tuple[int, int]:
+        """Output and input features."""
+        return self.stored_outputs[0].size, self.stored_inputs.size
+
+    def share_of_a(self, a: torch.Tensor) -> torch.Tensor:
+        return a[:, self.stored_inputs.of(self.stored_inputs.size)]
+
+    def share_of_b(self, b: torch.Tensor) -> torch.Tensor:
+        """The devices' products add up, where inputs are divided, with those of the layer's own matrix."""
+        shares = self.stored_outputs
+        return b if shares[0].is_whole else torch.cat([b[share.of(share.size)] for share in shares])
 
 
 class Adapters:
@@ -146,7 +157,8 @@ class Adapters:
             raise CheckpointError(f"{path} has no tensors for this model.")
         for module in sorted(modules):
             projection, rank = self._projections[module], config.rank_of(module)
-            wanted_shapes = ((rank, projection.in_features), (projection.out_features, rank))
+            out_features, in_features = projection.stored_shape
+            wanted_shapes = ((rank, in_features), (out_features, rank))
             for end, shape in zip((_A, _B), wanted_shapes, strict=True):
                 if not stored[module + end].is_floating_point():
                     raise UnsupportedModel(
@@ -171,11 +183,12 @@ class Adapters:
         columns, first = [], 0
         for module in modules:
             stop = first + config.rank_of(module)
-            b = tensors[module][1].float() * config.scaling_of(module)
-            outputs = self._projections[module].outputs
-            columns.append(Columns(outputs, slice(first, stop), self._placed(b)))
+            projection = self._projections[module]
+            b = projection.share_of_b(tensors[module][1]).float() * config.scaling_of(module)
+            columns.append(Columns(projection.outputs, slice(first, stop), self._placed(b)))
             first = stop
-        return LayerAdapter(self._placed(torch.cat([tensors[module][0] for module in modules])), columns)
+        parts = [self._projections[module].share_of_a(tensors[module][0]) for module in modules]
+        return LayerAdapter(self._placed(torch.cat(parts)), columns)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device=self._device, dtype=self._dtype).contiguous()
@@ -185,9 +198,12 @@ def _projections(model: Adaptable, path: str, linear: Linear) -> Iterator[tuple[
     parent, _, name = path.rpartition(".")
     names = model.FUSED.get(name, (name,))
     # A checkpoint may store as one what our layer fuses.
-    sizes = linear.out_features if len(names) > 1 else (sum(linear.out_features),)
+    division, is_apart = linear.division, len(names) > 1
+    sections = [share for _, share in division.sections(is_apart=is_apart)]
+    sizes = linear.out_features if is_apart else (sum(linear.out_features),)
     first = 0
     for part, (own_name, size) in enumerate(zip(names, sizes, strict=True)):
         full_name = f"{parent}.{own_name}" if parent else own_name
-        yield full_name, _Projection(path, part, slice(first, first + size), linear.in_features)
+        shares = sections[part : part + 1] if is_apart else sections
+        yield full_name, _Projection(path, part, slice(first, first + size), shares, division.inputs)
         first += size

@@ -10,6 +10,7 @@ from typing import Any
 from engine.checkpoint.raw_config import architecture_of, read_raw_config
 from engine.errors import CheckpointError, ConfigError, UnsupportedModel
 from engine.models.architecture import Architecture, DecoderArchitecture, EncoderArchitecture, SavedHead
+from engine.models.config import ModelConfig
 from engine.models.decoder_config import DecoderConfig
 from engine.models.registry import ARCHITECTURES, generating_architecture, pooling_architecture
 
@@ -96,6 +97,12 @@ def of_transformers(name: str, *, pools: bool = False) -> DecoderArchitecture:
         model_class=_POOLING if pools else _GENERATING,
         read_config=_read_config,
     )
+
+
+def architecture_for(config: ModelConfig) -> DecoderArchitecture:
+    """The one that read this configuration."""
+    own = isinstance(config, DecoderConfig)
+    return generating_architecture(config.architecture) if own else of_transformers(config.architecture)
 
 
 def is_of_transformers(architecture: DecoderArchitecture) -> bool:

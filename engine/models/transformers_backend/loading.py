@@ -18,6 +18,7 @@ from engine.checkpoint.layout import enumerate_names
 from engine.errors import CheckpointError
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend.family import TransformersConfig
+from engine.models.transformers_backend.stored_parts import PartOf, StoredPart, stored_parts
 
 _HEADS = ("lm_head.", "score.", "embed_out.")
 _TEXT_PARTS = ("language_model", "text_model")
@@ -31,9 +32,13 @@ class _StoredTensor:
     def __init__(self, source: TensorSource, name: str) -> None:
         self._source = source
         self._name = name
+        self.part: StoredPart | None = None  # None: all of it
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        return self._source.tensor(self._name)[key]
+        tensor = (
+            self._source.tensor(self._name) if self.part is None else self.part.read(self._source, self._name)
+        )
+        return tensor[key]
 
     def get_shape(self) -> list[int]:
         return list(self._source.shape(self._name))
@@ -119,13 +124,19 @@ def load(
     attention: str,
     dtype: torch.dtype,
     device: torch.device,
+    part_of: PartOf | None = None,
 ) -> PreTrainedModel:
     """Transformers renames and merges stored tensors as the family's class needs them.
 
-    Raises CheckpointError if tensors are missing or have other shapes.
+    `part_of`: of a parameter, what this device holds. Raises CheckpointError if tensors are missing or have
+    other shapes.
     """
     quieten()
     wanted = _wanted(config, source)
+    if part_of is not None:
+        parts = stored_parts(build_empty(config, attention), wanted, part_of)
+        for name, part in parts.items():
+            wanted[name].part = part
     settings = config.settings
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
         settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors

@@ -17,11 +17,13 @@ from engine.errors import EngineError, UnsupportedModel
 from engine.models.attention.paged import PagedKVCache
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
+from engine.models.layers.division import DeviceGroup
 from engine.models.layers.head import Head
 from engine.models.layers.weights import StoredLayer
 from engine.models.tensor_source import TensorSource
 from engine.models.transformers_backend import attention, loading
 from engine.models.transformers_backend.attention import Place, Step, assign_place
+from engine.models.transformers_backend.division import ModelDivision
 from engine.models.transformers_backend.family import TransformersConfig, reason_of
 from engine.models.transformers_backend.head import LanguageHead
 from engine.models.transformers_backend.probe import NAME as PROBE
@@ -43,17 +45,24 @@ class _TransformersModel(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        group: DeviceGroup | None = None,
     ) -> None:
+        """`group`: the devices among which the model is divided."""
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.device = device
         with _refused_if_it_fails(config):
-            anatomy = probe_empty(config)  # refuses what it must before anything is read
+            division = None if group is None else ModelDivision(config, group)
+            # refuses what it must before anything is read
+            anatomy = probe_empty(config) if division is None else division.anatomy
         longest = config.longest_sequence
+        options: dict[str, Any] = {"attention": attention.NAME, "dtype": dtype, "device": device}
+        if division is not None:
+            config, options["part_of"] = division.config, division.part_of
 
         def load() -> PreTrainedModel:
-            model = loading.load(config, source, attention=attention.NAME, dtype=dtype, device=device)
+            model = loading.load(config, source, **options)
             fix_rotation(model, longest)
             return model
 
@@ -72,6 +81,8 @@ class _TransformersModel(nn.Module):
         self._model = model
         self._decoder = model.base_model
         self._attending = next(iter(anatomy.specs))
+        if division is not None:
+            division.begin()
 
     def forward(self, inputs: StepInputs, cache: PagedKVCache) -> torch.Tensor:
         """The hidden states of the sampled rows, [S, hidden]; stores the step's keys and values."""

@@ -19,6 +19,7 @@ from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
 from engine.models.operators import find_operators
 from engine.models.tensor_source import ALL
+from engine.models.transformers_backend.divided_norm import DividedNorm
 
 _MAX_EPS = 1e-2
 
@@ -118,17 +119,19 @@ def _head_of(model: PreTrainedModel) -> list[tuple[str, ...]]:
 def _swap_norms(model: PreTrainedModel) -> None:
     formulas: dict[type, tuple[float, int] | None] = {}  # by class, which may be used with several epsilons
     for name, module in list(model.named_modules()):
-        if not _may_be_norm(module):
+        if not may_be_norm(module):
             continue
         if type(module) not in formulas:
-            formulas[type(module)] = _norm_formula(module)
+            formulas[type(module)] = norm_formula(module)
         formula = formulas[type(module)]
         if formula is not None and formula[0] in _floats(module):
             weight = module.weight.detach()
             model.set_submodule(name, _Norm(weight + 1 if formula[1] else weight, formula[0]))
 
 
-def _may_be_norm(module: nn.Module) -> bool:
+def may_be_norm(module: nn.Module) -> bool:
+    if isinstance(module, DividedNorm):
+        return False
     parameters = dict(module.named_parameters())
     return list(parameters) == ["weight"] and parameters["weight"].ndim == 1 and not list(module.children())
 
@@ -138,7 +141,7 @@ def _floats(module: nn.Module) -> Iterator[float]:
     return (value for value in values if isinstance(value, float) and 0 < value < _MAX_EPS)
 
 
-def _norm_formula(module: Any) -> tuple[float, int] | None:
+def norm_formula(module: Any) -> tuple[float, int] | None:
     """Its epsilon and what is added to its weight, if it is root-mean-square normalisation."""
     plain: Any = copy.deepcopy(module).float()
     size = plain.weight.shape[0]
@@ -170,12 +173,19 @@ def _swap_linears(model: PreTrainedModel, groups: Sequence[tuple[str, ...]], *, 
         linear.load_from(StoredLayer(source, names, device=weight.device, dtype=weight.dtype))
         linear.weight = weight.new_empty(0)
         if len(names) == 1:
-            model.set_submodule(names[0], linear)
+            model.set_submodule(names[0], _with_hooks_of(layers[0], linear))
             continue
         product = _FusedProduct(linear)
-        for index, name in enumerate(names):
-            model.set_submodule(name, _FusedPart(product, index, linear.weight))
+        for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
+            model.set_submodule(name, _with_hooks_of(layer, _FusedPart(product, index, linear.weight)))
         model.get_submodule(names[0]).add_module("product", product)
+
+
+def _with_hooks_of(layer: nn.Module, replacement: nn.Module) -> nn.Module:
+    """By which several devices exchange what they compute."""
+    replacement._forward_pre_hooks.update(layer._forward_pre_hooks)
+    replacement._forward_hooks.update(layer._forward_hooks)
+    return replacement
 
 
 def _swap_mlps(model: PreTrainedModel) -> None:
@@ -197,6 +207,8 @@ def _mlp_parts(module: nn.Module) -> tuple[_FusedProduct, nn.Module] | None:
     fused = [child for child in module.children() if isinstance(child, _FusedPart)]
     others = [child for child in module.children() if isinstance(child, Linear)]
     if len(fused) != 2 or len(others) != 1 or fused[0]._product[0] is not fused[1]._product[0]:
+        return None
+    if any(one._forward_hooks for one in fused):
         return None
     product = fused[0]._product[0]
     gate, up = product.linear.out_features

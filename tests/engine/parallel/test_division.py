@@ -20,9 +20,9 @@ from engine.models.decoder_config import DecoderConfig
 from engine.models.divisible import check_divisible
 from engine.models.layers.division import DeviceGroup, Share, share_of
 from engine.models.layers.embedding import Embedding
+from engine.models.layers.layer_norm import LayerNorm
 from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import LinearMethod, MatrixTensor
-from engine.models.layers.norm import RMSNorm
 from engine.models.layers.weights import StoredLayer
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.registry import generating_architecture
@@ -253,12 +253,12 @@ def test_a_size_that_does_not_divide_the_model_is_refused_with_those_that_do(
 def test_a_layer_that_would_have_to_be_divided_and_can_not_is_refused(
     checkpoint: Callable[[str], Path],
 ) -> None:
-    """A norm over all heads, as OLMo 2 has it."""
+    """A kind of norm over all heads that no family has."""
 
     def with_norm(config: DecoderConfig) -> CausalLM:
         model = make_model(config)
         attention = model.get_submodule("model.layers.0.self_attn")
-        attention.add_module("q_norm", RMSNorm(config.num_attention_heads * config.head_dim, 1e-6))
+        attention.add_module("q_norm", LayerNorm(config.num_attention_heads * config.head_dim, 1e-6))
         return model
 
     config = read_model_config(checkpoint("qwen3-tied"))

@@ -146,8 +146,6 @@ def test_what_can_not_be_divided_is_refused_before_anything_is_loaded(
             ConfigError, match=r"--tensor-parallel-size 3 doesn't divide .* Possible: 1, 2, 4"
         ):
             check(settings(tiny_model, tensor_parallel_size=3))
-    with pytest.raises(ConfigError, match="--enable-lora with --tensor-parallel-size 2"):
-        build_core(settings(tiny_model, tensor_parallel_size=2, enable_lora=True))
     pooler = settings(make_pooler("qwen3-bare", tmp_path), tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="--tensor-parallel-size 2 is for models that generate text"):
         check_config(pooler)

@@ -17,6 +17,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.execution.build import build_core
 from engine.text.tokenizer import load_tokenizer
+from tests.engine.offline.lora_files import write_adapter
 from tests.engine.server.serving import WAIT_S, Running, running, wait_until
 from tests.engine.server.test_sleeping_memory import complete, held, sleeper
 
@@ -46,13 +47,16 @@ def rank_1_of(process: psutil.Process) -> psutil.Process:
 def divided(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Divided]:
     log = tmp_path_factory.mktemp("ranks") / "log"
     words = ["--dtype", "float32", "--max-model-len", "200", "-tp", "2", "--served-model-name", "fake"]
+    words += ["--enable-lora"]
     with sleeper(tiny_model, log, *words, "--num-gpu-blocks-override", str(NUM_BLOCKS)) as (process, client):
         yield Divided(process, client, log)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path) -> Iterator[Running]:
-    config = EngineConfig(model=tiny_model, dtype="float32", device="cpu", max_model_len=200, num_threads=1)
+    config = EngineConfig(
+        model=tiny_model, dtype="float32", device="cpu", max_model_len=200, num_threads=1, enable_lora=True
+    )
     ends = load_tokenizer(tiny_model).end_token_ids
     with running(tiny_model, lambda: build_core(config, eos_token_ids=ends)) as server:
         yield server
@@ -118,6 +122,36 @@ def test_prefixes_are_cached_on_all_ranks(divided: Divided) -> None:
     first, again = complete(divided.client, prompt), complete(divided.client, prompt)
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 32
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
+
+
+def test_adapters_are_loaded_and_unloaded_on_all_ranks(
+    divided: Divided, whole: Running, tiny_model: Path, tmp_path: Path
+) -> None:
+    good, broken = write_adapter(tiny_model, tmp_path / "good"), write_adapter(tiny_model, tmp_path / "bad")
+    (broken / "adapter_model.safetensors").write_bytes(b"?")
+    body = {
+        "model": "good",
+        "prompt": "abcabc",
+        "max_tokens": 12,
+        "temperature": 0,
+        "ignore_eos": True,
+        "n": 2,
+    }
+    texts = []
+    with whole.http() as client:
+        for one in (client, divided.client):
+            load = {"lora_name": "good", "lora_path": str(good)}
+            assert one.post("/v1/load_lora_adapter", json=load).status_code == 200
+            answers = [one.post("/v1/completions", json=body | {"model": m}).json() for m in ("good", "fake")]
+            texts.append([[choice["text"] for choice in answer["choices"]] for answer in answers])
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+    load = {"lora_name": "broken", "lora_path": str(broken)}
+    assert divided.client.post("/v1/load_lora_adapter", json=load).status_code == 400
+    assert divided.client.post("/v1/unload_lora_adapter", json={"lora_name": "good"}).status_code == 200
+    for name in ("good", "broken"):
+        assert divided.client.post("/v1/completions", json=body | {"model": name}).status_code == 404
+    assert divided.client.post("/v1/completions", json=body | {"model": "fake"}).status_code == 200
 
 
 def test_a_client_that_leaves_ends_its_request_only(divided: Divided) -> None:

@@ -32,4 +32,4 @@ def test_a_divided_engine_computes_what_plain_transformers_does(name: str, tmp_p
     assert core.stats().num_preemptions > 0
     core.sleep(2)
     core.wake_up(ALL_PARTS)
-    assert generated(core) == tokens
+    assert logits_difference(core, model) < TOLERANCE

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Barrier, Thread
 from typing import Any
@@ -42,12 +43,13 @@ class _RankThread:
     group: ThreadGroup
     messages: SimpleQueue[bytes | None]
     answers: SimpleQueue[tuple[bool, Any]]
+    rank: Rank | None = None
 
     def live(self) -> None:
         """The thread's whole life, as engine/execution/parallel/worker.py's."""
         try:
             with patch("engine.execution.parallel.rank.RankGroup", lambda rank, size: self.group):
-                rank = Rank(self.plan)
+                rank = self.rank = Rank(self.plan)
             self.answers.put((True, None))
             while (data := self.messages.get()) is not None:
                 message = ForkingPickler.loads(data)
@@ -104,6 +106,16 @@ class ThreadRanks:
     def call(self, message: Message) -> list[Any]:
         self.send(message)
         return self.collect()
+
+    def read_adapter(self, key: bytes, name: str, directory: Path) -> None:
+        ranks = [one.rank for one in self._threads if one.rank is not None]
+        try:
+            for rank in ranks:
+                rank.read_adapter(key, name, directory)
+        except EngineError:
+            for rank in ranks:
+                rank.drop_adapter(key)
+            raise
 
     def collect(self) -> list[Any]:
         answers = [one.answers.get(timeout=60) for one in self._threads]
