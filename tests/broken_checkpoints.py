@@ -96,8 +96,9 @@ def quantised(method: str, **settings: Any) -> Broken:
 
 BROKEN: dict[str, Broken] = {
     "diffuses-text": of("LLaDAModelLM"),
-    "carries-a-state": refused_by_transformers("MambaForCausalLM", "mamba", "carries a state"),
-    "state-layers": refused_by_transformers("Qwen3NextForCausalLM", "qwen3_next", "carries a state"),
+    "state-layers": refused_by_transformers(
+        "RecurrentGemmaForCausalLM", "recurrent_gemma", "The engine has no cache for"
+    ),
     "attention-of-its-own": refused_by_transformers("BloomForCausalLM", "bloom", "attention interface"),
     "unknown": refused_by_transformers("NewForCausalLM", "new", "isn't known to transformers 5."),
     "code-of-its-own": refused_by_transformers(

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from engine.core.adapter import Adapter
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.sleep import MemoryUsage, Part
+from engine.core.state_slots import SlotPair
 from engine.core.types import PositionLogprobs, SamplingParams, TokenConstraint
 from engine.errors import EngineError
 
@@ -30,6 +31,7 @@ class SequenceInput(NamedTuple):
     # The block tables in the groups of layers with a window, in the order of Runner.window_blocks. What lies
     # behind the window of the first token that runs means nothing.
     window_block_ids: tuple[Sequence[int], ...] = ()
+    state_slots: SlotPair | None = None  # in a model that carries a state beside attention
 
 
 class ScheduledSequence(NamedTuple):
@@ -95,6 +97,7 @@ class Runner(Protocol[TicketT]):
     # The most tokens that a step returns for a sequence, as far as its blocks reach. It has then written the
     # keys and values of all but the last, and left constraints and logits processors as they were.
     max_tokens_per_step: int
+    num_state_slots: int  # for layers that carry a state, two for each running sequence; 0 = there are none
 
     def submit(self, batch: Batch) -> TicketT:
         """Start a step. Running part of a batch again after an error is safe.

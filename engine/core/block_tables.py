@@ -1,4 +1,4 @@
-"""Gives sequences their blocks in all cache groups, and takes them back.
+"""Gives sequences their blocks in all cache groups, and state slots, and takes them back.
 
 The first group has the layers that see all positions; a sequence keeps its blocks there. Further groups are
 those of layers with a window, which most models don't have.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from engine.core.block_manager import BlockManager
 from engine.core.sequence import NO_BLOCKS, SequenceState
+from engine.core.state_slots import StateSlots
 from engine.core.window_groups import WindowGroup
 
 
@@ -31,10 +32,13 @@ class BlockTables:
         windows: Sequence[WindowGroup] = (),
         *,
         max_tokens_per_step: int = 1,
+        state_slots: StateSlots | None = None,
     ) -> None:
+        """`state_slots`: of a model that carries a state; its blocks are not shared."""
         self.block_manager = block_manager
         self.windows = tuple(windows)
         self._max_tokens_per_step = max_tokens_per_step
+        self._state_slots = state_slots
 
     @property
     def usage(self) -> float:
@@ -43,6 +47,8 @@ class BlockTables:
 
     def can_start(self, sequence: SequenceState, match: PrefixMatch, num_running: int) -> bool:
         """Whether it gets all blocks of its tokens, and one is left for each running sequence."""
+        if self._state_slots is not None and not self._state_slots.num_free:
+            return False
         num_tokens = len(sequence.token_ids)
         num_new = self.block_manager.num_blocks_for(num_tokens) - len(match.blocks)
         return self.block_manager.can_allocate(num_new + num_running, shared=match.blocks) and all(
@@ -56,6 +62,8 @@ class BlockTables:
         reserved = min(self.block_manager.num_blocks_for(longest), present + most_reserved) - num_cached
         blocks = self.block_manager.allocate(present - num_cached, shared=match.blocks, reserved=reserved)
         sequence.block_ids = array("q", blocks)
+        if self._state_slots is not None:
+            sequence.state_slots = self._state_slots.take()
         if self.windows:
             sequence.windows = tuple(
                 group.start(num_tokens, num_cached, tail)
@@ -87,6 +95,9 @@ class BlockTables:
         for table in sequence.windows:
             table.group.end(table)
         sequence.windows = ()
+        if self._state_slots is not None and sequence.state_slots is not None:
+            self._state_slots.give_back(sequence.state_slots)
+            sequence.state_slots = None
 
     def reset(self) -> None:
         """Forget cached blocks; running sequences keep theirs."""
@@ -97,5 +108,7 @@ class BlockTables:
     def check_integrity(self, sequences: Collection[SequenceState]) -> None:
         """Raise RuntimeError if a block has leaked or belongs to a sequence that isn't running."""
         self.block_manager.check_integrity([sequence.block_ids for sequence in sequences])
+        if self._state_slots is not None:
+            self._state_slots.check_integrity(s.state_slots for s in sequences if s.state_slots is not None)
         for index, group in enumerate(self.windows):
             group.check_integrity([sequence.windows[index] for sequence in sequences if sequence.windows])

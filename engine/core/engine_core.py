@@ -16,9 +16,10 @@ from engine.core.block_tables import BlockTables
 from engine.core.cache_info import describe_cache
 from engine.core.scheduler import Scheduler
 from engine.core.sleep import MemoryUsage, Part
+from engine.core.state_slots import StateSlots
 from engine.core.types import EngineRequest, EngineStats, TokenDelta
 from engine.core.window_groups import WindowGroup, WindowNeeds
-from engine.errors import DeviceLost, EngineError, GenerationFailed
+from engine.errors import ConfigError, DeviceLost, EngineError, GenerationFailed
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,12 @@ class EngineCore:
 
         Raises ConfigError for limits that allow nothing to run.
         """
-        block_manager = BlockManager(
-            runner.num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
-        )
+        slots = _state_slots(runner)
+        shares = config.enable_prefix_caching and slots is None  # a state belongs to no block
+        block_manager = BlockManager(runner.num_blocks, runner.block_size, enable_prefix_caching=shares)
         windows = [
             WindowGroup(
-                BlockManager(
-                    num_blocks, runner.block_size, enable_prefix_caching=config.enable_prefix_caching
-                ),
+                BlockManager(num_blocks, runner.block_size, enable_prefix_caching=shares),
                 window,
                 WindowNeeds.of(
                     window,
@@ -76,8 +75,10 @@ class EngineCore:
             for window, num_blocks in runner.window_blocks.items()
         ]
         scheduler = Scheduler(
-            BlockTables(block_manager, windows, max_tokens_per_step=runner.max_tokens_per_step),
-            max_num_seqs=config.max_num_seqs,
+            BlockTables(
+                block_manager, windows, max_tokens_per_step=runner.max_tokens_per_step, state_slots=slots
+            ),
+            max_num_seqs=config.max_num_seqs if slots is None else min(config.max_num_seqs, slots.num_pairs),
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             vocab_size=runner.vocab_size,
@@ -176,6 +177,17 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Raise RuntimeError if the KV cache's bookkeeping is inconsistent."""
         self._scheduler.check_integrity()
+
+
+def _state_slots(runner: Runner[Any]) -> StateSlots | None:
+    if not runner.num_state_slots:
+        return None
+    if runner.max_tokens_per_step > 1:
+        raise ConfigError(
+            "This model carries a state from token to token, which can't go back when guessed tokens are "
+            "dropped: it runs without speculation."
+        )
+    return StateSlots(runner.num_state_slots)
 
 
 def _check(batch: Batch, result: StepResult) -> None:

@@ -161,8 +161,8 @@ class Scheduler:
             if index in result.late and self._stop_rule.is_complete(sequence):  # known only now
                 deltas.append(self._end(sequence, Finish(FinishReason.STOP)))
                 continue
-            # A late sequence was not sampled: its last token runs again in the next step.
-            self._prefix_cache.advance(sequence, len(scheduled.input.token_ids) - (index in result.late))
+            num_run = sequence.count_run(len(scheduled.input.token_ids), is_late=index in result.late)
+            self._prefix_cache.advance(sequence, num_run)
             sequence.prompt_logprobs += result.prompt_logprobs.get(index, ())
             if tokens := result.tokens[index]:
                 deltas.append(self._append(sequence, tokens, result.logprobs.get(index, ()), now))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from engine.core.batch import ScheduledSequence, SequenceInput
 from engine.core.logits_processors import LogitsProcessors
+from engine.core.state_slots import SlotPair
 from engine.core.types import EngineRequest, FinishReason, PositionLogprobs, RequestTimings, TokenDelta
 from engine.core.window_groups import WindowTable
 from engine.errors import EngineError, GenerationFailed
@@ -51,6 +52,7 @@ class SequenceState:
     # Empty while waiting. Replaced, never changed: steps may still read it.
     block_ids: array[int] = field(default_factory=lambda: NO_BLOCKS)
     windows: Sequence[WindowTable] = ()  # its blocks in the groups of layers with a window, while it runs
+    state_slots: SlotPair | None = None  # while it runs, in a model that carries a state
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as needed so far
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as computed
@@ -96,6 +98,7 @@ class SequenceState:
                 scored_from=scored_from,
                 num_scored=len(scored),
                 window_block_ids=tuple([table.block_ids for table in self.windows]) if self.windows else (),
+                state_slots=self.state_slots,
             ),
             request.request_id,
             request.params,
@@ -105,6 +108,18 @@ class SequenceState:
             scored,
             request.adapter,
         )
+
+    def count_run(self, num_tokens: int, *, is_late: bool) -> int:
+        """How many of a step's tokens are computed. A late sequence was not sampled: its last runs again.
+
+        A state can't go back by one token, so all of them do.
+        """
+        if self.state_slots is None:
+            return num_tokens - is_late
+        if is_late:
+            return 0
+        self.state_slots = self.state_slots.swapped
+        return num_tokens
 
     def _scored(self, start: int, stop: int) -> tuple[Sequence[int], int]:
         """The prompt tokens after positions `start` … `stop` - 1 without logprobs, and the first one's row.

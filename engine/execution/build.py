@@ -25,6 +25,7 @@ from engine.execution.parallel.messages import MeasureBudget
 from engine.execution.parallel.processes import Ranks
 from engine.execution.parallel.start import start_ranks
 from engine.execution.runner import ModelRunner
+from engine.execution.state_memory import check_alone, count_state_slots, tell_of_states
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
@@ -34,6 +35,7 @@ from engine.models.layers.division import DeviceGroup
 from engine.models.lora.adapters import Adapters
 from engine.models.quantised.checkpoint import open_checkpoint
 from engine.models.quantised.gguf_directory import as_directory
+from engine.models.state.spec import bytes_per_slot
 from engine.models.transformers_backend.choice import choose_implementation, is_of_transformers
 from engine.models.weights import has_own_head, load_weights
 
@@ -81,10 +83,12 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     make_runner = partial(_make_runner, eos_token_ids=eos_token_ids, ranks=ranks)
     with _closed_on_error(ranks), translated_out_of_memory(), torch.inference_mode():
         model = load()
+        check_alone(config, model.state_specs, model_config.architecture)
         if ranks is not None:
             ranks.connect()
         size = _size_cache(config, model, make_runner, ranks)
-        cache = build_cache(config, model, size.num_blocks, size.window_blocks)
+        tell_of_states(config, model.state_specs, size.num_state_slots)
+        cache = build_cache(config, model, size.num_blocks, size.window_blocks, size.num_state_slots)
         runner = make_runner(model, cache, load=load, record=recorder_for(cache), adapters=adapters)
         _warm_up(runner, config, size)
     return EngineCore.from_config(
@@ -198,7 +202,11 @@ def load_model(
 
 
 def build_cache(
-    config: EngineConfig, model: CausalLM, num_blocks: int, window_blocks: Mapping[int, int] | None = None
+    config: EngineConfig,
+    model: CausalLM,
+    num_blocks: int,
+    window_blocks: Mapping[int, int] | None = None,
+    num_state_slots: int = 0,
 ) -> PagedKVCache:
     return PagedKVCache(
         model.attention_specs,
@@ -207,6 +215,8 @@ def build_cache(
         block_size=config.block_size,
         dtype=model.dtype,
         device=model.device,
+        state_specs=model.state_specs,
+        num_state_slots=num_state_slots,
     )
 
 
@@ -217,7 +227,8 @@ def _size_cache(
     if model.device.type == "cuda" and config.num_gpu_blocks_override is None:
         num_tokens = min(config.max_num_batched_tokens, model.config.max_position_embeddings)
         with _timed("Measured the memory of a full step"):
-            cache = build_cache(config, model, -(-num_tokens // config.block_size))
+            num_slots = 2 if model.state_specs else 0
+            cache = build_cache(config, model, -(-num_tokens // config.block_size), num_state_slots=num_slots)
             make_runner(model, cache).warm_up(num_tokens)
             del cache
         budget = cuda_budget(model.device, config.gpu_memory_utilization)
@@ -229,7 +240,8 @@ def _size_cache(
     else:
         budget = cpu_budget()
         num_sharing = config.tensor_parallel_size
-    return size_cache(
+    num_slots = count_state_slots(config, model.state_specs, budget)
+    size = size_cache(
         config,
         budget,
         division=CacheDivision.of(
@@ -238,9 +250,11 @@ def _size_cache(
             config,
             config.max_model_len or model.config.max_position_embeddings,
             max_tokens_per_step=ModelRunner.max_tokens_per_step,
+            state_bytes=num_slots * bytes_per_slot(model.state_specs),
         ),
         model_limit=model.config.max_position_embeddings,
     )
+    return replace(size, num_state_slots=num_slots)
 
 
 @contextmanager

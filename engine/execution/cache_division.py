@@ -12,6 +12,7 @@ from engine.models.attention.spec import AttentionSpec, bytes_per_token
 # A group with a window has at least this part of the blocks of layers that keep all: many short sequences
 # need as many in both, one as long as possible needs few here.
 _SHARE = 4
+_UNUSED_BLOCKS = 1 << 16  # at most, of a model without attention, beside those of its longest sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class CacheDivision:
     window_bytes: Mapping[int, int] = field(default_factory=dict)  # by window, of layers that free blocks
     needs: Mapping[int, WindowNeeds] = field(default_factory=dict)  # by window
     max_num_seqs: int = 1
+    longest: int = 1  # sequence, in blocks
+    state_bytes: int = 0  # of all state slots, beside the blocks
 
     @staticmethod
     def of(
@@ -32,6 +35,7 @@ class CacheDivision:
         max_model_len: int,
         *,
         max_tokens_per_step: int = 1,
+        state_bytes: int = 0,
     ) -> CacheDivision:
         """By window, where that needs less memory; the layers with the widest keep all if no others do."""
         needs = {
@@ -58,6 +62,8 @@ class CacheDivision:
             sizes,
             {window: needs[window] for window in sizes},
             config.max_num_seqs,
+            longest,
+            state_bytes,
         )
 
     @property
@@ -80,11 +86,15 @@ class CacheDivision:
         in_windows = sum(
             count * self.window_bytes[window] for window, count in self.windows(num_blocks).items()
         )
-        return (num_blocks * self.kept_bytes + in_windows) * self.block_size
+        return (num_blocks * self.kept_bytes + in_windows) * self.block_size + self.state_bytes
 
     def fit(self, num_bytes: int) -> int:
         """How many blocks those layers can have; 0 if none."""
-        most = num_bytes // (self.block_size * self.kept_bytes)
+        if num_bytes < self.state_bytes:
+            return 0
+        if not self.kept_bytes:  # no layer attends: blocks cost nothing but their numbers
+            return min(self.longest * self.max_num_seqs, self.longest + _UNUSED_BLOCKS)
+        most = (num_bytes - self.state_bytes) // (self.block_size * self.kept_bytes)
         if not self.needs:
             return most
         least = 0

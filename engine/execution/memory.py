@@ -36,6 +36,7 @@ class CacheSize:
     num_blocks: int
     max_model_len: int  # as requested; else the model's own limit, or what fits if that is less
     window_blocks: Mapping[int, int] = field(default_factory=dict)  # see Runner in engine/core/batch.py
+    num_state_slots: int = 0
 
 
 def size_cache(

@@ -16,6 +16,7 @@ import torch
 from engine.core.adapter import Adapter
 from engine.core.batch import Batch, ScheduledSequence, SequenceInput, StepResult
 from engine.core.sleep import MemoryUsage, Part
+from engine.core.state_slots import SlotPair
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import ConfigError, DeviceLost
 from engine.execution.graphs import GraphHolder, Record
@@ -82,6 +83,8 @@ class ModelRunner:
                 block_size=cache.block_size,
                 dtype=model.dtype,
                 device=model.device,
+                state_specs=model.state_specs,
+                num_state_slots=cache.num_state_slots,
             ),
         )
         self._sampler = Sampler(eos_token_ids)
@@ -91,6 +94,7 @@ class ModelRunner:
         )
         self.num_blocks = cache.num_blocks
         self.window_blocks: Mapping[int, int] = cache.window_blocks
+        self.num_state_slots = cache.num_state_slots
         self.block_size = cache.block_size
         self.vocab_size = model.config.vocab_size
 
@@ -160,10 +164,13 @@ class ModelRunner:
         Writes to empty blocks; call it before the first `execute`.
         """
         params = SamplingParams(max_tokens=1, temperature=0.0)
+        slots = SlotPair(0, 1) if self.num_state_slots else None
         for token_ids, start in (([0] * num_tokens, 0), ([0], num_tokens - 1)):
             blocks = range(-(-num_tokens // self.block_size))
             windows = (blocks,) * len(self.window_blocks)
-            sequence = SequenceInput(token_ids, start, blocks, samples=True, window_block_ids=windows)
+            sequence = SequenceInput(
+                token_ids, start, blocks, samples=True, window_block_ids=windows, state_slots=slots
+            )
             self.execute(Batch((ScheduledSequence(sequence, "warm-up", params),)))
 
     @torch.inference_mode()

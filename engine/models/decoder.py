@@ -23,6 +23,7 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.norm import HeadNorm, RMSNorm
 from engine.models.layers.rope import LayerRopes, Rotation
 from engine.models.operators import find_operators
+from engine.models.state.spec import StateSpec
 
 
 class Attention(nn.Module):
@@ -151,6 +152,8 @@ class CausalLM(nn.Module):
     }
     """Our layer's name → the checkpoint's names of its parts, in order."""
     UNUSED: ClassVar[tuple[str, ...]] = ()
+
+    state_specs: tuple[StateSpec, ...] = ()  # of layers that carry a state beside attention
 
     def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()

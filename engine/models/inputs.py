@@ -35,6 +35,7 @@ class FlatArrays:
     contexts: torch.Tensor  # [S], positions to attend to, those of this step included
     first_rows: torch.Tensor  # [S + 1], the row of each sequence's first token, then the row after the last
     blocks: torch.Tensor  # the sequences' block tables end to end
+    state_slots: torch.Tensor | None = None  # [2 * S] those read, then those written, if there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class StepInputs:
     max_context: int
     host: FlatArrays  # the same numbers in main memory
     windows: tuple[StepInputs, ...] = ()  # with the block tables and slots of each group with a window
+    state_slots: torch.Tensor | None = None
     _plans: dict[tuple[Plans, int | None], Any] = field(default_factory=dict, init=False, compare=False)
 
     def plan(self, backend: Plans, window: int | None) -> Any:
@@ -105,6 +107,7 @@ class HostInputs:
             max_context=self._max_context,
             host=host,
             windows=windows,
+            state_slots=arrays.state_slots,
         )
 
 
@@ -144,7 +147,9 @@ def flatten(batch: Sequence[SequenceInput], block_size: int, *, pad_to: int = 0)
         first_rows.extend(range(first_rows[-1] + 1, first_rows[-1] + 1 + num_padding))
     wanted_rows = sampled_rows + scored_rows if selects_rows else []
     windows = [_window_columns(batch, group, block_size) for group in range(_num_windows(batch))]
-    columns = (token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks)
+    columns = [token_ids, positions, slots, wanted_rows, starts, contexts, first_rows, blocks]
+    if batch and batch[0].state_slots is not None:
+        columns.append([pair[part] for part in (0, 1) for s in batch if (pair := s.state_slots) is not None])
     numbers, sections = _end_to_end(*columns, *chain.from_iterable(windows))
     return HostInputs(
         numbers=numbers,

@@ -76,8 +76,10 @@ class FakeRunner:
         before: Callable[[Batch], None] | None = None,
         max_tokens_per_step: int = 1,
         window_blocks: Mapping[int, int] | None = None,
+        num_state_slots: int = 0,
     ) -> None:
         self.window_blocks = window_blocks or {}
+        self.num_state_slots = num_state_slots
         self.max_tokens_per_step = max_tokens_per_step
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -15,6 +15,8 @@ from engine.models.attention.backend import choose_backends
 from engine.models.attention.spec import AttentionSpec
 from engine.models.inputs import StepInputs
 from engine.models.operators import Operators, find_operators
+from engine.models.state.cache import StateCache
+from engine.models.state.spec import StateSpec
 
 
 class PagedKVCache:
@@ -33,17 +35,25 @@ class PagedKVCache:
         dtype: torch.dtype,
         device: torch.device,
         shares_memory: bool = False,
+        state_specs: Sequence[StateSpec] = (),
+        num_state_slots: int = 0,
     ) -> None:
         """`window_blocks`: by window, of layers that have so many blocks of their own (engine/core/batch.py).
 
         `shares_memory`: layers of one size write to the same memory, each before it reads; for whole
         sequences only, whose keys and values no later step needs.
+
+        `num_state_slots`: of layers that carry a state (engine/core/state_slots.py); 0 for whole sequences.
         """
         self.specs = tuple(specs)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
         self.window_blocks = dict(window_blocks or {})
+        self.num_state_slots = num_state_slots
+        self.states = (
+            StateCache(state_specs, num_slots=num_state_slots, device=device) if num_state_slots else None
+        )
         counts = [num_blocks, *self.window_blocks.values()]
         groups = {window: group for group, window in enumerate(self.window_blocks, 1)}
         self._group_of = [0 if spec.window is None else groups.get(spec.window, 0) for spec in specs]
@@ -67,10 +77,13 @@ class PagedKVCache:
     @property
     def has_fixed_shapes(self) -> bool:
         """Whether decode steps can be recorded, to be replayed with other numbers."""
-        return not self.window_blocks and all(backend.has_fixed_shapes for backend in self._backends)
+        if self.window_blocks or self.states is not None:
+            return False
+        return all(backend.has_fixed_shapes for backend in self._backends)
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*self.keys, *self.values]
+        states = [] if self.states is None else self.states.tensors()
+        return [*self.keys, *self.values, *states]
 
     def inputs_of(self, layer: int, inputs: StepInputs) -> StepInputs:
         """A step's inputs with the block tables and slots of this layer's group."""

@@ -19,6 +19,7 @@ from engine.models.config import ModelConfig
 _FOREIGN = ("quantization_config", "compression_config", "auto_map")  # not for transformers to act on
 _SHOWN = 300  # characters of an error that isn't ours
 _HEADS = ("ForCausalLM", "LMHeadModel")
+_UNLIMITED = 1 << 17
 _DECODERS = (*_HEADS, "ForSequenceClassification", "Model")
 
 
@@ -50,7 +51,7 @@ def read_transformers_config(
         attention_specs=(),
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
-        max_position_embeddings=_max_positions(settings),
+        max_position_embeddings=_max_positions(settings, model_class),
         tie_word_embeddings=bool(getattr(settings, "tie_word_embeddings", False)),
         dtype=raw.get("dtype") or raw.get("torch_dtype"),
         eos_token_ids=declared_eos_tokens(directory, raw),
@@ -114,12 +115,8 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
 
 
 def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
-    if not getattr(model_class, "_supports_attention_backend", False):
-        if getattr(model_class, "_is_stateful", False):
-            raise UnsupportedModel(
-                f"{architecture} carries a state from token to token (as Mamba and delta nets do), for which "
-                "the engine has no cache yet."
-            )
+    # Those that carry a state don't say that they support the interface, as they need more; most use it.
+    if not any(getattr(model_class, name, False) for name in ("_supports_attention_backend", "_is_stateful")):
         raise UnsupportedModel(
             f"{architecture} can't use the engine's KV cache: transformers {transformers.__version__} "
             f"computes its attention in code of its own ({model_class.__name__} doesn't support the "
@@ -127,9 +124,11 @@ def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:
         )
 
 
-def _max_positions(settings: PreTrainedConfig) -> int:
+def _max_positions(settings: PreTrainedConfig, model_class: type[PreTrainedModel]) -> int:
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = getattr(settings, name, None)
         if isinstance(value, int) and value > 0:
             return value
+    if getattr(model_class, "_is_stateful", False):
+        return _UNLIMITED  # Mamba knows no positions
     raise CheckpointError("config.json doesn't say how long a context may be: max_position_embeddings.")

@@ -20,7 +20,9 @@ class LanguageHead(nn.Module):
         self._model = copy.copy(model)
         top, _, below = attending.partition(".")
         self._model._modules = {**model._modules, top: self._stand_in}
-        for name, module in model.get_submodule(top).named_children():
+        decoder = model.get_submodule(top)
+        self._stand_in.values = {k: v for k, v in vars(decoder).items() if not k.startswith("_")}
+        for name, module in decoder.named_children():
             is_wrapped = name == below.partition(".")[0] and not isinstance(module, nn.ModuleList)
             self._stand_in.parts[name] = self._stand_in if is_wrapped else module
 
@@ -43,10 +45,11 @@ class _Computed(nn.Module):
         super().__init__()
         self.hidden: torch.Tensor | None = None
         self.parts: dict[str, nn.Module] = {}  # the real decoder's, which the head's code may use
+        self.values: dict[str, Any] = {}  # its plain attributes, too
 
     def __getattr__(self, name: str) -> Any:
-        parts = self.__dict__.get("parts", {})
-        return parts[name] if name in parts else super().__getattr__(name)
+        known = {**self.__dict__.get("values", {}), **self.__dict__.get("parts", {})}
+        return known[name] if name in known else super().__getattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> _Output:
         return _Output(self.hidden)

@@ -26,11 +26,13 @@ from engine.models.transformers_backend.attention import Place, Step, assign_pla
 from engine.models.transformers_backend.division import ModelDivision
 from engine.models.transformers_backend.family import TransformersConfig, reason_of
 from engine.models.transformers_backend.head import LanguageHead
+from engine.models.transformers_backend.mixers import Traits, attach
 from engine.models.transformers_backend.probe import NAME as PROBE
 from engine.models.transformers_backend.probe import Anatomy, probe
 from engine.models.transformers_backend.rotation import fix_rotation
+from engine.models.transformers_backend.state_trial import examining
 from engine.models.transformers_backend.swaps import swap
-from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
+from engine.models.transformers_backend.trial import check_no_state, check_positions, is_same, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class _TransformersModel(nn.Module):
             # refuses what it must before anything is read
             anatomy = probe_empty(config) if division is None else division.anatomy
         longest = config.longest_sequence
+        self._step = Step()
         options: dict[str, Any] = {"attention": attention.NAME, "dtype": dtype, "device": device}
         if division is not None:
             config, options["part_of"] = division.config, division.part_of
@@ -69,18 +72,23 @@ class _TransformersModel(nn.Module):
         model = load()
         with _refused_if_it_fails(config):
             anatomy = _probe_loaded(model) if anatomy is None else anatomy
-            expected = run_trial(model, anatomy)
-            check_no_state(model, expected)
-        self._step = Step()
+            expected, traits = _try_out(model, anatomy, self._step)
+
+        def load_again() -> PreTrainedModel:
+            model = load()
+            attach(model, anatomy.states, self._step, traits)
+            return model
+
         loaded = [model]
         del model  # so that one which our parts don't fit is freed before the next is loaded
-        model = _prepared(loaded, anatomy, expected, load)
+        model = _prepared(loaded, anatomy, expected, load_again)
         self.attention_specs = tuple(_within(spec, longest) for spec in anatomy.specs.values())
         for layer, (name, spec) in enumerate(zip(anatomy.specs, self.attention_specs, strict=True)):
             assign_place(model.get_submodule(name), Place(layer, spec, self._step))
+        self.state_specs = tuple(one.spec for one in traits)
         self._model = model
         self._decoder = model.base_model
-        self._attending = next(iter(anatomy.specs))
+        self._inner = anatomy.inner
         if division is not None:
             division.begin()
 
@@ -100,7 +108,7 @@ class _TransformersModel(nn.Module):
 class TransformersCausalLM(_TransformersModel):
     def __init__(self, config: TransformersConfig, source: TensorSource, **options: Any) -> None:
         super().__init__(config, source, **options)
-        self._head = LanguageHead(self._model, self._attending)
+        self._head = LanguageHead(self._model, self._inner)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size], in the model's dtype."""
@@ -161,6 +169,17 @@ def _probe_loaded(model: PreTrainedModel) -> Anatomy:
         return probe(model)
     finally:
         model.set_attn_implementation(attention.NAME)
+
+
+def _try_out(model: PreTrainedModel, anatomy: Anatomy, step: Step) -> tuple[torch.Tensor, list[Traits]]:
+    """What the model's own code makes of a few tokens, and of a state where it carries one."""
+    mixers = attach(model, anatomy.states, step)
+    with examining(mixers):
+        expected = run_trial(model, anatomy)
+    check_no_state(model, expected)
+    if not mixers:
+        check_positions(model, expected)
+    return expected, [mixer.traits for mixer in mixers]
 
 
 def _prepared(

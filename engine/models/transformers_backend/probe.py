@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from engine.errors import UnsupportedModel
 from engine.models.attention.spec import AttentionSpec
+from engine.models.transformers_backend.state_probe import StateCall, find_states
 
 NAME = "berth_probe"
 _FAR = 1 << 22  # a position beyond any window
@@ -45,6 +46,14 @@ class Anatomy:
 
     specs: Mapping[str, AttentionSpec]  # of the modules that attend, in order
     linears: Sequence[tuple[str, ...]]  # linear layers that ran, once each; those of a group on one input
+    states: Mapping[str, StateCall]  # of the modules that carry a state beside attention, in order
+
+    rowwise: Sequence[str] = ()  # of the decoder's layers that seem to run each token by itself
+
+    @property
+    def inner(self) -> str:
+        """The name of some module inside the decoder."""
+        return next(iter((*self.specs, *self.states)))
 
 
 def probe(model: PreTrainedModel) -> Anatomy:
@@ -62,8 +71,9 @@ def probe(model: PreTrainedModel) -> Anatomy:
     specs = {names[module]: spec for module, spec in zip(recording.modules, recording.specs, strict=True)}
     if len(specs) < len(recording.modules):
         raise UnsupportedModel("This model uses an attention layer several times, each with keys of its own.")
-    _check_all_attend(model, specs)
-    return Anatomy(specs, linears.groups())
+    states = _find_states(model, specs, token_ids, positions)
+    rowwise = _others(model, (*specs, *states))
+    return Anatomy(specs, linears.groups(), states, rowwise)
 
 
 class _LinearCalls:
@@ -109,21 +119,56 @@ class _LinearCalls:
         )
 
 
-def _check_all_attend(model: PreTrainedModel, specs: Mapping[str, AttentionSpec]) -> None:
-    """Layers without attention mix tokens, if at all, by a state that the engine has no cache for."""
-    if not specs:
-        raise UnsupportedModel("This model has no attention layers, and the engine has no cache for others.")
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    stack = next((name for name in lists if next(iter(specs)).startswith(f"{name}.")), None)
-    if stack is None:
-        return
-    for index, layer in enumerate(lists[stack]):
-        if not any(name.startswith(f"{stack}.{index}.") for name in specs):
-            parts = ", ".join(type(part).__name__ for part in layer.children())
+def _find_states(
+    model: PreTrainedModel,
+    specs: Mapping[str, AttentionSpec],
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+) -> Mapping[str, StateCall]:
+    """Without running a plain decoder once more: there, each layer attends."""
+    if not getattr(model, "_is_stateful", False) and all(
+        any(name.startswith(f"{layer}.") for name in specs) for layer in _layers_of(model, specs)
+    ):
+        return {}
+    with _recorded():
+        states = find_states(model, token_ids, positions)
+    for name in states:
+        if any(attending == name or attending.startswith(f"{name}.") for attending in specs):
+            kind = type(model.get_submodule(name)).__name__
             raise UnsupportedModel(
-                f"Layer {index} doesn't attend: it consists of {parts}. The engine has no cache for such a "
-                "layer's state yet."
+                f"{kind} attends and carries a state in one, which the engine can't take apart."
             )
+    return states
+
+
+def _others(model: PreTrainedModel, mixing: Sequence[str]) -> list[str]:
+    """Layers without a module that mixes tokens in a known way. Refuses those with one of their own."""
+    if not mixing:
+        raise UnsupportedModel("This model has no attention layers, and the engine has no cache for others.")
+    others = {
+        name: layer
+        for name, layer in _layers_of(model, mixing).items()
+        if not any(one.startswith(f"{name}.") for one in mixing)
+    }
+    for name, layer in others.items():
+        if any(isinstance(part, nn.Conv1d | nn.RNNBase) for part in layer.modules()):
+            raise no_cache_for(name, layer)
+    return list(others)
+
+
+def no_cache_for(name: str, layer: nn.Module) -> UnsupportedModel:
+    parts = ", ".join(type(part).__name__ for part in layer.children())
+    return UnsupportedModel(
+        f"Layer {name.rpartition('.')[2]} doesn't attend: it consists of {parts}. The engine has no cache for "
+        "such a layer's state."
+    )
+
+
+def _layers_of(model: PreTrainedModel, mixing: Sequence[str] | Mapping[str, object]) -> dict[str, nn.Module]:
+    """The decoder's layers by name: those of the list that has a module which mixes tokens."""
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    stack = next((name for name in lists if next(iter(mixing), "").startswith(f"{name}.")), None)
+    return {} if stack is None else {f"{stack}.{index}": layer for index, layer in enumerate(lists[stack])}
 
 
 @contextmanager

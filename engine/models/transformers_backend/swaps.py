@@ -6,6 +6,7 @@ A part is recognised by what it does, tried on numbers, not by its name.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,7 +134,9 @@ def may_be_norm(module: nn.Module) -> bool:
     if isinstance(module, DividedNorm):
         return False
     parameters = dict(module.named_parameters())
-    return list(parameters) == ["weight"] and parameters["weight"].ndim == 1 and not list(module.children())
+    if list(parameters) != ["weight"] or parameters["weight"].ndim != 1 or list(module.children()):
+        return False
+    return len(inspect.signature(module.forward).parameters) == 1  # some take a gate, too
 
 
 def _floats(module: nn.Module) -> Iterator[float]:

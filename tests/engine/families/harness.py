@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.config import EngineConfig
-from engine.core.batch import Batch
+from engine.core.batch import Batch, ScheduledSequence
 from engine.core.engine_core import EngineCore
+from engine.core.state_slots import SlotPair
 from engine.core.types import PositionLogprobs, SamplingParams
 from engine.execution.build import build_core
 from engine.launch.preflight import check_config
@@ -82,12 +83,27 @@ def logits_difference(core: EngineCore, model: PreTrainedModel) -> float:
     expected = {
         tuple(table): reference_logits(model, text) for table, text in zip(tables, texts, strict=True)
     }
+    slots = {
+        tuple(table): SlotPair(*pair) for table, pair in zip(tables, ((5, 0), (2, 9), (4, 1)), strict=True)
+    }
     for batch in batches:
-        logits = runner.logits(Batch(batch))
+        logits = runner.logits(Batch(_in_slots(batch, slots) if runner.num_state_slots else batch))
         for row, part in zip(logits, batch, strict=True):
             wanted = expected[tuple(part.input.block_ids)][part.input.start + len(part.input.token_ids) - 1]
             worst = max(worst, float((row - wanted).abs().max()))
     return worst
+
+
+def _in_slots(
+    batch: Sequence[ScheduledSequence], slots: dict[tuple[int, ...], SlotPair]
+) -> list[ScheduledSequence]:
+    """For a model that carries a state: each text reads what its last step wrote."""
+    placed = []
+    for one in batch:
+        table = tuple(one.input.block_ids)
+        placed.append(one._replace(input=one.input._replace(state_slots=slots[table])))
+        slots[table] = slots[table].swapped
+    return placed
 
 
 def generated(core: EngineCore) -> dict[int, list[int]]:

@@ -26,6 +26,7 @@ from tests.engine.families.recipe import (
     family,
 )
 from tests.engine.families.refused_recipes import REFUSED_RECIPES
+from tests.engine.families.state_recipes import STATES
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -198,6 +199,7 @@ RECIPES: Mapping[str, Recipe] = {
         "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     ),
     **NEWER,
+    **STATES,
 }
 
 REFUSED: Mapping[str, str] = {name: words for name, (_, words) in REFUSED_RECIPES.items()}

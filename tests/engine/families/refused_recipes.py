@@ -22,7 +22,6 @@ from tests.engine.families.recipe import (
 _OWN_SHAPE = tuple(key for key in SHAPE if key not in SHARED)
 _GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
 _OWN_CODE = "doesn't support the attention interface"
-_STATE = "carries a state"
 _INDEX: dict[str, Any] = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 2}
 _DELTA: dict[str, Any] = {
     "head_dim": 8,
@@ -49,39 +48,13 @@ _BYTES: dict[str, Any] = {
 REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
     "doge": (family("doge"), "makes attention masks of its own"),
     "diffllama": (family("diffllama"), "uses an attention layer several times"),
-    "lfm2": (family("lfm2", layer_types=_CONV), "doesn't attend"),
     "llama4_text": (
         family("llama4_text", **LOCAL, head_dim=8, intermediate_size_mlp=48),
         "more than positions",
     ),
     "stablelm": (family("stablelm"), _OWN_CODE),
     "falcon": (family("falcon"), _OWN_CODE),
-    "mamba": (
-        family("mamba", omits=("num_attention_heads", "num_key_value_heads", "max_position_embeddings")),
-        _STATE,
-    ),
-    "qwen3_next": (family("qwen3_next", head_dim=8, **MOE), _STATE),
-    "falcon_h1": (family("falcon_h1"), _STATE),
     "axk2": (family("axk2", **ROUTED, **MLA, **_INDEX, gated_norm_rank=4), "more than a mask"),
-    "bailing_hybrid": (
-        family(
-            "bailing_hybrid",
-            num_experts=4,
-            num_experts_per_token=2,
-            num_expert_group=1,
-            topk_group=1,
-            moe_intermediate_size=24,
-            **_LATENT,
-            linear_head_dim=8,
-            linear_num_heads=4,
-            layer_group_size=2,
-        ),
-        _STATE,
-    ),
-    "bamba": (
-        family("bamba", mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, attn_layer_indices=[1]),
-        _STATE,
-    ),
     "bert-generation": (family("bert-generation", omits=HEADS, is_decoder=True), "isn't supported"),
     "biogpt": (family("biogpt", omits=HEADS), _OWN_CODE),
     "bloom": (
@@ -114,19 +87,25 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
         _OWN_CODE,
     ),
     "deepseek_v32": (family("deepseek_v32", **ROUTED, **MLA, **_INDEX), "more than a mask"),
-    "dots3_note_text": (family("dots3_note_text", **ROUTED, **MLA, **_INDEX), "more than a mask"),
-    "falcon_mamba": (
+    "deepseek_v4": (
         family(
-            "falcon_mamba",
-            omits=(
-                "num_attention_heads",
-                "num_key_value_heads",
-                "max_position_embeddings",
-                "intermediate_size",
-            ),
+            "deepseek_v4",
+            omits=HEADS,
+            head_dim=16,
+            q_lora_rank=16,
+            o_groups=2,
+            o_lora_rank=8,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            sliding_window=8,
+            index_head_dim=8,
+            index_n_heads=2,
+            layer_types=["heavily_compressed_attention", *["compressed_sparse_attention"] * 2],
         ),
-        _STATE,
+        "attends to other tokens",
     ),
+    "dots3_note_text": (family("dots3_note_text", **ROUTED, **MLA, **_INDEX), "more than a mask"),
     "glm_moe_dsa": (family("glm_moe_dsa", **ROUTED, **MLA, **_INDEX), "more than a mask"),
     "gpt_neo": (
         family(
@@ -148,43 +127,9 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
     "hy_v4": (family("hy_v4", **ROUTED, **MLA, head_dim=12), "more than a mask"),
     "inkling_text": (family("inkling_text", head_dim=8, **ROUTED), _OWN_CODE),
     "inkling2_text": (family("inkling2_text", head_dim=8, **ROUTED), _OWN_CODE),
-    "jamba": (
-        family(
-            "jamba",
-            num_experts=4,
-            num_experts_per_tok=2,
-            attn_layer_period=2,
-            attn_layer_offset=1,
-            mamba_d_state=8,
-            mamba_dt_rank=4,
-            use_mamba_kernels=False,
-        ),
-        _STATE,
-    ),
     "kimi_linear": (
         family("kimi_linear", num_experts=4, num_experts_per_token=2, moe_intermediate_size=24, **_LATENT),
-        _STATE,
-    ),
-    "lfm2_moe": (
-        family("lfm2_moe", layer_types=_CONV, **MOE, num_dense_layers=1),
-        "doesn't attend",
-    ),
-    "lfm3": (family("lfm3", head_dim=8, layer_types=_CONV), "doesn't attend"),
-    "mamba2": (
-        family(
-            "mamba2",
-            omits=(
-                "num_attention_heads",
-                "num_key_value_heads",
-                "max_position_embeddings",
-                "intermediate_size",
-            ),
-            num_heads=8,
-            head_dim=8,
-            state_size=8,
-            n_groups=1,
-        ),
-        _STATE,
+        "doesn't run on this engine's batches",
     ),
     "minimax": (family("minimax", head_dim=8, **LOCAL), "doesn't attend"),
     "minimax_m3_vl_text-sparse": (
@@ -203,30 +148,7 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
         family("mpt", omits=_OWN_SHAPE, d_model=32, n_heads=4, n_layers=3, max_seq_len=CONTEXT),
         _OWN_CODE,
     ),
-    "nemotron_h": (
-        family(
-            "nemotron_h",
-            omits=("num_hidden_layers",),
-            layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
-            head_dim=8,
-            ssm_state_size=8,
-            mamba_num_heads=4,
-            mamba_head_dim=8,
-            n_groups=1,
-            n_routed_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=24,
-            moe_shared_expert_intermediate_size=16,
-        ),
-        _STATE,
-    ),
-    "olmo_hybrid": (family("olmo_hybrid", **{k: v for k, v in _DELTA.items() if k != "head_dim"}), _STATE),
     "openai-gpt": (family("openai-gpt", omits=_OWN_SHAPE, **_GPT), _OWN_CODE),
-    "qwen3_5_text": (family("qwen3_5_text", **_DELTA), _STATE),
-    "qwen3_5_moe_text": (
-        family("qwen3_5_moe_text", **_DELTA, **MOE, shared_expert_intermediate_size=16),
-        _STATE,
-    ),
     "qwen4_exp_text": (
         family(
             "qwen4_exp_text",
@@ -242,7 +164,7 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
             ngram_vocab_size_base=64,
             split_ngram_parts=1,
         ),
-        _STATE,
+        "attention masks of its own",
     ),
     "recurrent_gemma": (
         family(
@@ -251,7 +173,7 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
             head_dim=8,
             attention_window_size=8,
         ),
-        "how long a context may be",
+        "RecurrentGemmaRecurrentBlock",
     ),
     "rwkv": (
         family(
@@ -260,7 +182,7 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
             context_length=CONTEXT,
             attention_hidden_size=32,
         ),
-        _STATE,
+        "has no attention layers",
     ),
     "trocr": (
         family(
@@ -298,39 +220,6 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
             num_blocks=2,
             num_hidden_layers=2,
         ),
-        _STATE,
-    ),
-    "zamba": (
-        family(
-            "zamba",
-            num_hidden_layers=6,
-            mamba_d_state=8,
-            mamba_dt_rank=4,
-            attn_layer_period=2,
-            attn_layer_offset=1,
-            use_mamba_kernels=False,
-            attention_hidden_size=64,
-            attention_head_dim=16,
-            n_mamba_heads=2,
-        ),
-        _STATE,
-    ),
-    "zamba2": (
-        family(
-            "zamba2",
-            mamba_d_state=8,
-            n_mamba_heads=8,
-            mamba_ngroups=1,
-            mamba_headdim=8,
-            layers_block_type=["linear_attention", "hybrid", "linear_attention"],
-            use_mamba_kernels=False,
-            num_mem_blocks=1,
-            adapter_rank=4,
-        ),
-        _STATE,
-    ),
-    "zaya": (
-        family("zaya", head_dim=8, num_experts=4, moe_intermediate_size=24, router_hidden_size=16),
-        "carries something from token to token",
+        "doesn't run on this engine's batches",
     ),
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
@@ -19,12 +21,14 @@ from engine.errors import UnsupportedModel
 from tests.engine.families.documented import architecture_of, row_of
 from tests.engine.families.harness import check_text, core_of
 from tests.engine.families.native_recipes import NATIVE
-from tests.engine.families.recipes import RECIPES, REFUSED, build, plain, recipe_of, save
+from tests.engine.families.recipe import HEADS, Recipe, family
+from tests.engine.families.recipes import RECIPES, REFUSED, build, made, plain, recipe_of, save
 
-# One of each kind: windows, softcaps, sinks, experts, two sizes of heads, biases, scaled logits, a text part.
+# One of each kind: windows, softcaps, sinks, experts, two sizes of heads, biases, scaled logits, a text part,
+# states.
 _TYPICAL = (
     *("cohere2", "deepseek_v3", "gemma2", "gemma3n_text", "glm4", "gpt2", "gpt_oss", "granitemoe"),
-    *("mixtral", "phi", "qwen2_moe", "youtu"),
+    *("falcon_h1", "jamba", "lfm2", "mixtral", "phi", "qwen2_moe", "qwen3_next", "youtu"),
 )
 
 
@@ -58,8 +62,27 @@ def test_every_decoder_of_transformers_is_tried_or_left_out_by_rule() -> None:
         *MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,  # the text part has a name of its own
+        *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,  # the text part has a name of its own
         *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
         *(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name.endswith("_assistant")),  # drafts only
     }
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - left_out == tried
+
+
+_ENCODERS: Mapping[str, Any] = {"omits": HEADS, "is_decoder": True}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (family("roberta", **_ENCODERS), "counts positions in a way of its own"),
+        (family("xlm-roberta-xl", **_ENCODERS), "counts positions in a way of its own"),
+        (family("bert", omits=HEADS), "attends to later positions, too"),
+    ],
+)
+def test_the_head_of_an_encoder_runs_only_if_it_is_a_decoder_in_all(
+    recipe: Recipe, words: str, tmp_path: Path
+) -> None:
+    directory = save(made(recipe.model_type, recipe), tmp_path)
+    with pytest.raises(UnsupportedModel, match=words):
+        core_of(directory)
