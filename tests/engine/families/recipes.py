@@ -109,7 +109,6 @@ RECIPES: Mapping[str, Recipe] = {
     "minimax_m2": family("minimax_m2", head_dim=8, **LOCAL),
     "solar_open": family("solar_open", head_dim=8, **ROUTED),
     "youtu": family("youtu", **MLA, pad_token_id=None),  # plain transformers sets the padding's row to 0
-    "lfm2-attention": family("lfm2", layer_types=["full_attention"] * 3),
     "glm4_moe_lite": family("glm4_moe_lite", **ROUTED, **MLA),
     "hyperclovax": family("hyperclovax"),
     "laguna": family("laguna", head_dim=8, **MOE),
