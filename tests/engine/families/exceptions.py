@@ -13,34 +13,21 @@ EMBEDDED: Mapping[str, str] = {
 DIVIDED: Mapping[str, str] = {
     **dict.fromkeys(
         (
-            *(
-                "BitNetForCausalLM",
-                "CTRLLMHeadModel",
-                "DbrxForCausalLM",
-                "GPT2LMHeadModel",
-                "JetMoeForCausalLM",
-            ),
-            *(
-                "GPTBigCodeForCausalLM",
-                "ModernBertDecoderForCausalLM",
-                "OPTForCausalLM",
-                "PersimmonForCausalLM",
-            ),
+            *("BambaForCausalLM", "BitNetForCausalLM", "CTRLLMHeadModel"),
+            *("DbrxForCausalLM", "FalconH1ForCausalLM", "FalconMambaForCausalLM"),
+            *("GPT2LMHeadModel", "GPTBigCodeForCausalLM", "JetMoeForCausalLM"),
+            *("Lfm2ForCausalLM", "Lfm3ForCausalLM", "Mamba2ForCausalLM"),
+            *("MambaForCausalLM", "ModernBertDecoderForCausalLM", "MoshiForCausalLM"),
+            *("OPTForCausalLM", "PersimmonForCausalLM", "Zamba2ForCausalLM"),
+            *("ZambaForCausalLM", "ZayaForCausalLM"),
         ),
         _NO_PLAN,
     ),
     **dict.fromkeys(
         (
-            *(
-                "BailingHybridForCausalLM",
-                "BambaForCausalLM",
-                "FalconH1ForCausalLM",
-                "FalconMambaForCausalLM",
-            ),
-            *("JambaForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Lfm3ForCausalLM"),
-            *("Mamba2ForCausalLM", "MambaForCausalLM", "NemotronHForCausalLM", "OlmoHybridForCausalLM"),
-            *("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "Zamba2ForCausalLM"),
-            *("ZambaForCausalLM", "ZayaForCausalLM"),
+            *("BailingHybridForCausalLM", "JambaForCausalLM", "Lfm2MoeForCausalLM"),
+            *("NemotronHForCausalLM", "OlmoHybridForCausalLM", "Qwen3NextForCausalLM"),
+            *("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"),
         ),
         _STATE,
     ),
