@@ -13,7 +13,8 @@ from transformers import CONFIG_MAPPING
 from engine.config import EngineConfig
 from engine.pooling.plan import Task, read_pooling_plan
 from tests.engine.families.harness import pooled, prompt_of
-from tests.engine.families.recipes import RECIPES, configuration, randomise
+from tests.engine.families.recipe import configuration
+from tests.engine.families.recipes import RECIPES, randomise
 
 CASES = [
     ("Qwen2Model", "qwen2", {}),
