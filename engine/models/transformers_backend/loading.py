@@ -51,11 +51,11 @@ def quieten() -> None:
 
 
 def headless(config: TransformersConfig) -> TransformersConfig:
-    """The same model without its language head. Where it looks both ways, the engine's attention does."""
+    """The same model without its head. Where all text looks both ways, the engine's attention does."""
     settings = copy.copy(config.settings)
     settings.is_causal = True
-    if getattr(settings, "use_bidirectional_attention", False):
-        settings.use_bidirectional_attention = False
+    if getattr(settings, "use_bidirectional_attention", None) in (True, "all"):
+        settings.use_bidirectional_attention = None
     return replace(config, settings=settings, model_class=MODEL_MAPPING[type(settings)])
 
 

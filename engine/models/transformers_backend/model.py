@@ -32,7 +32,7 @@ from engine.models.transformers_backend.probe import Anatomy, probe
 from engine.models.transformers_backend.rotation import fix_rotation
 from engine.models.transformers_backend.state_trial import examining
 from engine.models.transformers_backend.swaps import swap
-from engine.models.transformers_backend.trial import check_no_state, is_same, run_trial
+from engine.models.transformers_backend.trial import check_no_state, check_positions, is_same, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,8 @@ def _try_out(model: PreTrainedModel, anatomy: Anatomy, step: Step) -> tuple[torc
     with examining(mixers):
         expected = run_trial(model, anatomy)
     check_no_state(model, expected)
+    if not mixers:
+        check_positions(model, expected)
     return expected, [mixer.traits for mixer in mixers]
 
 

@@ -61,6 +61,18 @@ def check_no_state(model: PreTrainedModel, logits: torch.Tensor) -> None:
         )
 
 
+def check_positions(model: PreTrainedModel, logits: torch.Tensor) -> None:
+    """A text's first positions are 0, 1, 2 …, as the engine numbers them: RoBERTa's kin begin with others.
+
+    `logits`: of the trial. Raises UnsupportedModel.
+    """
+    token_ids = torch.tensor([_TOKENS[:3]], device=model.device)
+    output: Any = model(input_ids=token_ids, use_cache=False)
+    found: torch.Tensor = (output.last_hidden_state if model.base_model is model else output.logits)[0]
+    if not is_same(found.float(), logits[:3], dtype=model.dtype):
+        raise UnsupportedModel(f"{type(model).__name__} counts positions in a way of its own.")
+
+
 def is_same(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether most rows are the same but for rounding, which may send a token to another expert."""
     tolerance = _TOLERANCES.get(dtype, _TOLERANCE)

@@ -13,13 +13,20 @@ from engine.config import EngineConfig
 from engine.core.batch import Batch, ScheduledSequence
 from engine.core.engine_core import EngineCore
 from engine.core.state_slots import SlotPair
+from engine.core.types import PositionLogprobs, SamplingParams
 from engine.execution.build import build_core
-from tests.engine.families.recipes import VOCAB_SIZE
-from tests.engine.test_generation import greedy, run
+from engine.launch.preflight import check_config
+from engine.pooling.build import build_pooling_core
+from engine.pooling.plan import RunnerKind, choose_runner, read_pooling_plan
+from engine.pooling.types import PoolingRequest
+from engine.text.tokenizer import Tokenizer
+from tests.engine.families.recipe import VOCAB_SIZE
+from tests.engine.test_generation import greedy, request_of, run
 from tests.engine.test_models import chunk
 
 TOLERANCE = 1e-4
 LENGTHS = (3, 9, 14, 37)
+POOLED_LENGTHS = (9, 20, 33)
 NUM_TOKENS = 16
 NUM_BLOCKS = 9  # too few for all requests: some are preempted
 
@@ -103,3 +110,66 @@ def generated(core: EngineCore) -> dict[int, list[int]]:
     """Greedy continuations by prompt length, all at once."""
     tokens = run(core, [greedy(str(length), prompt_of(length), NUM_TOKENS) for length in LENGTHS])
     return {length: tokens[str(length)] for length in LENGTHS}
+
+
+def check_text(core: EngineCore, model: PreTrainedModel) -> None:
+    """As plain transformers: in chunks, over scattered blocks, in batches of mixed lengths, and preempted."""
+    assert logits_difference(core, model) < TOLERANCE
+    assert generation_difference(core, model) < TOLERANCE
+    assert core.stats().num_preemptions > 0
+
+
+def generation_difference(core: EngineCore, model: PreTrainedModel) -> float:
+    """Of the likeliest tokens' log-probabilities, in greedy continuations of several prompts at once.
+
+    The tokens alone would show little: many a tiny model repeats one.
+    """
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True, logprobs=8)
+    for length in LENGTHS:
+        core.add(request_of(str(length), prompt_of(length), params))
+    found: dict[str, list[PositionLogprobs]] = {str(length): [] for length in LENGTHS}
+    while core.has_work:
+        for delta in core.step():
+            assert delta.error is None
+            found[delta.request_id] += delta.logprobs
+    return max(_text_difference(model, prompt_of(length), found[str(length)]) for length in LENGTHS)
+
+
+def _text_difference(
+    model: PreTrainedModel, prompt: Sequence[int], found: Sequence[PositionLogprobs]
+) -> float:
+    tokens = [position.chosen.token_id for position in found]
+    assert len(tokens) == NUM_TOKENS
+    expected = reference_logits(model, [*prompt, *tokens])[len(prompt) - 1 : -1].log_softmax(dim=-1)
+    assert expected.argmax(dim=-1).tolist() == tokens
+    worst = 0.0
+    for row, position in zip(expected, found, strict=True):
+        assert len(position.top) == 8
+        worst = max(worst, *(abs(float(row[one.token_id]) - one.logprob) for one in position.top))
+    return worst
+
+
+def check_embeddings(directory: Path, model: PreTrainedModel, **options: Any) -> None:
+    """Each text's vector is its last token's hidden state, normalised."""
+    prompts = [prompt_of(length) for length in POOLED_LENGTHS]
+    for prompt, vector in zip(
+        prompts, pooled(directory, prompts, runner="pooling", max_model_len=64, **options), strict=True
+    ):
+        with torch.inference_mode():
+            last = model.base_model(torch.tensor([prompt]), use_cache=False).last_hidden_state[0, -1]
+        assert (vector - last / last.norm()).abs().max() < TOLERANCE
+
+
+def pooled(directory: Path, prompts: Sequence[Sequence[int]], **options: Any) -> list[torch.Tensor]:
+    config = EngineConfig(model=directory, dtype="float32", device="cpu", num_threads=1, **options)
+    check_config(config)
+    assert choose_runner(config) is RunnerKind.POOLING
+    core = build_pooling_core(config, read_pooling_plan(config), _no_tokenizer)
+    requests = [
+        PoolingRequest(request_id=str(n), token_ids=p, arrival_time=0.0) for n, p in enumerate(prompts)
+    ]
+    return [torch.tensor(value.tolist()) for value in core.runner.run(requests)]
+
+
+def _no_tokenizer() -> Tokenizer:
+    raise AssertionError("an embedding model needs no tokenizer")

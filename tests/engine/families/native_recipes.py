@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.engine.families.recipes import Recipe, family
+from tests.engine.families.recipe import Recipe, family
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 _LONGROPE: Mapping[str, Any] = {  # texts of up to 8 tokens would have other frequencies in transformers

@@ -20,7 +20,8 @@ from tests.engine.families.harness import (
     logits_difference,
     prompt_of,
 )
-from tests.engine.families.recipes import RECIPES, build, configuration, plain, randomise, save
+from tests.engine.families.recipe import configuration
+from tests.engine.families.recipes import RECIPES, build, plain, randomise, save
 
 _VISION: dict[str, Any] = {
     "hidden_size": 16,

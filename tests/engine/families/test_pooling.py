@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from engine.config import EngineConfig
-from engine.launch.preflight import check_config
-from engine.pooling.build import build_pooling_core
-from engine.pooling.plan import RunnerKind, Task, choose_runner, read_pooling_plan
-from engine.pooling.types import PoolingRequest
-from engine.text.tokenizer import Tokenizer
-from tests.engine.families.harness import prompt_of
-from tests.engine.families.recipes import RECIPES, configuration, randomise
+from engine.pooling.plan import Task, read_pooling_plan
+from tests.engine.families.harness import pooled, prompt_of
+from tests.engine.families.recipe import configuration
+from tests.engine.families.recipes import RECIPES, randomise
 
 CASES = [
     ("Qwen2Model", "qwen2", {}),
@@ -36,21 +32,6 @@ def saved(class_name: str, recipe: str, directory: Path, **changes: Any) -> Path
     randomise(model)
     model.save_pretrained(directory)
     return directory
-
-
-def pooled(directory: Path, prompts: Sequence[Sequence[int]], **options: Any) -> list[torch.Tensor]:
-    config = EngineConfig(model=directory, dtype="float32", device="cpu", num_threads=1, **options)
-    check_config(config)
-    assert choose_runner(config) is RunnerKind.POOLING
-    core = build_pooling_core(config, read_pooling_plan(config), no_tokenizer)
-    requests = [
-        PoolingRequest(request_id=str(n), token_ids=p, arrival_time=0.0) for n, p in enumerate(prompts)
-    ]
-    return [torch.tensor(value.tolist()) for value in core.runner.run(requests)]
-
-
-def no_tokenizer() -> Tokenizer:
-    raise AssertionError("an embedding model needs no tokenizer")
 
 
 @pytest.mark.parametrize(("class_name", "recipe", "options"), CASES)
