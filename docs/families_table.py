@@ -87,7 +87,8 @@ def _running() -> Iterator[Row]:
 
 def _runs_natively(recipe: Recipe) -> bool:
     """Whether this engine's class runs some configuration of the architecture."""
-    same = [one for one in NATIVE.values() if one.model_type == recipe.model_type]
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[recipe.model_type]
+    same = [one for one in NATIVE.values() if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[one.model_type] == name]
     return any(not is_of_transformers(_in_directory(one)) for one in same)
 
 

@@ -25,11 +25,12 @@ DIVIDED: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         (
-            *("BailingHybridForCausalLM", "JambaForCausalLM", "Lfm2MoeForCausalLM"),
+            *("BailingHybridForCausalLM", "JambaForCausalLM", "KimiLinearForCausalLM"),
+            "Lfm2MoeForCausalLM",
             *("NemotronHForCausalLM", "OlmoHybridForCausalLM", "Qwen3NextForCausalLM"),
             *("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"),
         ),
         _STATE,
     ),
-    "GraniteMoeHybridForCausalLM": f"yes; {_STATE}",
+    "GraniteMoeHybridForCausalLM": f"yes; with Mamba layers {_STATE}",
 }

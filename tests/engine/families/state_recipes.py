@@ -36,7 +36,7 @@ STATES: Mapping[str, Recipe] = {
     "granitemoehybrid-mamba": family(
         "granitemoehybrid",
         layer_types=["mamba", "attention", "mamba"],
-        **MAMBA_2,
+        **{**MAMBA_2, "mamba_d_state": 16},  # with 8, plain transformers differs from itself by 6e-5
         **LOCAL,
         shared_intermediate_size=16,
     ),
