@@ -29,7 +29,7 @@ def _model(rng: Random) -> str:
 def exchange(rng: Random) -> Exchange:
     """A how-to question and its command."""
     commands = subject("commands")
-    command = rng.choice(commands["model"] if rng.random() < 0.35 else commands["id"])
+    command = rng.choice(commands["model"] if rng.random() < 0.5 else commands["id"])
     task = rng.choice(command["ask"])
     whole = task.startswith("=")
     asked = expand(task[1:] if whole else f"{commands['how']} {task}?", rng)
