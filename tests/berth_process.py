@@ -109,6 +109,16 @@ class BerthProcess:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    def wait_for_line(self, *words: str) -> str:
+        """The first line of its log with all of these words: a thread writes it, often after the answer."""
+        deadline = time.monotonic() + EXIT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            for line in self.output().splitlines():
+                if all(word in line for word in words):
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"no line with {words} in Berth's log:\n{self.output()}")
+
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 

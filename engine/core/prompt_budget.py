@@ -54,6 +54,16 @@ class PromptBudget:
         self._taken[sequence.group] = self._taken.get(sequence.group, 0) + num_tokens
         self._given[sequence] = self._given.get(sequence, 0) + num_tokens
 
+    def take_back(self, sequence: SequenceState) -> None:
+        """What it was given, as it doesn't run in this step after all."""
+        num_tokens = self._given.pop(sequence, 0)
+        if not num_tokens:
+            return
+        if sequence.num_unscored:
+            self._logprobs_left += num_tokens / self._most_tokens(sequence)
+        self.num_left += num_tokens
+        self._taken[sequence.group] -= num_tokens
+
     def given(self) -> list[tuple[SequenceState, int]]:
         return [(sequence, num_tokens) for sequence, num_tokens in self._given.items() if num_tokens]
 

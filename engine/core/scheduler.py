@@ -245,7 +245,9 @@ class Scheduler:
             if match is None:
                 continue
             if len(self._running) >= self.max_num_seqs:
-                self._preempt(self._fair_share.surplus_sequence(self._running))
+                surplus = self._fair_share.surplus_sequence(self._running)
+                budget.take_back(surplus)  # before a preemption, which forgets what it has computed
+                self._preempt(surplus)
             if not self._tables.can_start(sequence, match, len(self._running)):
                 break
             longest, fair = min(sequence.longest, self.max_model_len), self._fair_blocks

@@ -214,4 +214,4 @@ def test_the_file_is_watched_and_a_broken_one_changes_nothing(tmp_path: Path) ->
         while statuses(old, new) != [200, 401]:  # without a reload request
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert "the API keys changed" in berth.output()
+        berth.wait_for_line("the API keys changed")

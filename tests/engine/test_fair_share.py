@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.core.batch import Batch
@@ -377,6 +377,7 @@ class Watch:
     st.sampled_from([8, 20, 100]),
     st.sampled_from([0, 200]),
 )
+@example([(8, 16, False, 8, 7), (2, 4, False, 1, 0)], 8, 20, 200)  # a prompt gives its slot back: its budget, too
 def test_no_request_has_more_than_its_share_and_all_end(
     arrivals: list[tuple[int, int, bool, int, int]], max_num_seqs: int, budget: int, spare_blocks: int
 ) -> None:

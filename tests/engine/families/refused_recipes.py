@@ -177,7 +177,7 @@ REFUSED_RECIPES: Mapping[str, tuple[Recipe, str]] = {
             context_length=CONTEXT,
             attention_hidden_size=32,
         ),
-        "has no attention layers",
+        "in a form of its own",
     ),
     "trocr": (
         family(
