@@ -377,7 +377,7 @@ class Watch:
     st.sampled_from([8, 20, 100]),
     st.sampled_from([0, 200]),
 )
-@example([(8, 16, False, 8, 7), (2, 4, False, 1, 0)], 8, 20, 200)  # a prompt gives its slot back: its budget, too
+@example([(8, 16, False, 8, 7), (2, 4, False, 1, 0)], 8, 20, 200)  # r0-7 gives back slot and tokens
 def test_no_request_has_more_than_its_share_and_all_end(
     arrivals: list[tuple[int, int, bool, int, int]], max_num_seqs: int, budget: int, spare_blocks: int
 ) -> None:
