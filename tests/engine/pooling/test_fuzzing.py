@@ -9,7 +9,6 @@ from engine.server.app.openapi import ServerKind
 from tests.engine.server.fuzzing import IS_LONG, fuzz, questions
 from tests.engine.server.serving import Running
 
-
 _ALIASES = ("post_v1_rerank", "post_v2_rerank", "post_score")  # of operations that `make test` tries
 
 
