@@ -86,7 +86,7 @@ def read_large(berth: BerthProcess, client: httpx.Client, file: Path, first: str
         answer = reload(client)
         assert answer.status_code == 200, answer.text[:300]
         assert answer.json()["models"] >= 1000
-        file.write_text(models(1000, second))  # noticed by the check every two seconds
+        write(file, models(1000, second))  # noticed by the check every two seconds
         deadline = time.monotonic() + 60
         while client.get("/models/model-7").json()["model"] != f"{second}/name-7":
             assert time.monotonic() < deadline
