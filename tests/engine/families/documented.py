@@ -7,7 +7,7 @@ from functools import cache
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from docs.families_table import NO, PAGE, YES, Row, documented_rows
+from docs.families_table import BEGIN, END, NO, PAGE, REFUSALS, YES, Row
 from engine.errors import ConfigError, UnsupportedModel
 from tests.engine.families.recipe import Recipe
 
@@ -25,6 +25,24 @@ def architecture_of(recipe: Recipe) -> str:
 @cache
 def _rows() -> dict[str, Row]:
     return documented_rows(PAGE.read_text(encoding="utf-8"))
+
+
+def documented_rows(page: str) -> dict[str, Row]:
+    """The rows of the page, by architecture."""
+    _, _, rest = page.partition(BEGIN)
+    lines = rest.partition(REFUSALS)[0].splitlines()
+    cells = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")
+    )
+    return {row[0]: Row(*row) for row in cells}
+
+
+def documented_refusals(page: str) -> set[tuple[str, str]]:
+    """Architectures with what a start says of them."""
+    _, _, rest = page.partition(REFUSALS)
+    lines = rest.partition(END)[0].splitlines()
+    cells = (line.strip("| ").split(" | ") for line in lines if line.startswith("| `"))
+    return {(name, reason) for name, reason in cells}
 
 
 def check_documented(cell: str, check: Callable[[], None]) -> None:

@@ -16,9 +16,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
 )
 
-from docs.families_table import PAGE, YES, documented_refusal, documented_refusals
+from docs.families_table import PAGE, YES, documented_refusal
 from engine.errors import UnsupportedModel
-from tests.engine.families.documented import architecture_of, row_of
+from tests.engine.families.documented import architecture_of, documented_refusals, row_of
 from tests.engine.families.harness import check_text, core_of
 from tests.engine.families.native_recipes import NATIVE
 from tests.engine.families.recipe import HEADS, Recipe, family
