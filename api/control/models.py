@@ -132,7 +132,8 @@ async def _up(fleet: Fleet, model: Model, wait_s: float) -> dict[str, Any]:
     fleet.request_start(model)
     if wait_s > 0:
         await fleet.wait_until_up(model, wait_s)
-        if model.error is not None and not model.awake:
+        is_underway = model.is_starting or model.start_requested  # then the error is an earlier start's
+        if model.error is not None and not (model.awake or is_underway):
             raise type(model.error)(str(model.error), param=model.error.param)
     return model_record(model)
 

@@ -65,7 +65,13 @@ def test_a_request_key_gets_no_log_line(tmp_path: Path) -> None:
 
 def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_path: Path) -> None:
     flag = tmp_path / "repaired"
-    starts = ["/bin/sh", "-c", f'[ -e {flag} ] || {{ echo {SECRET}; exit 1; }}; exec "$@"', "sh", *command()]
+    starts = [
+        "/bin/sh",
+        "-c",
+        f'[ -e {flag} ] || {{ echo {SECRET}; exit 1; }}; exec "$@"',
+        "sh",
+        *command("--slow-start", "1"),
+    ]
 
     def problems(client: httpx.Client, key: str) -> list[str | None]:
         headers = {"authorization": f"Bearer {key}"}
@@ -78,8 +84,9 @@ def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_
     with running_berth(tmp_path, **settings) as berth, berth.client() as client:
         admin = {"authorization": "Bearer admin-key"}
 
-        def start() -> int:
-            return client.post("/models/m/start?wait=30", headers=admin).status_code
+        def start(wait_s: float = 30) -> int:
+            answer = client.post("/models/m/start", params={"wait": wait_s}, headers=admin)
+            return answer.status_code
 
         assert problems(client, "admin-key") == [None, None]
         assert start() == 503
@@ -95,6 +102,8 @@ def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_
         assert problems(client, "admin-key") == [None, None], "the entry may have been corrected"
         assert start() == 503
         flag.touch()
+        assert start(0.2) == 200, "it is starting: the failure is of an earlier start"
+        assert problems(client, "admin-key")[0] is not None
         assert start() == 200
         assert problems(client, "admin-key") == [None, None]
 
