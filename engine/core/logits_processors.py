@@ -70,7 +70,7 @@ class TokenRules:
                 by_begun.setdefault(tuple(word[:-1]), array("q")).append(word[-1])
         # How many of the last output tokens to keep: all but the last of the longest bad word.
         self.num_recent = max((len(word) - 1 for word in params.bad_words), default=0)
-        self.applied: Any = None  # cache of engine/sampling/logits_processing.py
+        self.applied: Any = None  # cache of engine/execution/sampling/logits_processing.py
 
     @property
     def num_listed(self) -> int:

@@ -21,13 +21,13 @@ from engine.core.types import PositionLogprobs, SamplingParams
 from engine.errors import ConfigError, DeviceLost
 from engine.execution.graphs import GraphHolder, Record
 from engine.execution.residency import ModelResidency
+from engine.execution.sampling.logprobs import position_logprobs, raw_logprobs, with_named
+from engine.execution.sampling.masks import BitmaskFiller, Masks
+from engine.execution.sampling.sampler import SampledRow, Sampler
 from engine.models.attention.paged import PagedKVCache
 from engine.models.decoder import CausalLM
 from engine.models.inputs import build_inputs
 from engine.models.lora.adapters import Adapters
-from engine.sampling.logprobs import position_logprobs, raw_logprobs, with_named
-from engine.sampling.masks import BitmaskFiller, Masks
-from engine.sampling.sampler import SampledRow, Sampler
 
 # Logits of a prompt's tokens in memory at a time: 64 MiB in float32, and as much again of logprobs.
 _SCORED_LOGITS = 1 << 24

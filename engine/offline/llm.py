@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
+from engine.core.own_process import only_here
 from engine.core.sleep import ALL_PARTS, Part, SleepMode
 from engine.errors import EngineAsleep, InvalidRequest
 from engine.offline.outputs import (
@@ -34,7 +35,6 @@ from engine.offline.prompts import (
     split_prompts,
 )
 from engine.offline.start import host, read_arguments
-from engine.own_process import only_here
 from engine.pooling.plan import Task
 from engine.server.generation.service import GenerationService
 from engine.server.pooling.service import PoolingService

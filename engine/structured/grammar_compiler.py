@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from engine.core.own_process import only_here
 from engine.core.types import TokenConstraint
 from engine.errors import InvalidRequest
-from engine.own_process import only_here
 from engine.structured import limits as most
 from engine.structured.compile_turns import NO_TENANT, CompileTurns, most_frequent
 from engine.structured.constraints import GrammarConstraint, ReasoningConstraint

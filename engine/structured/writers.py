@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from engine.core.own_process import only_here
 from engine.errors import EngineError, InvalidRequest
-from engine.own_process import only_here
 from engine.structured.limits import WRITE_S
 from engine.structured.spec import StructuredOutput
 

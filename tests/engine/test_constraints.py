@@ -19,7 +19,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.types import EngineRequest, FinishReason, SamplingParams, TokenConstraint, TokenDelta
 from engine.execution.build import build_core
-from engine.sampling.masks import BitmaskFiller
+from engine.execution.sampling.masks import BitmaskFiller
 from tests.engine.test_generation import core_of
 from tests.engine.tiny_models import prompt_of
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import SamplingParams
-from engine.sampling.logits_processing import apply_logits_processors
-from engine.sampling.sampler import SampledRow, Sampler
+from engine.execution.sampling.logits_processing import apply_logits_processors
+from engine.execution.sampling.sampler import SampledRow, Sampler
 
 VOCAB_SIZE = 24
 TOKENS = st.integers(0, VOCAB_SIZE - 1)

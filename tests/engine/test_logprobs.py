@@ -21,7 +21,7 @@ from engine.core.types import (
     TokenDelta,
 )
 from engine.execution import runner
-from engine.sampling.logprobs import position_logprobs, raw_logprobs
+from engine.execution.sampling.logprobs import position_logprobs, raw_logprobs
 from tests.engine.test_generation import core_of, request_of
 from tests.engine.tiny_models import VOCAB_SIZE, Reference, prompt_of
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine.core.types import SamplingParams
-from engine.sampling.sampler import SampledRow, Sampler
-from engine.sampling.uniform import uniform
+from engine.execution.sampling.sampler import SampledRow, Sampler
+from engine.execution.sampling.uniform import uniform
 
 VOCAB_SIZE = 3000  # more than are ranked at first
 PLAIN = SamplingParams(max_tokens=1, temperature=1.0)

@@ -23,10 +23,10 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
+from engine.core.own_process import only_here
 from engine.errors import DeviceLost, EngineError
 from engine.execution.parallel.group import RankGroup
 from engine.execution.parallel.messages import AdapterMessage, Connect, Message, RankPlan
-from engine.own_process import only_here
 
 _MODULE = "engine.execution.parallel.worker"
 _EXIT_WAIT_S = 2.0  # a collective operation may notice an end before the operating system reports it

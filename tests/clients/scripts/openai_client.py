@@ -12,7 +12,7 @@ model = os.environ["MODEL"]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "get_weather", "description": "Weather of a city", "parameters": PARAMETERS}
 QUESTION = {"role": "user", "content": "What is the weather in Oslo?"}
-CAPITAL = {"role": "user", "content": "What is the capital of Norway?"}  # `stream` wants an answer that ends
+CAPITAL = {"role": "user", "content": "What is the capital of Norway?"}
 
 
 def chat() -> dict[str, object]:
@@ -25,7 +25,9 @@ def chat() -> dict[str, object]:
     last = client.chat.completions.create(
         model=model, messages=messages, tools=tools, store=True, metadata={"trace": "1"}, max_tokens=20
     )
-    with client.chat.completions.stream(model=model, messages=[CAPITAL], temperature=0, max_tokens=100) as stream:
+    with client.chat.completions.stream(
+        model=model, messages=[CAPITAL], temperature=0, max_tokens=100
+    ) as stream:
         streamed = stream.get_final_completion().choices[0].message.content
     return {"asked": [json.loads(call.function.arguments)["city"]], "streamed": streamed, "next": said(last)}
 

@@ -17,10 +17,10 @@ import torch
 from engine.core.logits_processors import LogitsProcessors
 from engine.core.types import SamplingParams
 from engine.errors import EngineError, GenerationFailed, InvalidRequest
+from engine.execution.sampling.logits_processing import apply_logits_processors, forbid
+from engine.execution.sampling.masks import Masks
+from engine.execution.sampling.uniform import uniform
 from engine.models.native.kernels import find_kernels
-from engine.sampling.logits_processing import apply_logits_processors, forbid
-from engine.sampling.masks import Masks
-from engine.sampling.uniform import uniform
 
 _NUM_CANDIDATES = 1024  # sorted first; a row whose top_p needs more sorts its whole vocabulary
 _BLOCK = 512  # tokens whose weights are summed together
