@@ -29,6 +29,7 @@ from composition.catalog_profiles import CatalogProfiles, hub_cache_of
 from composition.policies import api_keys, manager_config, origins_of, pace_rules, read_keys
 from composition.version import VERSION
 from configs.settings import Settings
+from configs.watched_file import WatchedFile
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.fleet import Fleet, FleetConfig
 from instance_manager.fleet.memory_planner import MemoryPlanner, MemoryPlannerConfig
@@ -66,7 +67,8 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     source = CatalogProfiles(
         settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(manager.config)
     )
-    keys = KeyStore(api_keys(settings), settings.api_keys_file, partial(read_keys, settings))
+    key_file = None if settings.api_keys_file is None else WatchedFile(settings.api_keys_file)
+    keys = KeyStore(api_keys(settings), key_file, partial(read_keys, settings))
     models = ModelFiles(fleet, source, driver.list_gpus, keys)
     pulls = Pulls(manager.config.engine_env)
     metrics, lifecycle = _metrics(manager)

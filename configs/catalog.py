@@ -20,6 +20,7 @@ from configs.catalog_error import NO_VALUE, CatalogError, collecting, combined
 from configs.engine_kinds import EngineKinds
 from configs.home import expand_home
 from configs.model_entry import Filters, ModelDefaults, ModelEntry
+from configs.watched_file import WatchedFile
 from configs.yaml_document import KeyPath, YamlDocument, YamlMistake, read_yaml
 
 _SECTIONS = ("defaults", "models")
@@ -69,31 +70,23 @@ class CatalogFile:
         self.path = path
         self._check = check
         self._kinds = kinds
-        self._stamp = _stamp(path)
+        self._watched = WatchedFile(path)
         self.current = load_catalog(path, check, kinds)
 
     def reload_if_changed(self) -> frozenset[str] | None:
-        """The names of models that are new, gone or changed; None if the file is unchanged.
+        """The names of models that are new, gone or changed; None if the file is unchanged. Blocks.
 
         Raises CatalogError for a mistake, once for each change of the file; `current` then stays as it was.
         """
-        return None if _stamp(self.path) == self._stamp else self.reload()
+        return self.reload() if self._watched.has_changed() else None
 
     def reload(self) -> frozenset[str]:
         """The same, but raises for a mistake each time."""
-        self._stamp = _stamp(self.path)  # taken first: later changes are seen next time
+        self._watched.mark_read()
         new, old = load_catalog(self.path, self._check, self._kinds), self.current
         self.current = new
         names = new.models.keys() | old.models.keys()
         return frozenset(name for name in names if new.models.get(name) != old.models.get(name))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def load_catalog(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from api.access.keys import Access, ApiKey, KeyRing
 
@@ -25,32 +25,40 @@ class Keys:
         return KeyRing([*plain, *self.listed], earlier, shares_caches=self.shares_caches)
 
 
+class Watched(Protocol):
+    """A file that may change while Berth runs."""
+
+    def mark_read(self) -> None:
+        """It is about to be read."""
+
+    def has_changed(self) -> bool:
+        """Whether it has changed since. May block."""
+
+
 class KeyStore:
     """`ring` is replaced as a whole. `read` blocks; if it raises InvalidKeyFile, the keys stay."""
 
-    def __init__(self, keys: Keys, file: Path | None = None, read: Callable[[], Keys] | None = None) -> None:
+    def __init__(
+        self, keys: Keys, file: Watched | None = None, read: Callable[[], Keys] | None = None
+    ) -> None:
         """`file`: None if the keys can't change while Berth runs."""
         self.ring = keys.ring()
         self._file = file
         self._read = read
-        self._seen = self._stamp()
 
     def reload(self) -> None:
         """Read the file again. Raises InvalidKeyFile."""
         if self._read is not None:
-            self._seen = self._stamp()  # before reading, so a concurrent change is seen next time
+            if self._file is not None:
+                self._file.mark_read()
             self.ring = self._read().ring(self.ring)
 
     def reload_if_changed(self) -> bool:
-        """Reload if the file has changed; returns whether it has. An error is raised once per change."""
-        if self._stamp() == self._seen:
+        """Reload if the file has changed; returns whether it has. An error is raised once per change.
+
+        Blocks.
+        """
+        if self._file is None or not self._file.has_changed():
             return False
         self.reload()
         return True
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._file.stat() if self._file is not None else None
-        except OSError:
-            return None
-        return found and (found.st_mtime_ns, found.st_size, found.st_ino)
