@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import Response
 
@@ -33,6 +34,12 @@ class UnknownResponse(InvalidRequest):
 
 class UnknownItem(InvalidRequest):
     code = "item_not_found"
+
+
+class UnknownThread(InvalidRequest):
+    """Anthropic's SDKs recognise it by `details`, and send the whole conversation."""
+
+    code = "thread_not_found"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -76,6 +83,7 @@ _STATUS = {
     UnknownRoute.code: HTTPStatus.NOT_FOUND,
     UnknownResponse.code: HTTPStatus.NOT_FOUND,
     UnknownItem.code: HTTPStatus.NOT_FOUND,
+    UnknownThread.code: HTTPStatus.NOT_FOUND,
     MethodNotAllowed.code: HTTPStatus.METHOD_NOT_ALLOWED,
     UnsupportedMediaType.code: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge.code: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -135,12 +143,14 @@ def speaks_anthropic(path: str) -> bool:
 
 
 def anthropic_envelope(error: EngineError) -> bytes:
-    """`{"type": "error", "error": {type, message, param}, "request_id": …}`."""
-    body = {
+    """`{"type": "error", "error": {type, message, param[, details]}, "request_id": …}`."""
+    body: dict[str, Any] = {
         "type": _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error"),
         "message": error.anthropic if isinstance(error, PromptTooLong) else error.message,
         "param": getattr(error, "param", None),
     }
+    if isinstance(error, UnknownThread):
+        body["details"] = {"error_code": error.code}
     content = {"type": "error", "error": body, "request_id": choose_request_id(None)}
     return json.dumps(content).encode()
 

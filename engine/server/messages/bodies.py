@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from engine.server.http.errors import UnknownThread
 from engine.server.messages.blocks import Block, TextBlock
 from engine.server.protocol import body_limits
 from engine.server.protocol.field_rules import FieldRules
@@ -14,7 +15,7 @@ from engine.server.protocol.request_body import Ignored, RequestBody, Strict, nu
 from engine.server.protocol.sampling_fields import SamplingFields
 
 COUNT_RULES = FieldRules(
-    refused={"kv_transfer_params": (), "thread": ({"type": "create"},)},
+    refused={"kv_transfer_params": ()},
     accepted=frozenset(
         {
             "betas",
@@ -180,6 +181,23 @@ class OutputConfig(Strict):
     )
 
 
+def _never_continued(thread: Any) -> Any:
+    """Raises UnknownThread if the request has only the newest messages of a conversation."""
+    if isinstance(thread, dict) and thread.get("type") == "continue":
+        raise UnknownThread(
+            f"No thread has the message {thread.get('previous_message_id')!r}: this server stores no threads. "
+            'Send the whole conversation with thread: {"type": "create"}.',
+            param="thread",
+        )
+    return thread
+
+
+class NewThread(Strict):
+    """It changes nothing: no thread is stored."""
+
+    type: Literal["create"]
+
+
 class CountBody(RequestBody):
     """The parts of a conversation."""
 
@@ -197,6 +215,7 @@ class CountBody(RequestBody):
         default=None, description="The older name of output_config.format."
     )
     chat_template_kwargs: dict[str, Any] | None = None
+    thread: Annotated[NewThread | None, BeforeValidator(_never_continued)] = None
     context_management: dict[str, Any] | None = Field(
         default=None, description="Accepted: nothing is cleared from the context."
     )

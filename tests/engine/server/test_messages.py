@@ -156,7 +156,7 @@ def test_a_started_answer_is_continued(client: anthropic.Anthropic) -> None:
         ({"output_config": {"format": WRONG_FORMAT}}, "output_config.format.schema.type"),
         ({"output_format": WRONG_FORMAT}, "output_format.schema.type"),
         ({"compaction": {"type": "summarize"}}, "compaction"),
-        ({"thread": {"type": "continue", "previous_message_id": "m"}}, "thread"),
+        ({"thread": {"type": "fork"}}, "thread.type"),
     ],
 )
 def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any], param: str) -> None:
@@ -167,6 +167,20 @@ def test_an_invalid_field_is_named(demo_server: Running, fields: dict[str, Any],
     assert answer.json()["type"] == "error"
     error = answer.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_a_continued_thread_is_asked_for_as_a_whole(demo_server: Running, path: str) -> None:
+    """As Anthropic's SDKs expect: they send the whole conversation again."""
+    body = {"max_tokens": 1, "messages": user_messages("Hi")}
+    with demo_server.http() as http:
+        new = http.post(path, json={**body, "thread": {"type": "create"}})
+        answer = http.post(path, json={**body, "thread": {"type": "continue", "previous_message_id": "msg_1"}})
+    assert new.status_code == 200, new.text
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (404, "not_found_error")
+    assert error["details"] == {"error_code": "thread_not_found"}
+    assert "'msg_1'" in error["message"]
 
 
 def test_errors_of_every_layer_have_the_protocols_format(demo_server: Running) -> None:
