@@ -77,6 +77,7 @@ docs: $(DEV) ## Write the generated pages and tables again: API, limits, setting
 	$(BIN)/python -m docs.settings_pages
 	$(BIN)/python -m docs.models_schema
 	$(BIN)/python -m docs.metrics_table
+	$(BIN)/python -m docs.clients_table
 	$(BIN)/python -m docs.families_table
 
 structure: | $(BIN)/python ## Measure files, functions and the import graph of each package: ARGS="--check", --classes
@@ -126,14 +127,19 @@ $(RUN): requirements.txt | $(BIN)/python
 $(BIN)/berth: cli/berth | $(BIN)/python
 	@ln -sf ../../cli/berth $@
 
-$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/requirements-old.txt tests/clients/package.json
-	$(PYTHON) -m venv $(CLIENTS)/python
-	$(CLIENTS)/python/bin/pip install --quiet --requirement tests/clients/requirements.txt
-	$(PYTHON) -m venv $(CLIENTS)/old
-	$(CLIENTS)/old/bin/pip install --quiet --requirement tests/clients/requirements-old.txt
+CLIENT_LISTS := requirements.txt requirements-frameworks.txt requirements-old.txt package.json
+$(CLIENTS)/.installed: $(addprefix tests/clients/,$(CLIENT_LISTS))
+	$(PYTHON) -m venv $(CLIENTS)/uv && $(CLIENTS)/uv/bin/pip install --quiet uv==0.13.9
+	for name in python frameworks old; do $(PYTHON) -m venv --without-pip $(CLIENTS)/$$name; done
+	$(call install-clients,python,requirements.txt)
+	$(call install-clients,frameworks,requirements-frameworks.txt)
+	$(call install-clients,old,requirements-old.txt)
 	mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/
 	cd $(CLIENTS)/node && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
+
+# pip takes minutes to choose versions for so many packages.
+install-clients = $(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/$(1)/bin/python --requirement tests/clients/$(2)
 
 $(DEV): requirements-dev.txt requirements-models.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import limits_table
+from docs import clients_table, limits_table
 from docs.api_tables import PAGE, render
 from engine.server.app.openapi_operations import NO_OP_FIELDS, OPERATIONS
 from instance_manager.types import FailureClass, InstanceState
@@ -102,6 +102,11 @@ def test_the_page_of_the_api_is_current() -> None:
 def test_the_page_of_the_limits_is_current() -> None:
     written = limits_table.PAGE.read_text(encoding="utf-8")
     assert limits_table.render() == written, "docs/limits.md is old: run `make docs`"
+
+
+def test_the_table_of_clients_is_current() -> None:
+    page = clients_table.PAGE.read_text(encoding="utf-8")
+    assert page == clients_table.render(page), "run `make docs`"
 
 
 def test_fields_that_ask_for_nothing_are_fields() -> None:

@@ -185,7 +185,7 @@ def _never_continued(thread: Any) -> Any:
     """Raises UnknownThread if the request has only the newest messages of a conversation."""
     if isinstance(thread, dict) and thread.get("type") == "continue":
         raise UnknownThread(
-            f"No thread has the message {thread.get('previous_message_id')!r}: this server stores no threads. "
+            f"No thread has message {thread.get('previous_message_id')!r}: this server stores no threads. "
             'Send the whole conversation with thread: {"type": "create"}.',
             param="thread",
         )

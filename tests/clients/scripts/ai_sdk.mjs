@@ -23,7 +23,7 @@ const tools = {
   }),
 };
 
-const plain = await generateText({ model, prompt: "What is Berth?", maxOutputTokens: 40 });
+const plain = await generateText({ model, prompt: "What is Berth?", temperature: 0, maxOutputTokens: 40 });
 
 let streamed = "";
 for await (const piece of streamText({ model, prompt: "Tell me a story.", maxOutputTokens: 40 }).textStream) {

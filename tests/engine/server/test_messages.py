@@ -175,7 +175,9 @@ def test_a_continued_thread_is_asked_for_as_a_whole(demo_server: Running, path: 
     body = {"max_tokens": 1, "messages": user_messages("Hi")}
     with demo_server.http() as http:
         new = http.post(path, json={**body, "thread": {"type": "create"}})
-        answer = http.post(path, json={**body, "thread": {"type": "continue", "previous_message_id": "msg_1"}})
+        answer = http.post(
+            path, json={**body, "thread": {"type": "continue", "previous_message_id": "msg_1"}}
+        )
     assert new.status_code == 200, new.text
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (404, "not_found_error")
