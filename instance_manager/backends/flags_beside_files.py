@@ -64,10 +64,17 @@ def _against_adapters(name: str, params: Mapping[str, Any], *, pools: bool) -> s
 def _length(raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     """For a model whose configuration has the limit in one number: scaling of its RoPE may extend that."""
     wanted, limit = quantity(params.get("max_model_len")), raw.get("max_position_embeddings")
-    is_scaled = raw.get("rope_scaling") or raw.get("rope_parameters")
-    if wanted is None or not isinstance(limit, int) or is_scaled or wanted <= limit:
+    if wanted is None or not isinstance(limit, int) or _is_scaled(raw) or wanted <= limit:
         return None
     return f"--max-model-len {wanted} exceeds the model's limit: max_position_embeddings is {limit}."
+
+
+def _is_scaled(raw: Mapping[str, Any]) -> bool:
+    """Whether any of its RoPEs is: layers of several types may have one each."""
+    given = [found for key in ("rope_scaling", "rope_parameters") if isinstance(found := raw.get(key), dict)]
+    ropes = [*given, *(inner for one in given for inner in one.values() if isinstance(inner, dict))]
+    kinds = (rope.get("rope_type") or rope.get("type") or "default" for rope in ropes)
+    return any(kind != "default" for kind in kinds)
 
 
 def _modules(params: Mapping[str, Any], folder: Path) -> Iterator[str]:

@@ -94,6 +94,34 @@ def test_flags_that_do_not_fit_the_model_are_named(params: dict[str, Any], says:
     assert problem is not None and says in problem
 
 
+_DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope"),
+    [
+        ("LlamaForCausalLM", {"rope_parameters": _DEFAULT}),  # as transformers saves it
+        ("LlamaForCausalLM", {"rope_parameters": {"rope_theta": 10_000.0}}),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "default"}}),
+        (
+            "Gemma3ForCausalLM",
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"full_attention": _DEFAULT, "sliding_attention": _DEFAULT},
+            },
+        ),
+    ],
+)
+def test_a_context_beyond_the_models_is_named_where_its_rope_is_not_scaled(
+    architecture: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture], sliding_window=64, **rope)(directory)
+    problem = problem_of_flags(directory, {"max_model_len": 10**6}, Path())
+    assert problem == engines_problem(directory, {"max_model_len": 10**6})
+    assert problem is not None and "--max-model-len 1000000 exceeds the model's limit" in problem
+
+
 def test_adapters_of_one_name_and_of_the_models_name_are_named(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a")
     twice = {"lora_modules": [f"a={path}", {"name": "a", "path": str(path)}]}
