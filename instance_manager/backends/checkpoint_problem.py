@@ -139,12 +139,14 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             "transformers' code may run it."
         )
     if pools and name not in ENCODERS | DECODERS:
-        known = ", ".join(sorted(ENCODERS | DECODERS))
-        return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."
+        return (
+            f"Architecture {name!r} isn't supported by the pooling runner, which runs decoders, and the "
+            f"encoders that docs/models.md lists: {_VLLM}."
+        )
     if name not in GENERATING | ENCODERS | DECODERS:
         return (
-            f"Architecture {name!r} isn't supported by the embedded engine, which runs "
-            f"{', '.join(sorted(GENERATING))}: {_VLLM}."
+            f"Architecture {name!r} isn't supported by the embedded engine, which runs models that generate, "
+            f"embed or classify text (docs/models.md lists them): {_VLLM}."
         )
     return None if name in ENCODERS else _feature(name, raw)
 
