@@ -32,6 +32,10 @@ class TransformersConfig(ModelConfig):
     settings: PreTrainedConfig
     is_part: bool  # the text part of a model that also sees or hears
 
+    @property
+    def computed_as(self) -> str:
+        return str(self.model_class.__name__)
+
 
 def read_transformers_config(
     directory: Path, overrides: Mapping[str, Any] | None = None
@@ -60,7 +64,11 @@ def read_transformers_config(
 
 
 def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfig:
-    kind = str(raw.get("model_type"))
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise CheckpointError(
+            f"config.json has no model_type, by which the code for {architecture} is found."
+        )
     if kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise UnsupportedModel(
