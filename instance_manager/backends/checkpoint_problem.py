@@ -162,6 +162,13 @@ def pools_by_flags_or_files(path: Path, name: str, params: Mapping[str, Any]) ->
         return name not in GENERATING and name.endswith(_HEADLESS) and not name.endswith("LMHeadModel")
 
 
+def has_no_language_head(name: str) -> bool:
+    """As far as the architecture's name tells."""
+    if name in GENERATING | ENCODERS | DECODERS:
+        return name not in GENERATING
+    return name.endswith(("ForSequenceClassification", "Model")) and not name.endswith("LMHeadModel")
+
+
 def _feature(name: str, raw: Mapping[str, Any]) -> str | None:
     """Features that a decoder's configuration may require and the engine's own class lacks."""
     activation = raw.get("hidden_act") or "silu"
