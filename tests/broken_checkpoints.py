@@ -102,6 +102,12 @@ BROKEN: dict[str, Broken] = {
     "code-of-its-own": refused_by_transformers(
         "NewForCausalLM", "new", "(auto_map)", auto_map={"AutoModel": "modeling_new.NewForCausalLM"}
     ),
+    "no-type": Broken(
+        changed(architectures=["Cohere2ForCausalLM"], model_type=None),
+        "config.json has no model_type, by which the code for Cohere2ForCausalLM is found",
+        is_damaged=True,
+        by_engine_alone=True,
+    ),
     "two-families": refused_by_transformers("BitNetForCausalLM", "qwen3", "'BitNetForCausalLM'"),
     "sees-pictures": refused_by_transformers(
         "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "text from text alone"

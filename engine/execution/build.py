@@ -28,6 +28,7 @@ from engine.execution.state_memory import count_state_slots, tell_of_states
 from engine.execution.threads import num_compute_threads
 from engine.models.architecture import DecoderArchitecture
 from engine.models.attention.paged import PagedKVCache
+from engine.models.config import ModelConfig
 from engine.models.decoder import CausalLM
 from engine.models.decoder_config import DecoderConfig
 from engine.models.flag_limits import check_length, check_takes_adapters
@@ -64,7 +65,7 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(num_compute_threads(config.num_threads))
-    _tell_what_computes(architecture, dtype, device)
+    _tell_what_computes(architecture, model_config, dtype, device)
     if config.max_prefill_beside_decodes is None and device.type == "cpu":
         config = replace(config, max_prefill_beside_decodes=CPU_PREFILL_BESIDE_DECODES)
     adapters = Adapters(max_rank=config.max_lora_rank) if config.enable_lora else None
@@ -101,11 +102,14 @@ def build_core(config: EngineConfig, *, eos_token_ids: Sequence[int] | None = No
     )
 
 
-def _tell_what_computes(architecture: DecoderArchitecture, dtype: torch.dtype, device: torch.device) -> None:
+def _tell_what_computes(
+    architecture: DecoderArchitecture, model: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> None:
+    name, found = architecture.name, model.computed_as  # which transformers finds by the model_type
     log.info(
         "%s computes %s in %s on %s.",
         "Transformers' own code" if is_of_transformers(architecture) else "This engine's class",
-        architecture.name,
+        name if found == name else f"{name} as {found}",
         str(dtype).removeprefix("torch."),
         f"the CPU (threads: {torch.get_num_threads()})" if device.type == "cpu" else device,
     )

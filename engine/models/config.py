@@ -32,6 +32,11 @@ class ModelConfig:
     def longest_sequence(self) -> int:
         return self.max_model_len or self.max_position_embeddings
 
+    @property
+    def computed_as(self) -> str:
+        """The architecture whose code computes it."""
+        return self.architecture
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:

@@ -123,22 +123,22 @@ ARCHITECTURES = {architecture.name: architecture for family in _FAMILIES for arc
 
 
 def generating_architecture(name: str) -> DecoderArchitecture:
-    """Raises UnsupportedModel, naming those that can generate text."""
+    """One with a class of the engine's own. Raises UnsupportedModel."""
     found = ARCHITECTURES.get(name)
     if isinstance(found, DecoderArchitecture) and found.generates:
         return found
-    known = sorted(name for name, other in ARCHITECTURES.items() if other.generates)
     raise UnsupportedModel(
-        f"Architecture {name!r} isn't supported by the embedded engine, which runs {', '.join(known)}."
+        f"Architecture {name!r} isn't supported by the embedded engine, which runs models that generate, "
+        "embed or classify text (docs/models.md lists them)."
     )
 
 
 def pooling_architecture(name: str) -> Architecture:
-    """Raises UnsupportedModel, naming those that the pooling runner supports."""
+    """One with a class of the engine's own. Raises UnsupportedModel."""
     found = ARCHITECTURES.get(name)
     if found is not None and found.pools:
         return found
-    known = sorted(name for name, other in ARCHITECTURES.items() if other.pools)
     raise UnsupportedModel(
-        f"Architecture {name!r} isn't supported by the pooling runner; supported are {', '.join(known)}."
+        f"Architecture {name!r} isn't supported by the pooling runner, which runs decoders, and the encoders "
+        "that docs/models.md lists."
     )

@@ -139,12 +139,14 @@ def _architecture(path: Path, raw: Mapping[str, Any], params: Mapping[str, Any])
             "transformers' code may run it."
         )
     if pools and name not in ENCODERS | DECODERS:
-        known = ", ".join(sorted(ENCODERS | DECODERS))
-        return f"Architecture {name!r} isn't supported by the pooling runner; supported are {known}: {_VLLM}."
+        return (
+            f"Architecture {name!r} isn't supported by the pooling runner, which runs decoders, and the "
+            f"encoders that docs/models.md lists: {_VLLM}."
+        )
     if name not in GENERATING | ENCODERS | DECODERS:
         return (
-            f"Architecture {name!r} isn't supported by the embedded engine, which runs "
-            f"{', '.join(sorted(GENERATING))}: {_VLLM}."
+            f"Architecture {name!r} isn't supported by the embedded engine, which runs models that generate, "
+            f"embed or classify text (docs/models.md lists them): {_VLLM}."
         )
     return None if name in ENCODERS else _feature(name, raw)
 
@@ -158,6 +160,13 @@ def pools_by_flags_or_files(path: Path, name: str, params: Mapping[str, Any]) ->
         return "Pooling" in (path / "modules.json").read_text(encoding="utf-8")  # sentence-transformers'
     except (OSError, UnicodeDecodeError):
         return name not in GENERATING and name.endswith(_HEADLESS) and not name.endswith("LMHeadModel")
+
+
+def has_no_language_head(name: str) -> bool:
+    """As far as the architecture's name tells."""
+    if name in GENERATING | ENCODERS | DECODERS:
+        return name not in GENERATING
+    return name.endswith(("ForSequenceClassification", "Model")) and not name.endswith("LMHeadModel")
 
 
 def _feature(name: str, raw: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from instance_manager.backends.checkpoint_problem import GENERATING, pools_by_flags_or_files, with_overrides
+from instance_manager.backends.checkpoint_problem import (
+    GENERATING,
+    has_no_language_head,
+    pools_by_flags_or_files,
+    with_overrides,
+)
 from instance_manager.backends.params import adapters_of, takes_adapters
 from instance_manager.memory.kv_cache_size import quantity
 
@@ -20,6 +25,7 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth")
 _SHOWN = 5
 _DEFAULT_RANK = 16
+_CHECKED = ("max_model_len", "runner", "tensor_parallel_size", "tp")
 
 
 def problem_of_flags(model: Path | None, params: Mapping[str, Any], folder: Path) -> str | None:
@@ -27,7 +33,7 @@ def problem_of_flags(model: Path | None, params: Mapping[str, Any], folder: Path
 
     `params`: merged flags, with underscores. Blocks for a moment.
     """
-    if not takes_adapters(params) and params.get("max_model_len") is None:
+    if not takes_adapters(params) and all(params.get(name) is None for name in _CHECKED):
         return None
     raw: Mapping[str, Any] = {}
     if model is not None:
@@ -41,7 +47,15 @@ def _against_model(model: Path, raw: Mapping[str, Any], params: Mapping[str, Any
     name = named[0] if isinstance(named, list) and len(named) == 1 else None
     if not isinstance(name, str):
         return None
+    if params.get("runner") == "generate" and has_no_language_head(name):
+        return f"{name} generates no text: it needs --runner pooling."
     pools = pools_by_flags_or_files(model, name, params)
+    size = quantity(params.get("tensor_parallel_size", params.get("tp"))) or 1
+    if pools and size > 1:
+        return (
+            f"--tensor-parallel-size {size} is for models that generate text: the pooling runner uses one "
+            "device. Leave the flag out."
+        )
     if takes_adapters(params) and (problem := _against_adapters(name, params, pools=pools)) is not None:
         return problem
     return _length(raw, params) if name in GENERATING and not pools else None
@@ -64,10 +78,17 @@ def _against_adapters(name: str, params: Mapping[str, Any], *, pools: bool) -> s
 def _length(raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     """For a model whose configuration has the limit in one number: scaling of its RoPE may extend that."""
     wanted, limit = quantity(params.get("max_model_len")), raw.get("max_position_embeddings")
-    is_scaled = raw.get("rope_scaling") or raw.get("rope_parameters")
-    if wanted is None or not isinstance(limit, int) or is_scaled or wanted <= limit:
+    if wanted is None or not isinstance(limit, int) or _is_scaled(raw) or wanted <= limit:
         return None
     return f"--max-model-len {wanted} exceeds the model's limit: max_position_embeddings is {limit}."
+
+
+def _is_scaled(raw: Mapping[str, Any]) -> bool:
+    """Whether any of its RoPEs is: layers of several types may have one each."""
+    given = [found for key in ("rope_scaling", "rope_parameters") if isinstance(found := raw.get(key), dict)]
+    ropes = [*given, *(inner for one in given for inner in one.values() if isinstance(inner, dict))]
+    kinds = (rope.get("rope_type") or rope.get("type") or "default" for rope in ropes)
+    return any(kind != "default" for kind in kinds)
 
 
 def _modules(params: Mapping[str, Any], folder: Path) -> Iterator[str]:

@@ -29,7 +29,11 @@ _CONVERSIONS = frozenset({"embed", "classify", "reward"})
 # Switches of llama.cpp, SGLang and others that restrict the server to pooling.
 _POOLING_SWITCHES = frozenset({"--embedding", "--embeddings", "--rerank", "--reranking", "--is-embedding"})
 _POOLING_PROGRAMS = frozenset({"text-embeddings-router", "infinity_emb"})
-_GENERATING = ("ForCausalLM", "ForConditionalGeneration")
+# Not every name that ends in "Model" is one without a head: GPT-2's, InternVL's, and two that vLLM runs.
+_GENERATING = (
+    *("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel"),
+    *("ChatGLMModel", "AquilaModel"),
+)
 _POOLING_HEADS = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification")
 
 

@@ -280,3 +280,19 @@ def test_a_cache_named_in_env_is_searched(
     (tmp_path / ".env").write_text(line.format(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert check(read_settings(Path(".env"))).num_models == 1
+
+
+def test_a_model_of_the_catalog_that_its_engine_cannot_run_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only lies in a folder may be meant for another program."""
+    for name in ("named", "found"):
+        folder = put(tmp_path / "models" / name, "model.safetensors")
+        (folder / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    (tmp_path / "models.yaml").write_text("models: {pictures: {model: named}}")
+    (tmp_path / ".env").write_text(f"MODEL_DIRS={tmp_path}/models\nMODELS_FILE={tmp_path}/models.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    report = check(read_settings(Path(".env")))
+    (line,) = (line for line in (*report.mistakes, *report.warnings) if "can't be started" in line)
+    assert line.startswith("model pictures can't be started: Architecture 'ViTForImageClassification'")
+    assert line in report.mistakes

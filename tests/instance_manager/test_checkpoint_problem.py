@@ -79,6 +79,23 @@ def test_a_family_without_a_class_of_its_own_has_none_to_choose(architecture: st
     assert f"no class of its own for {architecture}. Leave the flag out" in str(problem)
 
 
+@pytest.mark.parametrize(
+    "architecture", ["ViTForImageClassification", "Wav2Vec2ForCTC", "BertForTokenClassification"]
+)
+@pytest.mark.parametrize("params", [{}, {"runner": "pooling"}])
+def test_models_of_other_kinds_are_refused_in_one_short_sentence(
+    architecture: str, params: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture])(directory)
+    problem = problem_of(directory, params)
+    assert problem == engines_problem(directory, params)
+    assert problem is not None
+    assert "docs/models.md" in problem
+    assert "ForCausalLM" not in problem  # it runs many more than its own classes
+    assert len(problem) < 250
+
+
 def test_a_supported_checkpoint_has_no_problem(tmp_path: Path) -> None:
     assert problem_of(DEMO, {}) is None
     assert problem_of(tmp_path / "gone", {}) is None

@@ -86,12 +86,64 @@ def test_an_adapter_that_cannot_be_loaded_is_named(kind: str, tmp_path: Path) ->
             "transformers' own code computes Qwen3ForCausalLM",
         ),
         ({"enable_lora": True, "runner": "pooling"}, "--enable-lora is for models that generate text"),
+        (
+            {"tensor_parallel_size": 2, "runner": "pooling"},
+            "--tensor-parallel-size 2 is for models",
+        ),
+        ({"tp": "2", "convert": "embed", "enable_lora": True}, "--tensor-parallel-size 2 is for models"),
     ],
 )
 def test_flags_that_do_not_fit_the_model_are_named(params: dict[str, Any], says: str) -> None:
     problem = problem_of_flags(DEMO, params, Path())
     assert problem == engines_problem(DEMO, params)
     assert problem is not None and says in problem
+
+
+_DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope"),
+    [
+        ("LlamaForCausalLM", {"rope_parameters": _DEFAULT}),  # as transformers saves it
+        ("LlamaForCausalLM", {"rope_parameters": {"rope_theta": 10_000.0}}),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "default"}}),
+        (
+            "Gemma3ForCausalLM",
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"full_attention": _DEFAULT, "sliding_attention": _DEFAULT},
+            },
+        ),
+    ],
+)
+def test_a_context_beyond_the_models_is_named_where_its_rope_is_not_scaled(
+    architecture: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture], sliding_window=64, **rope)(directory)
+    problem = problem_of_flags(directory, {"max_model_len": 10**6}, Path())
+    assert problem == engines_problem(directory, {"max_model_len": 10**6})
+    assert problem is not None and "--max-model-len 1000000 exceeds the model's limit" in problem
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "Qwen3ForSequenceClassification", "Cohere2Model"])
+def test_a_model_without_a_language_head_that_is_to_generate_is_named(
+    architecture: str, tmp_path: Path
+) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture])(directory)
+    problem = problem_of_flags(directory, {"runner": "generate"}, Path())
+    assert problem == engines_problem(directory, {"runner": "generate"})
+    assert problem == f"{architecture} generates no text: it needs --runner pooling."
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "Qwen3ForCausalLM", "FooForCausalLM"])
+def test_a_model_with_a_language_head_may_generate(architecture: str, tmp_path: Path) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=[architecture])(directory)
+    params = {"runner": "generate", "tensor_parallel_size": 2}
+    assert problem_of_flags(directory, params, Path()) is None
 
 
 def test_adapters_of_one_name_and_of_the_models_name_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_command_lines(command: str, runner: RunnerKind | None) -> None:
     [
         ({"architectures": ["LlamaForCausalLM"]}, G),
         ({"architectures": ["Gemma3ForConditionalGeneration"]}, G),
+        *(({"architectures": [name]}, G) for name in ("GPT2LMHeadModel", "QWenLMHeadModel")),
+        *(({"architectures": [name]}, G) for name in ("InternVLChatModel", "ChatGLMModel", "AquilaModel")),
         ({"architectures": ["BertModel"]}, P),
         ({"architectures": ["BertForMaskedLM"]}, P),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, P),
@@ -84,3 +87,12 @@ def test_sentence_transformers_files_say_that_it_pools(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     (tmp_path / "modules.json").write_text("[]")
     assert runner_of_checkpoint(tmp_path) is P
+
+
+def test_every_model_that_generates_by_the_documentation_gets_its_chats(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `(\w+)` \| (?:transformers|this engine's class) \| yes", page, re.MULTILINE)
+    assert len(names) > 100
+    for name in names:
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+        assert runner_of_checkpoint(tmp_path) is G, name

@@ -21,7 +21,8 @@ _FOREIGN = ("quantization_config", "compression_config", "auto_map")  # not for 
 _SHOWN = 300  # characters of an error that isn't ours
 _HEADS = ("ForCausalLM", "LMHeadModel")
 _UNLIMITED = 1 << 17
-_DECODERS = (*_HEADS, "ForSequenceClassification", "Model")
+_POOLING = ("ForSequenceClassification", "Model")
+_DECODERS = (*_HEADS, *_POOLING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,10 @@ class TransformersConfig(ModelConfig):
     model_class: Any  # a class of transformers: its functions have no types
     settings: PreTrainedConfig
     is_part: bool  # the text part of a model that also sees or hears
+
+    @property
+    def computed_as(self) -> str:
+        return str(self.model_class.__name__)
 
 
 def read_transformers_config(
@@ -60,7 +65,11 @@ def read_transformers_config(
 
 
 def _read_settings(architecture: str, raw: Mapping[str, Any]) -> PreTrainedConfig:
-    kind = str(raw.get("model_type"))
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise CheckpointError(
+            f"config.json has no model_type, by which the code for {architecture} is found."
+        )
     if kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise UnsupportedModel(
@@ -102,10 +111,7 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type, ""))
     found = getattr(transformers, name, None) if name.endswith(_HEADS) else None
     if found is None or not (is_part or architecture.endswith(_DECODERS)):
-        raise UnsupportedModel(
-            f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
-            "generates text from text alone."
-        )
+        raise _no_decoder(architecture)
     if architecture != name and architecture.endswith("ForCausalLM") and hasattr(transformers, architecture):
         raise UnsupportedModel(
             f"config.json names the architecture {architecture!r}, but its model_type "
@@ -113,6 +119,18 @@ def _find_class(architecture: str, settings: PreTrainedConfig, *, is_part: bool)
         )
     model_class: type[PreTrainedModel] = found
     return model_class
+
+
+def _no_decoder(architecture: str) -> UnsupportedModel:
+    if architecture.endswith(_POOLING) and not architecture.endswith(_HEADS):
+        return UnsupportedModel(
+            f"Architecture {architecture!r} is neither one of the encoders that docs/models.md lists nor, in "
+            f"transformers {transformers.__version__}, a decoder of text."
+        )
+    return UnsupportedModel(
+        f"Architecture {architecture!r} has no part in transformers {transformers.__version__} that "
+        "generates text from text alone."
+    )
 
 
 def _check_class(architecture: str, model_class: type[PreTrainedModel]) -> None:

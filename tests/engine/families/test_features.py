@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +110,18 @@ def test_the_row_of_the_padding_is_as_it_was_saved(stored: torch.dtype, tmp_path
     model: Any = made("youtu", replace(recipe, options={**recipe.options, "pad_token_id": 0}))
     core = started(save(deepcopy(model).to(stored), tmp_path))
     assert logits_difference(core, model) < TOLERANCE
+
+
+def test_a_name_that_nobody_knows_beside_a_known_family_is_computed_as_that_family(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers does; the log says so."""
+    renamed = Path(shutil.copytree(directory, tmp_path / "renamed"))
+    config = json.loads((renamed / "config.json").read_text())
+    (known,) = config["architectures"]
+    (renamed / "config.json").write_text(json.dumps({**config, "architectures": ["ZorgForCausalLM"]}))
+    caplog.set_level("INFO")
+    prompt = [greedy("a", prompt_of(20))]
+    assert run(started(renamed), prompt) == run(started(directory), prompt)
+    assert f"Transformers' own code computes ZorgForCausalLM as {known} in float32" in caplog.text
+    assert f"Transformers' own code computes {known} in float32" in caplog.text

@@ -115,3 +115,24 @@ def test_a_model_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["FooModel"], "model_type": "foo"}))
     with pytest.raises(UnsupportedModel, match=r"'FooModel'.*isn't known to transformers"):
         read_pooling_plan(EngineConfig(model=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("DebertaV2Model", "deberta-v2"),
+        ("DebertaV2ForSequenceClassification", "deberta-v2"),
+        ("T5EncoderModel", "t5"),
+        ("ViTModel", "vit"),
+    ],
+)
+def test_what_neither_the_engine_nor_transformers_has_for_embeddings_is_refused_as_such(
+    architecture: str, model_type: str, tmp_path: Path
+) -> None:
+    config = {"architectures": [architecture], "model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel) as refusal:
+        read_pooling_plan(EngineConfig(model=tmp_path))
+    says = f"Architecture '{architecture}' is neither one of the encoders that docs/models.md lists nor, in"
+    assert refusal.value.message.startswith(says)
+    assert "generates text" not in refusal.value.message
