@@ -21,9 +21,7 @@ def check_shape(source: TensorSource, name: str, shape: tuple[int, ...]) -> None
     """Raises CheckpointError."""
     stored = source.shape(name)
     if stored != shape:
-        raise CheckpointError(
-            f"The checkpoint's {name} has shape {list(stored)} instead of {list(shape)}."
-        )
+        raise CheckpointError(f"The checkpoint's {name} has shape {list(stored)} instead of {list(shape)}.")
 
 
 def check_words(source: TensorSource, name: str) -> tuple[int, ...]:

@@ -84,7 +84,9 @@ def _cases() -> Iterator[Any]:
 def test_a_part_of_another_shape_is_refused_by_name(layer: str, part: str, change: str) -> None:
     format, tensors = LAYERS[layer]
     changed = CHANGES[change](tensors[part]).contiguous()
-    if changed.shape == tensors[part].shape or (not changed.dim() and layer in ("channels", "groups", "blocks")):
+    if changed.shape == tensors[part].shape or (
+        not changed.dim() and layer in ("channels", "groups", "blocks")
+    ):
         return  # nothing has changed; one scale for the whole tensor is a scale
     with pytest.raises(CheckpointError) as caught:
         DequantisedSource(Stored({**tensors, part: changed}), format).tensor("l.weight")
