@@ -77,6 +77,13 @@ def test_tensors_of_other_shapes_are_named(tmp_path: Path) -> None:
     assert f", {stored}] instead of [" in str(caught.value)
 
 
+def test_a_text_config_of_a_family_without_parts_is_no_crash(tmp_path: Path) -> None:
+    directory = save(build("gpt2"), tmp_path)
+    change(directory, text_config={"n_ctx": 64})
+    with pytest.raises(UnsupportedModel, match="GPT2LMHeadModel doesn't run on this engine's batches"):
+        core_of(directory)
+
+
 def test_a_missing_key_is_told_as_such(tmp_path: Path) -> None:
     directory = save(build("cohere2"), tmp_path)
     change(directory, hidden_act="nonesuch")
