@@ -157,6 +157,12 @@ def test_llamas_queries_and_keys_get_their_order_back(
     assert torch.equal(source.tensor("model.layers.0.self_attn.v_proj.weight"), torch.tensor(rows))
 
 
+def test_rows_that_cannot_be_put_in_order_are_refused(tmp_path: Path) -> None:
+    stored = {**EMBEDDING, "blk.0.attn_q.weight": f32((12, 8), [0.0] * 96)}
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight has 12 rows for 4 heads"):
+        source_of(tmp_path, metadata("llama"), stored)
+
+
 def test_gemmas_norms_are_stored_with_one_added(tmp_path: Path) -> None:
     names = {
         "output_norm": "model.norm",
