@@ -83,6 +83,18 @@ def test_flags_of_generating_models_are_refused_for_pooling(flags: dict[str, Any
         check_config(EngineConfig(model=DEMO, runner="pooling", **flags))
 
 
+def test_sizes_that_devices_can_not_share_are_refused_with_those_that_they_can(tmp_path: Path) -> None:
+    """Heads, and the features of an MLP."""
+    with pytest.raises(ConfigError, match=r"6 attention heads, 2 key-value .* Possible: 1, 2\."):
+        check_config(EngineConfig(model=DEMO, tensor_parallel_size=4))
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=["Qwen3ForCausalLM"], intermediate_size=513)(directory)
+    with pytest.raises(
+        ConfigError, match=r"size 2 doesn't divide this model: .* MLPs of 513 .* Possible: 1\."
+    ):
+        check_config(EngineConfig(model=directory, tensor_parallel_size=2))
+
+
 def test_the_index_overrides_file_names(tmp_path: Path) -> None:
     directory = make_broken("missing-shard", tmp_path)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
