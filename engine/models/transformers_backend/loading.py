@@ -121,7 +121,8 @@ def _loaded_tensors_stay() -> Iterator[None]:
 @contextmanager
 def _merges_told() -> Iterator[None]:
     """Transformers collects errors of merging stored tensors for a report that nobody sees. Raises them."""
-    report = modeling_utils.log_state_dict_report
+    patched: Any = modeling_utils
+    report = patched.log_state_dict_report
 
     def tell(*args: Any, loading_info: Any, **options: Any) -> None:
         if unmade := sorted(loading_info.conversion_errors):
@@ -131,7 +132,6 @@ def _merges_told() -> Iterator[None]:
             )
         report(*args, loading_info=loading_info, **options)
 
-    patched: Any = modeling_utils
     patched.log_state_dict_report = tell
     try:
         yield
