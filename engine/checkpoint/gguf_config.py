@@ -69,8 +69,8 @@ def _of_decoder(fields: Fields, config: Config) -> Config:
         "rope_scaling": rope_scaling_of(fields),
         "partial_rotary_factor": num_rotated / head_dim,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "attention_bias": any(name.endswith(".attn_q.bias") for name in tensors),
+        "mlp_bias": any(name.endswith(".ffn_down.bias") for name in tensors),
     }
 
 

@@ -7,6 +7,7 @@ test compares the two. Berth refuses the same ones before it starts an engine
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _fp8(settings: Settings) -> str | None:
 def _modelopt(settings: Settings) -> str | None:
     algorithm = str(settings.get("quantization", settings).get("quant_algo")).upper()
     if algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO"):
-        return None
+        return _fp8(settings)
     return f"quant_algo {algorithm!r}"
 
 
@@ -147,7 +148,32 @@ def _compressed_tensors(settings: Settings) -> str | None:
         weights = group.get("weights")
         if weights is not None and not 1 <= int(weights["num_bits"]) <= 8:
             return f"{weights['num_bits']} bits"
+        _check_group(group)
     return None
+
+
+def _check_group(group: Settings) -> None:
+    """Raises ValueError for what no saver writes."""
+    targets, activations = group.get("targets") or [], group.get("input_activations")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"targets is {targets!r}, not a list of names")
+    for pattern in (target.removeprefix("re:") for target in targets if target.startswith("re:")):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"the target {pattern!r} is no regular expression: {error}") from None
+    if activations is not None and not isinstance(activations, dict):
+        raise ValueError(f"input_activations is {activations!r}, not an object")
+    weights = group.get("weights") or {}
+    match weights.get("strategy"), weights.get("block_structure"), weights.get("group_size"):
+        case ("block", [int(rows), int(columns)], _) if rows > 0 and columns > 0:
+            pass
+        case ("group", _, int(columns)) if columns > 0:
+            pass
+        case ("block", block, _) if block is not None:
+            raise ValueError(f"block_structure is {block!r}, not two sizes")
+        case ("group", _, size):
+            raise ValueError(f"group_size is {size!r}, not a number of columns")
 
 
 def _any(settings: Settings) -> str | None:
@@ -159,7 +185,7 @@ _METHODS: Mapping[str, Callable[[Settings], str | None]] = {
     "awq": _awq,
     "bitsandbytes": _any,
     "compressed-tensors": _compressed_tensors,
-    "fbgemm_fp8": _any,
+    "fbgemm_fp8": _fp8,
     "fp8": _fp8,
     "gptq": _gptq,
     "modelopt": _modelopt,

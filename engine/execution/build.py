@@ -235,18 +235,19 @@ def _size_cache(
     else:
         budget = cpu_budget()
         num_sharing = config.tensor_parallel_size
-    num_slots = count_state_slots(config, model.state_specs, budget)
+    division = CacheDivision.of(
+        model.attention_specs,
+        num_sharing * model.dtype.itemsize,
+        config,
+        config.max_model_len or model.config.max_position_embeddings,
+        max_tokens_per_step=ModelRunner.max_tokens_per_step,
+    )
+    longest_bytes = division.undivided.bytes_of(division.longest) if config.max_model_len else 0
+    num_slots = count_state_slots(config, model.state_specs, budget, longest_bytes=longest_bytes)
     size = size_cache(
         config,
         budget,
-        division=CacheDivision.of(
-            model.attention_specs,
-            num_sharing * model.dtype.itemsize,
-            config,
-            config.max_model_len or model.config.max_position_embeddings,
-            max_tokens_per_step=ModelRunner.max_tokens_per_step,
-            state_bytes=num_slots * bytes_per_slot(model.state_specs),
-        ),
+        division=replace(division, state_bytes=num_slots * bytes_per_slot(model.state_specs)),
         model_limit=model.config.max_position_embeddings,
     )
     return replace(size, num_state_slots=num_slots)

@@ -192,7 +192,11 @@ class ModelRunner:
                 step.logits, self._replayed = logits, step
                 return
         tensors = build_inputs(inputs, self.block_size, model.device)
-        hidden = model(tensors, cache)
+        try:
+            hidden = model(tensors, cache)
+        finally:
+            if self._adapters is not None:
+                self._adapters.end()
         sampled, step.scored = hidden[: tensors.num_sampled], hidden[tensors.num_sampled :]
         step.logits = model.logits(sampled) if len(sampled) else None
 

@@ -15,14 +15,21 @@ _SHARE = 2  # with many sequences, states may use this part of the memory
 _MIB = 1 << 20
 
 
-def count_state_slots(config: EngineConfig, specs: Sequence[StateSpec], budget: MemoryBudget) -> int:
-    """Two for each sequence that may run, and one sequence may; 0 if no layer carries a state."""
+def count_state_slots(
+    config: EngineConfig, specs: Sequence[StateSpec], budget: MemoryBudget, *, longest_bytes: int = 0
+) -> int:
+    """Two for each sequence that may run, and one sequence may; 0 if no layer carries a state.
+
+    `longest_bytes`: blocks of a sequence of --max-model-len, for which room is left.
+    """
     if not specs:
         return 0
     num_sequences = config.max_num_seqs
     if config.num_gpu_blocks_override is None:
         num_bytes = config.kv_cache_memory_bytes or budget.default_bytes
-        fitting = num_bytes // _SHARE // (2 * bytes_per_slot(specs))
+        most = config.kv_cache_memory_bytes or budget.limit_bytes
+        for_states = min(num_bytes // _SHARE, max(0, most - longest_bytes))
+        fitting = for_states // (2 * bytes_per_slot(specs))
         num_sequences = max(1, min(num_sequences, fitting))
     return 2 * num_sequences
 

@@ -36,6 +36,8 @@ def problem_of_flags(model: Path | None, params: Mapping[str, Any], folder: Path
     if not takes_adapters(params) and all(params.get(name) is None for name in _CHECKED):
         return None
     raw: Mapping[str, Any] = {}
+    if model is not None and params.get("load_format") == "gguf":
+        model = None  # a config.json beside the GGUF file isn't the model's
     if model is not None:
         raw = with_overrides(_read(model / "config.json"), params.get("hf_overrides"))
     problem = None if model is None else _against_model(model, raw, params)
@@ -78,7 +80,7 @@ def _against_adapters(name: str, params: Mapping[str, Any], *, pools: bool) -> s
 def _length(raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     """For a model whose configuration has the limit in one number: scaling of its RoPE may extend that."""
     wanted, limit = quantity(params.get("max_model_len")), raw.get("max_position_embeddings")
-    if wanted is None or not isinstance(limit, int) or _is_scaled(raw) or wanted <= limit:
+    if wanted is None or type(limit) is not int or _is_scaled(raw) or wanted <= limit:
         return None
     return f"--max-model-len {wanted} exceeds the model's limit: max_position_embeddings is {limit}."
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.checkpoint.model_path import resolve_model
 from engine.config import EngineConfig
-from engine.errors import CheckpointError, UnsupportedModel
-from engine.launch.preflight import check_checkpoint
+from engine.errors import CheckpointError, ConfigError, UnsupportedModel
+from engine.launch.preflight import check_checkpoint, check_config
 from engine.models.architecture import DecoderArchitecture
 from engine.models.decoder import CausalLM
 from engine.models.encoder_layers import EncoderModel
@@ -68,6 +69,30 @@ def test_the_process_ends_at_once_and_without_torch(kind: str, tmp_path: Path) -
     assert "unsupported model: " in last
     assert BROKEN[kind].says in last
     assert time.perf_counter() - started < 5  # it takes 0.3 s; torch alone would take more than a second
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size 2 is for models that generate text"),
+        ({"enable_lora": True}, "--enable-lora is for models that generate text"),
+    ],
+)
+def test_flags_of_generating_models_are_refused_for_pooling(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_config(EngineConfig(model=DEMO, runner="pooling", **flags))
+
+
+def test_sizes_that_devices_can_not_share_are_refused_with_those_that_they_can(tmp_path: Path) -> None:
+    """Heads, and the features of an MLP."""
+    with pytest.raises(ConfigError, match=r"6 attention heads, 2 key-value .* Possible: 1, 2\."):
+        check_config(EngineConfig(model=DEMO, tensor_parallel_size=4))
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=["Qwen3ForCausalLM"], intermediate_size=513)(directory)
+    with pytest.raises(
+        ConfigError, match=r"size 2 doesn't divide this model: .* MLPs of 513 .* Possible: 1\."
+    ):
+        check_config(EngineConfig(model=directory, tensor_parallel_size=2))
 
 
 def test_the_index_overrides_file_names(tmp_path: Path) -> None:

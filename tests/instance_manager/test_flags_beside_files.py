@@ -172,6 +172,21 @@ def test_flags_that_fit_are_no_problem(tmp_path: Path) -> None:
     assert problem_of_flags(None, {"max_model_len": 10**9}, Path()) is None
 
 
+def test_a_config_beside_a_gguf_file_says_nothing_of_the_files_model(tmp_path: Path) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=["LlamaForCausalLM"], max_position_embeddings=64)(directory)
+    params = {"max_model_len": 128}
+    assert "exceeds" in str(problem_of_flags(directory, params, Path()))
+    assert problem_of_flags(directory, {**params, "load_format": "gguf"}, Path()) is None
+
+
+def test_a_limit_that_is_no_number_is_the_engines_to_report(tmp_path: Path) -> None:
+    directory = make_broken("no-architectures", tmp_path)
+    changed(architectures=["LlamaForCausalLM"], max_position_embeddings=True)(directory)
+    assert problem_of_flags(directory, {"max_model_len": 128}, Path()) is None
+    assert "max_position_embeddings is True" in str(engines_problem(directory, {"max_model_len": 128}))
+
+
 def test_an_adapter_of_another_model_is_found_before_the_weights_are_read(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a")
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"

@@ -98,6 +98,10 @@ class Adapters:
         ]
         return bool(adapters)
 
+    def end(self) -> None:
+        """Hold no adapter beyond its step: it may have been the last with it."""
+        self._step.groups = ()
+
     @torch.inference_mode()
     def read(self, name: str, directory: Path) -> Adapter:
         """Safe in any thread. Raises CheckpointError, and UnsupportedModel, naming what is unsupported."""

@@ -15,6 +15,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.models.quantised.grouped import dequantise_groups, group_size
 from engine.models.quantised.packing import bounds, unpack, words_of
+from engine.models.quantised.parts import check_dimensions, check_shape, check_words
 from engine.models.quantised.source import Contents
 from engine.models.tensor_source import TensorSource
 
@@ -37,15 +38,12 @@ def _tensor(source: TensorSource, stem: str, setting: object) -> AWQTensor:
     for part in _PARTS:
         if f"{stem}{part}" not in source.names:
             raise CheckpointError(f"The checkpoint has {stem}qweight, but not {stem}{part}.")
-    num_inputs, num_words = source.shape(f"{stem}qweight")
-    num_groups = source.shape(f"{stem}scales")[0]
+    num_inputs, num_words = check_words(source, f"{stem}qweight")
+    num_groups, _ = check_dimensions(source, f"{stem}scales", 2)
+    check_words(source, f"{stem}qzeros")
     expected = {"scales": (num_groups, num_words * _PER_WORD), "qzeros": (num_groups, num_words)}
     for part, shape in expected.items():
-        if source.shape(f"{stem}{part}") != shape:
-            raise CheckpointError(
-                f"The checkpoint's {stem}{part} has shape {list(source.shape(f'{stem}{part}'))} instead of "
-                f"{list(shape)}."
-            )
+        check_shape(source, f"{stem}{part}", shape)
     size = group_size(setting, num_inputs, num_groups, f"{stem}qweight")
     return AWQTensor(source, stem, (num_words * _PER_WORD, num_inputs), size)
 

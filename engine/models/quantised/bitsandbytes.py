@@ -51,7 +51,7 @@ def _eight_bits(source: TensorSource, stem: str) -> ScaledTensor:
     if f"{stem}weight" not in source.names:
         raise CheckpointError(f"The checkpoint has {stem}SCB, but not {stem}weight.")
     format_name = f"{stem}weight_format"
-    if format_name in source.names and int(source.tensor(format_name).flatten()[0]) != 0:
+    if format_name in source.names and bool(source.tensor(format_name).any()):
         raise CheckpointError(f"The checkpoint's {stem}weight is in the order of a GPU's tiles, not in rows.")
     tensor = ScaledTensor(source, f"{stem}weight", f"{stem}SCB", divisor=_MAX_INT8)
     tensor.check()
@@ -63,12 +63,13 @@ def _four_bits(source: TensorSource, weight: str, state_name: str) -> FourBitTen
         state = json.loads(bytes(source.tensor(state_name).flatten().tolist()))
         shape = tuple(int(size) for size in state["shape"])
         block_size = int(state["blocksize"])
-        nested = int(state["nested_blocksize"]) if f"{weight}.nested_absmax" in source.names else 0
-        offset = float(state["nested_offset"]) if nested else 0.0
+        is_nested = state.get("nested_blocksize") is not None or f"{weight}.nested_absmax" in source.names
+        nested = int(state["nested_blocksize"]) if is_nested else 0
+        offset = float(state["nested_offset"]) if is_nested else 0.0
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint's {state_name} can't be read: {error!r}.") from error
     needed = [weight, f"{weight}.absmax", f"{weight}.quant_map"]
-    needed += [f"{weight}.nested_quant_map"] if nested else []
+    needed += [f"{weight}.nested_absmax", f"{weight}.nested_quant_map"] if is_nested else []
     if absent := [name for name in needed if name not in source.names]:
         raise CheckpointError(f"The checkpoint has {state_name}, but not {absent[0]}.")
     num_values = math.prod(shape)
@@ -76,14 +77,30 @@ def _four_bits(source: TensorSource, weight: str, state_name: str) -> FourBitTen
         min(shape, default=0) < 1
         or block_size < 2
         or block_size % 2
+        or nested < is_nested
         or math.prod(source.shape(weight)) != -(-num_values // 2)
-        or math.prod(source.shape(f"{weight}.absmax")) != -(-num_values // block_size)
     ):
         raise CheckpointError(
             f"The checkpoint's {weight} has {math.prod(source.shape(weight))} bytes, which don't fit shape "
             f"{list(shape)} in blocks of {block_size}, as {state_name} has it."
         )
+    num_blocks = -(-num_values // block_size)
+    _check_count(source, f"{weight}.absmax", num_blocks, f"shape {list(shape)} in blocks of {block_size}")
+    _check_count(source, f"{weight}.quant_map", 1 << 4, "4 bits")
+    if nested:
+        of_blocks = f"{num_blocks} blocks in groups of {nested}"
+        _check_count(source, f"{weight}.nested_absmax", -(-num_blocks // nested), of_blocks)
+        _check_count(source, f"{weight}.nested_quant_map", 1 << 8, "8 bits")
     return FourBitTensor(source, weight, shape, block_size, nested, offset)
+
+
+def _check_count(source: TensorSource, name: str, count: int, of: str) -> None:
+    """Raises CheckpointError. `of`: what needs so many values."""
+    stored = math.prod(source.shape(name))
+    if stored != count:
+        raise CheckpointError(
+            f"The checkpoint's {name} has {stored} values instead of {count}, which don't fit {of}."
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class FourBitTensor:
         block, end_block = start // self.block_size, -(-stop // self.block_size)
         bytes_ = slice(block * self.block_size // 2, -(-end_block * self.block_size // 2))
         packed = self.source.tensor(self.weight, rows=bytes_).flatten()
-        codes = self.source.tensor(f"{self.weight}.quant_map").float()
+        codes = self.source.tensor(f"{self.weight}.quant_map").flatten().float()
         pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)  # of each byte
         values = pairs.index_select(0, packed.int()).flatten()
         missing = (end_block - block) * self.block_size - len(values)  # of the tensor's last block
@@ -117,7 +134,7 @@ class FourBitTensor:
         stored = self.source.tensor(f"{self.weight}.absmax").flatten()
         if not self.nested_block_size:
             return stored.float()
-        codes = self.source.tensor(f"{self.weight}.nested_quant_map").float()
-        maxima = self.source.tensor(f"{self.weight}.nested_absmax").float()
+        codes = self.source.tensor(f"{self.weight}.nested_quant_map").flatten().float()
+        maxima = self.source.tensor(f"{self.weight}.nested_absmax").flatten().float()
         blocks = torch.arange(len(stored)) // self.nested_block_size
         return codes[stored.int()] * maxima[blocks] + self.offset

@@ -19,6 +19,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.models.quantised.grouped import dequantise_groups, group_size
 from engine.models.quantised.packing import bounds, unpack, words_for, words_of
+from engine.models.quantised.parts import check_dimensions, check_shape, check_words
 from engine.models.quantised.scaled import ScaledTensor
 from engine.models.quantised.source import Contents, QuantisedTensor
 from engine.models.tensor_source import TensorSource
@@ -58,6 +59,7 @@ class CompressedTensors:
         }
         block = blocks.get(str(weights.get("strategy")))
         zero_point = f"{stem}weight_zero_point"
+        _check_has_zero_points(source, stem, "weight", weights)
         tensor = ScaledTensor(
             source,
             f"{stem}weight",
@@ -86,6 +88,12 @@ def _are_alike(weights: Mapping[str, Any], activations: Mapping[str, Any] | None
     return all(weights.get(key) == activations.get(key) for key in ("num_bits", "type"))
 
 
+def _check_has_zero_points(source: TensorSource, stem: str, part: str, weights: Mapping[str, Any]) -> None:
+    """Raises CheckpointError."""
+    if weights.get("symmetric") is False and f"{stem}weight_zero_point" not in source.names:
+        raise CheckpointError(f"The checkpoint has {stem}{part}, but not {stem}weight_zero_point.")
+
+
 def _is_named(target: str, layer: str) -> bool:
     return target == layer
 
@@ -105,20 +113,26 @@ def _packed(source: TensorSource, stem: str, weights: Mapping[str, Any]) -> Pack
         if f"{stem}{part}" not in source.names:
             raise CheckpointError(f"The checkpoint has {stem}weight_packed, but not {stem}{part}.")
     shape = tuple(int(size) for size in source.tensor(f"{stem}weight_shape").flatten().tolist())
-    stored = source.shape(f"{stem}weight_packed")
+    stored = check_words(source, f"{stem}weight_packed")
     if len(shape) != 2 or stored != (shape[0], words_for(shape[1], bits)):
         raise CheckpointError(
             f"The checkpoint's {stem}weight_packed has shape {list(stored)}, which doesn't fit {list(shape)} "
             f"with {bits} bits, as weight_shape has it."
         )
     scale = source.shape(f"{stem}weight_scale")
-    if scale[0] not in (1, shape[0]) or len(scale) > 2:
+    is_one = all(size == 1 for size in scale)
+    if len(scale) > 2 or not (is_one or scale[0] == shape[0]):
         raise CheckpointError(
             f"The checkpoint's {stem}weight_scale has shape {list(scale)}, which doesn't fit {list(shape)}."
         )
     num_groups = scale[1] if len(scale) == 2 else 1
     size = group_size(weights.get("group_size"), shape[1], num_groups, f"{stem}weight_packed")
-    return PackedTensor(source, stem, bits, size, (shape[0], shape[1]))
+    _check_has_zero_points(source, stem, "weight_packed", weights)
+    if f"{stem}weight_g_idx" in source.names:
+        check_dimensions(source, f"{stem}weight_g_idx", 1)
+    tensor = PackedTensor(source, stem, bits, size, (shape[0], shape[1]))
+    tensor.check_zero_points(num_groups)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,18 @@ class PackedTensor:
     bits: int
     group_size: int
     shape: tuple[int, int]
+
+    def check_zero_points(self, num_groups: int) -> None:
+        """Raises CheckpointError."""
+        name = f"{self.stem}weight_zero_point"
+        if name not in self.source.names:
+            return
+        check_dimensions(self.source, name, 2)
+        if self._has_plain_zeros:
+            check_shape(self.source, name, (self.shape[0], num_groups))
+        else:
+            check_words(self.source, name)
+            check_shape(self.source, name, (words_for(self.shape[0], self.bits), num_groups))
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
         part = slice(*bounds(rows, self.shape[0]))
@@ -149,11 +175,18 @@ class PackedTensor:
         middle = 1 << (self.bits - 1)
         if name not in self.source.names:
             return middle
-        if self.source.shape(name)[0] == self.shape[0] and self.source.tensor(name).dtype != torch.int32:
-            return self.source.tensor(name).int()[rows] + middle  # older savers don't pack them
+        if self._has_plain_zeros:
+            return self.source.tensor(name).int()[rows] + middle
         words, first = words_of(rows.start, rows.stop, self.bits)
         zeros = unpack(self.source.tensor(name, rows=words).T, self.bits).T
         return zeros[rows.start - first : rows.stop - first]
+
+    @cached_property
+    def _has_plain_zeros(self) -> bool:
+        """Whether they aren't packed, as by older savers."""
+        name = f"{self.stem}weight_zero_point"
+        stored = self.source.tensor(name, rows=slice(0, 0)).dtype
+        return self.source.shape(name)[0] == self.shape[0] and stored != torch.int32
 
     @cached_property
     def _groups(self) -> torch.Tensor:
@@ -163,7 +196,7 @@ class PackedTensor:
         if name not in self.source.names:
             return in_order
         groups = self.source.tensor(name).long()
-        if int(groups.min()) < 0:  # the order was not changed
+        if len(groups) and int(groups.min()) < 0:  # the order was not changed
             return in_order
         if len(groups) != self.shape[1] or int(groups.max()) > int(in_order[-1]):
             raise CheckpointError(f"The checkpoint's {name} doesn't fit groups of {self.group_size} columns.")

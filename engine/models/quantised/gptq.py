@@ -17,6 +17,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.models.quantised.grouped import dequantise_groups, group_size
 from engine.models.quantised.packing import bounds, unpack, words_of
+from engine.models.quantised.parts import check_dimensions, check_shape, check_words
 from engine.models.quantised.source import Contents
 from engine.models.tensor_source import TensorSource
 
@@ -40,14 +41,16 @@ class GPTQ:
     def _tensor(self, source: TensorSource, stem: str) -> GPTQTensor:
         if f"{stem}scales" not in source.names:
             raise CheckpointError(f"The checkpoint has {stem}qweight, but not {stem}scales.")
-        packed, num_outputs = source.shape(f"{stem}qweight")
+        packed, num_outputs = check_words(source, f"{stem}qweight")
+        num_groups, _ = check_dimensions(source, f"{stem}scales", 2)
         bits = self._bits
         if f"{stem}g_idx" in source.names:  # some layers may have more bits than the others (`dynamic`)
-            bits = packed * 32 // max(1, source.shape(f"{stem}g_idx")[0])
+            (num_inputs,) = check_dimensions(source, f"{stem}g_idx", 1)
+            bits = packed * 32 // max(1, num_inputs)
         shape = (num_outputs, packed * 32 // max(1, bits))
         size = 0
         if f"{stem}g_idx" not in source.names:
-            size = group_size(self._group_size, shape[1], source.shape(f"{stem}scales")[0], f"{stem}qweight")
+            size = group_size(self._group_size, shape[1], num_groups, f"{stem}qweight")
         tensor = GPTQTensor(source, stem, bits, self._symmetric, self._offset, size, shape)
         tensor.check()
         return tensor
@@ -78,11 +81,11 @@ class GPTQTensor:
             "g_idx": (num_inputs,),
         }
         for part, shape in expected.items():
-            name = f"{self.stem}{part}"
-            if name in self.source.names and self.source.shape(name) != shape:
-                stored = list(self.source.shape(name))
-                raise CheckpointError(f"The checkpoint's {name} has shape {stored} instead of {list(shape)}.")
-        if f"{self.stem}qzeros" not in self.source.names and not self.symmetric:
+            if f"{self.stem}{part}" in self.source.names:
+                check_shape(self.source, f"{self.stem}{part}", shape)
+        if f"{self.stem}qzeros" in self.source.names:
+            check_words(self.source, f"{self.stem}qzeros")
+        elif not self.symmetric:
             raise CheckpointError(f"The checkpoint has {self.stem}qweight, but not {self.stem}qzeros.")
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:

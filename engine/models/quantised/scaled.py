@@ -54,9 +54,21 @@ class ScaledTensor:
         """Raise CheckpointError if the scale doesn't have one of the shapes."""
         for name in (self.scale, self.zero_point):
             if name is not None:
-                shape = _with_dimensions(self.source.shape(name), self.shape)
+                stored = self.source.shape(name)
+                shape = _with_dimensions(stored, self.shape)
+                if len(shape) != len(self.shape) or not shape:
+                    raise CheckpointError(
+                        f"The checkpoint's {name} has shape {list(stored)}, which doesn't fit "
+                        f"{list(self.shape)} of {self.name}."
+                    )
+                in_blocks = not (all(size == 1 for size in shape[-2:]) or self._is_of_rows(shape))
                 for dimension, scales in enumerate(shape):
-                    self._block(dimension, scales, name)
+                    self._block(dimension, scales, name, in_blocks=in_blocks)
+
+    def _is_of_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can only be a scale for each row, of a layer that isn't in blocks as the others are."""
+        known = self.block is not None and self.block[0] > 1 and len(shape) > 1
+        return known and shape[-2:] == (self.shape[-2], 1)
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
         values = self.source.tensor(self.name, rows=rows, columns=columns).float()
@@ -81,12 +93,11 @@ class ScaledTensor:
             scales = spread.narrow(dimension, start - first * block, stop - start)
         return scales
 
-    def _block(self, dimension: int, scales: int, name: str) -> int:
-        size = self.shape[dimension]
-        if scales in (1, size):
-            return size if scales == 1 else 1
-        from_end = dimension - len(self.shape)
+    def _block(self, dimension: int, scales: int, name: str, *, in_blocks: bool = False) -> int:
+        size, from_end = self.shape[dimension], dimension - len(self.shape)
         known = self.block is not None and from_end >= -2
+        if scales in (1, size) and not (known and in_blocks):
+            return size if scales == 1 else 1
         block = self.block[from_end] if self.block is not None and known else max(1, size // max(1, scales))
         if -(-size // block) != scales:
             raise CheckpointError(

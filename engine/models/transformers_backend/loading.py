@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel, modeling_utils
 
 from engine.checkpoint.layout import enumerate_names
 from engine.errors import CheckpointError
@@ -118,6 +118,27 @@ def _loaded_tensors_stay() -> Iterator[None]:
         owner._initialize_weights = initialise
 
 
+@contextmanager
+def _merges_told() -> Iterator[None]:
+    """Transformers collects errors of merging stored tensors for a report that nobody sees. Raises them."""
+    patched: Any = modeling_utils
+    report = patched.log_state_dict_report
+
+    def tell(*args: Any, loading_info: Any, **options: Any) -> None:
+        if unmade := sorted(loading_info.conversion_errors):
+            raise CheckpointError(
+                f"The checkpoint doesn't fit its config.json: {enumerate_names(unmade)} can't be made of the "
+                "stored tensors: some are missing, or have shapes that don't fit each other."
+            )
+        report(*args, loading_info=loading_info, **options)
+
+    patched.log_state_dict_report = tell
+    try:
+        yield
+    finally:
+        patched.log_state_dict_report = report
+
+
 def load(
     config: TransformersConfig,
     source: TensorSource,
@@ -142,7 +163,7 @@ def load(
     if config.is_part and not any(name.startswith("lm_head.") for name in wanted):
         settings = copy.deepcopy(settings)  # what surrounds the part says so, or leaves it to the tensors
         settings.tie_word_embeddings = True
-    with _loaded_tensors_stay():
+    with _loaded_tensors_stay(), _merges_told():
         model, found = config.model_class.from_pretrained(
             None,
             config=settings,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 from engine.errors import CheckpointError, UnsupportedModel
@@ -75,6 +76,36 @@ def test_tensors_of_other_shapes_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"it has wrong shapes: model\.layers\.0\.mlp\.") as caught:
         core_of(directory)
     assert f", {stored}] instead of [" in str(caught.value)
+
+
+def test_a_text_config_of_a_family_without_parts_is_no_crash(tmp_path: Path) -> None:
+    directory = save(build("gpt2"), tmp_path)
+    change(directory, text_config={"n_ctx": 64})
+    with pytest.raises(UnsupportedModel, match="GPT2LMHeadModel doesn't run on this engine's batches"):
+        core_of(directory)
+
+
+@pytest.mark.parametrize("what", ["missing", "other shape", "no scale"])
+def test_experts_that_cannot_be_merged_are_named(what: str, tmp_path: Path) -> None:
+    """Transformers merges an expert's stored tensors, and keeps what fails there to itself."""
+    directory = save(build("mixtral"), tmp_path)
+    path, name = directory / "model.safetensors", "model.layers.0.block_sparse_moe.experts.2.w1.weight"
+    tensors = load_file(path)
+    if what == "missing":
+        del tensors[name]
+    elif what == "other shape":
+        tensors[name] = tensors[name][:, 1:].contiguous()
+    else:
+        change(directory, quantization_config={"quant_method": "fp8"})
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, path, metadata={"format": "pt"})
+    said = (
+        "stores .*experts.2.w1.weight as float8"
+        if what == "no scale"
+        else r"0\.mlp\.experts\.gate_up_proj can't"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        core_of(directory)
 
 
 def test_a_missing_key_is_told_as_such(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,11 @@ from transformers.cache_utils import Cache
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.sleep import ALL_PARTS
-from engine.errors import UnsupportedModel
-from engine.execution.build import build_core
-from engine.execution.memory import MemoryBudget
+from engine.errors import ConfigError, UnsupportedModel
+from engine.execution.build import _size_cache, build_core
+from engine.execution.memory import CacheSize, MemoryBudget
 from engine.execution.state_memory import count_state_slots
+from engine.models.attention.spec import AttentionSpec
 from engine.models.state.spec import StateSpec, StateTensor
 from engine.models.transformers_backend.attention import Step
 from engine.models.transformers_backend.mixers import Mixer
@@ -135,3 +138,24 @@ def test_states_get_half_of_the_memory_at_most() -> None:
     assert slots(0) == 2, "one sequence, for which the error says what is missing"
     assert slots(0, num_gpu_blocks_override=9) == 16
     assert slots(1 << 20, kv_cache_memory_bytes=8 << 10) == 4
+
+
+def test_states_leave_room_for_one_sequence_of_the_requested_length() -> None:
+    """And as many bytes as an error says to give are enough."""
+    model: Any = SimpleNamespace(
+        attention_specs=[AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=64, scale=0.1)],
+        state_specs=[StateSpec((StateTensor("recurrent_states.0", (1 << 18,), torch.float32),))],
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        config=SimpleNamespace(max_position_embeddings=1 << 14),
+    )
+
+    def size(num_bytes: int) -> CacheSize:
+        config = EngineConfig(model=Path("x"), kv_cache_memory_bytes=num_bytes, max_model_len=10 << 10)
+        return _size_cache(config, model, NotImplemented, None)
+
+    with pytest.raises(ConfigError, match="--kv-cache-memory-bytes gives 512") as caught:
+        size(10 << 20)
+    (needed,) = map(int, re.findall(r"raise --kv-cache-memory-bytes to (\d+)", caught.value.message))
+    assert needed == 12 << 20, "10 MiB of blocks, and a pair of slots"
+    assert [size(num << 20).num_state_slots for num in (12, 14, 20, 40)] == [2, 4, 10, 20]

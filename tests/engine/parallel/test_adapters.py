@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,3 +116,21 @@ def test_an_adapter_that_one_rank_can_not_hold_is_on_none(
     assert held(core) == [set()] * 3
     adapter = core.read_adapter("one", path)
     assert run(core, [replace(greedy("a", prompt_of(20)), adapter=adapter)])["a"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_adapters_memory_is_free_with_its_last_request(
+    size: int, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Without another step: the engine may be idle for long."""
+    model = checkpoint("qwen3-tied")
+    with ranks_in_threads():
+        core = core_of(model, tensor_parallel_size=size, enable_lora=True)
+    path = write_adapter(model, tmp_path / "one", targets=ALL[:1], rank=7)
+    adapter = core.read_adapter("one", path)
+    matrices = [weakref.ref(one.a) for one in adapter.weights.values()]
+    request = replace(greedy("a", prompt_of(20)), adapter=adapter)
+    run(core, [request])
+    del adapter, request
+    gc.collect()
+    assert matrices and not any(matrix() is not None for matrix in matrices)

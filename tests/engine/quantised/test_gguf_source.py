@@ -14,6 +14,7 @@ from engine.checkpoint.gguf_config import ARCHITECTURES, config_of
 from engine.checkpoint.gguf_decoders import DECODERS
 from engine.checkpoint.gguf_file import TYPES, read_gguf
 from engine.errors import CheckpointError, UnsupportedModel
+from engine.models.quantised import gguf_source
 from engine.models.quantised.gguf_source import GGUFSource
 from tests.engine.quantised.gguf_writer import Tensor, f32, write
 from tests.engine.quantised.stored import parts_of
@@ -155,6 +156,34 @@ def test_llamas_queries_and_keys_get_their_order_back(
             source.tensor(f"model.layers.0.self_attn.{layer}.bias", rows=part), torch.tensor(bias)[part]
         )
     assert torch.equal(source.tensor("model.layers.0.self_attn.v_proj.weight"), torch.tensor(rows))
+
+
+def test_biases_that_a_layer_lacks_are_missed(tmp_path: Path) -> None:
+    """They aren't left out everywhere because the first layer has none."""
+    for layer in (0, 1):
+        biases = {f"blk.{layer}.attn_q.bias": counted(8), f"blk.{layer}.ffn_down.bias": counted(8)}
+        found = config(tmp_path, metadata("llama"), {**EMBEDDING, **biases})
+        assert found["attention_bias"] and found["mlp_bias"]
+
+
+def test_matrices_of_more_dimensions_are_refused(tmp_path: Path) -> None:
+    stored = {**EMBEDDING, "blk.0.attn_v.weight": counted(2, 8, 8)}
+    with pytest.raises(CheckpointError, match=r"v_proj\.weight has 3 dimensions instead of 2"):
+        source_of(tmp_path, metadata("llama"), stored)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_source, "_mapped", lambda file: torch.zeros(8, dtype=torch.uint8))
+    with pytest.raises(CheckpointError, match="became shorter while it was read: start again"):
+        source_of(tmp_path, metadata("llama"), EMBEDDING)
+
+
+def test_rows_that_cannot_be_put_in_order_are_refused(tmp_path: Path) -> None:
+    stored = {**EMBEDDING, "blk.0.attn_q.weight": f32((12, 8), [0.0] * 96)}
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight has 12 rows for 4 heads"):
+        source_of(tmp_path, metadata("llama"), stored)
 
 
 def test_gemmas_norms_are_stored_with_one_added(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_settings_of_what_runs(settings: dict[str, Any], method: str, tmp_path: 
         ({"quant_method": "awq", "bits": 8}, "8 bits"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size [128]"),
+        ({"quant_method": "fbgemm_fp8", "weight_block_size": [0, 0]}, "weight_block_size [0, 0]"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "weight_block_size": []},
+            "weight_block_size []",
+        ),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"a": {**GROUP, "format": "marlin-24"}}},
             "format 'marlin-24'",
@@ -103,6 +108,18 @@ def test_settings_of_what_does_not_run_are_named(settings: object, named: str, t
         {"quant_method": "fp8", "weight_block_size": 128},
         {"quant_method": "compressed-tensors"},
         {"quant_method": "compressed-tensors", "config_groups": [GROUP]},
+        *(
+            {"quant_method": "compressed-tensors", "config_groups": {"a": {**GROUP, **wrong}}}
+            for wrong in (
+                {"targets": 5},
+                {"targets": "re:.*"},
+                {"targets": ["re:["]},
+                {"input_activations": "int8"},
+                {"weights": {"num_bits": 8, "strategy": "block", "block_structure": "128x128"}},
+                {"weights": {"num_bits": 8, "strategy": "block", "block_structure": [0, 0]}},
+                {"weights": {"num_bits": 8, "strategy": "group"}},
+            )
+        ),
     ],
 )
 def test_settings_that_cannot_be_read_are_an_error_of_the_checkpoint(
