@@ -102,7 +102,7 @@ def reason_of(error: Exception) -> str:
 
 def _text_settings(settings: PreTrainedConfig) -> PreTrainedConfig:
     """The text part of a model that also sees or hears, if transformers has a model for it alone."""
-    text = settings.get_text_config(decoder=True)
+    text: object = settings.get_text_config(decoder=True)
     if not isinstance(text, PreTrainedConfig):  # a field that this family knows nothing of
         return settings
     return text if text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else settings
