@@ -46,7 +46,8 @@ class Checkpoint:
         path = locate(self._model, self._environ, self._params.get("revision"))
         if path is None:
             return None
-        version = (path, _modified_ns(path), _modified_ns(path / "config.json"))
+        beside = path.parent if path.suffix == ".gguf" else path / "config.json"  # other parts may be added
+        version = (path, _modified_ns(path), _modified_ns(beside))
         if version != self._checked:
             is_hub_id = not Path(self._model).is_absolute()
             self._problem = self._backend.problem_of_files(path, self._params, may_download=is_hub_id)
