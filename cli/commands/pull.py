@@ -24,10 +24,15 @@ Line = dict[str, Any]
 @with_session
 def pull(
     session: Session,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME, or OWNER/NAME:Q4_K_M")
+    ],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit")] = None,
 ) -> None:
-    """Download a model. Ctrl-C stops the download; the same command resumes it."""
+    """Download a model. Ctrl-C stops the download; the same command resumes it.
+
+    Of GGUF files one quantisation is taken: the one named, or Q4_K_M, else Q8_0, else the first.
+    """
     body = {"model": model} | ({"revision": revision} if revision else {})
     try:
         with session.server() as server, server.stream("POST", "/models/pull", body=body) as response:

@@ -13,7 +13,8 @@ from instance_manager.gguf.models import GgufFolder, GgufModel, models_of
 from instance_manager.gguf.names import SUFFIX, is_folder_of, plain, split_tag, with_tag
 
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_OTHER_KINDS = ("config.json", "model_index.json", "adapter_config.json")
+_OTHER_KINDS = ("model_index.json", "adapter_config.json")
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _MAX_DEPTH = 2  # of folders within a repository
 
 
@@ -37,7 +38,11 @@ def problem_at(path: Path) -> str | None:
 
 def only_model(folder: Path) -> GgufModel | None:
     """The model that a folder stands for: its default quantisation, if it has no other files to load."""
-    if not folder.is_dir() or any((folder / name).exists() for name in _OTHER_KINDS):
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    if any(name in _OTHER_KINDS or name.endswith(_OTHER_WEIGHTS) for name in names):
         return None
     models = models_of([folder_at(folder, "model", is_repository=_is_snapshot(folder))])
     return next((model for model in models if "model" in (model.name, *model.aliases)), None)
