@@ -31,7 +31,7 @@ def describe(model: GgufModel, *, whole: bool = False) -> dict[str, Any] | None:
         "size_label": header.text("general.size_label"),
         "quantization": model.files.quantisation or header.file_type,
         "file_type": header.file_type,
-        **{key.removeprefix("attention."): _number(header, key) for key in _NUMBERS},
+        **{key.removeprefix("attention."): header.largest(key) for key in _NUMBERS},
         "vocabulary_size": header.vocabulary_size,
         "tokenizer": header.text("tokenizer.ggml.model"),
         "chat_template": header.has_chat_template if whole else None,
@@ -42,8 +42,3 @@ def describe(model: GgufModel, *, whole: bool = False) -> dict[str, Any] | None:
         "files": [path.name for path in model.paths],
         "mmproj": None if model.projector is None else model.projector.name,
     }
-
-
-def _number(header: GgufHeader, key: str) -> int | None:
-    """Where layers differ, the largest."""
-    return header.number(key) or max(header.numbers(key), default=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Tensors:
     num_values: int = 0
     num_bytes: int = 0  # of those with a known type
     types: Mapping[str, int] = field(default_factory=dict)  # bytes by type
+    matrix_types: frozenset[str] = frozenset()  # of those with several dimensions
+    has_head: bool = False  # besides the embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,15 @@ class GgufHeader:
         """A value for each layer; empty if there is none."""
         value = self.values.get(f"{self.architecture}.{key}")
         return [int(one) for one in value] if isinstance(value, list) and _are_whole(value) else []
+
+    def largest(self, key: str) -> int | None:
+        """`number`; where layers differ, the largest."""
+        return self.number(key) or max(self.numbers(key), default=0) or None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a model that writes text, not one that embeds or ranks."""
+        return self.pooling is None and self.values.get(f"{self.architecture}.attention.causal") is not False
 
     @property
     def architecture(self) -> str:
@@ -94,6 +105,21 @@ class GgufHeader:
     @property
     def has_chat_template(self) -> bool:
         return isinstance(self.values.get(_TEMPLATE), str | LongText)
+
+
+def total_of(parts: Iterable[Tensors]) -> Tensors:
+    """Of all parts of a model."""
+    parts = list(parts)
+    types: Counter[str] = Counter()
+    for part in parts:
+        types.update(part.types)
+    return Tensors(
+        sum(part.num_values for part in parts),
+        sum(part.num_bytes for part in parts),
+        dict(types),
+        frozenset().union(*(part.matrix_types for part in parts)),
+        any(part.has_head for part in parts),
+    )
 
 
 def read_header(path: Path, *, whole: bool = True) -> GgufHeader:
@@ -150,10 +176,12 @@ def _read_pair(reader: Reader, values: dict[str, Any]) -> None:
 
 
 def _tensors(reader: Reader, count: int) -> Tensors:
-    num_values = 0
+    num_values, has_head = 0, False
     types: Counter[str] = Counter()
+    matrix_types: set[str] = set()
     for _ in range(count):
-        what = f"the entry of tensor {reader.text('the name of a tensor')[:100]!r}"
+        tensor = reader.text("the name of a tensor")
+        what = f"the entry of tensor {tensor[:100]!r}"
         num_dimensions = reader.scalar(4, what)
         if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
             raise GgufError(f"isn't a valid GGUF file: {what} has {num_dimensions} dimensions")
@@ -162,7 +190,10 @@ def _tensors(reader: Reader, count: int) -> Tensors:
         reader.scalar(10, what)  # where it lies
         num_values += size
         types[name] += size // block_values * block_bytes
-    return Tensors(num_values, sum(types.values()), dict(types))
+        has_head = has_head or tensor == "output.weight"
+        if num_dimensions > 1:
+            matrix_types.add(name)
+    return Tensors(num_values, sum(types.values()), dict(types), frozenset(matrix_types), has_head)
 
 
 def _are_whole(values: list[Any]) -> bool:

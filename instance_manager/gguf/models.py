@@ -58,6 +58,11 @@ class GgufModel:
         return None if self.projector_name is None else self.folder.path / self.projector_name
 
     @property
+    def weights_bytes(self) -> int:
+        """Of its own files."""
+        return sum(self.folder.files[name].st_size for name in self.files.files)
+
+    @property
     def size_bytes(self) -> int:
         """Of its files, the projector's included."""
         return sum(found.st_size for found in self._stats())
