@@ -164,8 +164,13 @@ class CatalogProfiles:
 def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:
     if found is None:
         return profile
-    size_bytes, modified, description = found.size_bytes, found.modified, found.description
-    return replace(profile, size_bytes=size_bytes, modified=modified, description=description)
+    return replace(
+        profile,
+        size_bytes=found.size_bytes,
+        modified=found.modified,
+        description=found.description,
+        file_problem=found.problem,
+    )
 
 
 def catalog_profiles(settings: Settings, config: ManagerConfig) -> CatalogProfiles:

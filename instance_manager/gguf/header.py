@@ -70,7 +70,10 @@ class GgufHeader:
     @property
     def generates(self) -> bool:
         """Whether it is a model that writes text, not one that embeds or ranks."""
-        return self.pooling is None and self.values.get(f"{self.architecture}.attention.causal") is not False
+        return (
+            self.pooling in (None, "none")
+            and self.values.get(f"{self.architecture}.attention.causal") is not False
+        )
 
     @property
     def architecture(self) -> str:
