@@ -59,7 +59,7 @@ def _shown(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
         return _as_json(session, lines)
     if session.err.is_terminal:
         return _as_bars(session, model, lines)
-    return _as_text(session, lines)
+    return _as_text(session, model, lines)
 
 
 def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
@@ -72,13 +72,20 @@ def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
     return None
 
 
-def _as_text(session: Session, lines: Iterator[Line]) -> Line | None:
+def _says_choice(session: Session, line: Line, asked: str) -> None:
+    """Which of a repository's quantisations is taken, where the user left it to Berth."""
+    if line.get("status") == "resolving" and line.get("model", asked) != asked:
+        session.err.print(printable(f"takes {line['model']}"), markup=False, highlight=False)
+
+
+def _as_text(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
     reported = -_REPORT_INTERVAL_S
     for line in lines:
         if error := refusal_in_stream(line):
             raise error
         if line.get("status") == "success":
             return line
+        _says_choice(session, line, model)
         is_total = line.get("status") == "downloading" and line["file"] is None
         if is_total and time.monotonic() - reported >= _REPORT_INTERVAL_S:
             reported = time.monotonic()
@@ -97,6 +104,7 @@ def _as_bars(session: Session, model: str, lines: Iterator[Line]) -> Line | None
             if line.get("status") == "success":
                 progress.update(whole, completed=line["size_bytes"], total=line["size_bytes"])
                 return line
+            _says_choice(session, line, model)
             if line.get("status") == "downloading":
                 _advance(progress, whole, files, line)
     return None

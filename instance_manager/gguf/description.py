@@ -13,6 +13,7 @@ _NUMBERS = (
     "expert_used_count", "attention.head_count", "attention.head_count_kv", "attention.key_length",
     "attention.value_length", "attention.sliding_window",
 )  # fmt: skip
+_MAX_CHARS = 200  # of a text
 
 
 def describe(model: GgufModel, *, whole: bool = False) -> dict[str, Any] | None:
@@ -26,19 +27,23 @@ def describe(model: GgufModel, *, whole: bool = False) -> dict[str, Any] | None:
         return None
     return {
         "format": "gguf",
-        "architecture": header.architecture or None,
-        "name": header.text("general.name"),
-        "size_label": header.text("general.size_label"),
+        "architecture": _short(header.architecture),
+        "name": _short(header.text("general.name")),
+        "size_label": _short(header.text("general.size_label")),
         "quantization": model.files.quantisation or header.file_type,
         "file_type": header.file_type,
         **{key.removeprefix("attention."): header.largest(key) for key in _NUMBERS},
         "vocabulary_size": header.vocabulary_size,
-        "tokenizer": header.text("tokenizer.ggml.model"),
+        "tokenizer": _short(header.text("tokenizer.ggml.model")),
         "chat_template": header.has_chat_template if whole else None,
         "pooling": header.pooling,
         "num_parameters": sum(one.tensors.num_values for one in readable if one.tensors) if whole else None,
         "tensor_bytes": sum(one.tensors.num_bytes for one in readable if one.tensors) if whole else None,
-        "license": header.text("general.license"),
+        "license": _short(header.text("general.license")),
         "files": [path.name for path in model.paths],
         "mmproj": None if model.projector is None else model.projector.name,
     }
+
+
+def _short(text: str | None) -> str | None:
+    return text[:_MAX_CHARS] or None if text else None
