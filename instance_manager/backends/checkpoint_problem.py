@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.backends.quantisation_problem import quantisation_problem
-from instance_manager.gguf.folders import problem_at
+from instance_manager.gguf.models import problem_at
 
 _FAMILIES = (  # of decoders, with classes of the engine's own
     *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),

@@ -7,10 +7,20 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from instance_manager.gguf.models import GgufFolder, GgufModel, models_of
-from instance_manager.gguf.names import SUFFIX, is_folder_of, plain, split_tag, with_tag
+from instance_manager.gguf.names import (
+    SUFFIX,
+    is_folder_of,
+    is_projector,
+    may_be_model,
+    plain,
+    sets_of,
+    split_tag,
+    with_tag,
+)
 
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _OTHER_KINDS = ("model_index.json", "adapter_config.json")
@@ -26,14 +36,20 @@ def model_at(path: Path) -> GgufModel | None:
     if snapshot is None and is_folder_of(folder.name, folder.parent.name):
         folder = folder.parent
     name = str(path.relative_to(folder))
-    models = models_of([folder_at(folder, folder.name, is_repository=snapshot is not None)])
+    found = folder_at(folder, folder.name, is_repository=snapshot is not None)
+    models = models_of([replace(found, files=_related(name, found.files))])
     return next((model for model in models if name in model.files.files), None)
 
 
-def problem_at(path: Path) -> str | None:
-    """Why no engine can load the model of the file `path`; None where no reason is seen at its beginning."""
-    model = model_at(path)
-    return f"{path.name} isn't a model's file" if model is None else model.problem
+def _related(name: str, files: Mapping[str, os.stat_result]) -> dict[str, os.stat_result]:
+    """What may be of the same model, of a folder of thousands; and one other model, if there is one."""
+    sets = sets_of([name])
+    base = plain(sets[0].base) if sets else ""
+    same = {
+        other for other in files if is_projector(other) or plain(PurePosixPath(other).name).startswith(base)
+    }
+    others = (other for other in files if other not in same and may_be_model(other))
+    return {other: files[other] for other in (*same, *islice(others, 1))}
 
 
 def only_model(folder: Path) -> GgufModel | None:

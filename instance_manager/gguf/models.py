@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from instance_manager.gguf.errors import GgufError
 from instance_manager.gguf.headers import header_at
@@ -17,6 +17,7 @@ from instance_manager.gguf.names import (
     default_of,
     is_projector,
     main_base,
+    missing_parts,
     plain,
     projector_for,
     sets_of,
@@ -75,17 +76,24 @@ class GgufModel:
     @property
     def problem(self) -> str | None:
         """Why no engine can load it; None where its names and its beginning show no reason."""
-        if missing := self.files.missing:
-            first, num_parts = PurePosixPath(missing[0]).name, len(missing) + len(self.files.files)
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            return f"it lacks {first}{more} of its {num_parts} parts: its download isn't finished"
-        header = header_at(self.path)
-        return f"{self.path.name} {header}" if isinstance(header, GgufError) else None
+        return problem_at(self.path)
 
     def _stats(self) -> list[os.stat_result]:
         return [
             self.folder.files[name] for name in (*self.files.files, *filter(None, (self.projector_name,)))
         ]
+
+
+def problem_at(path: Path) -> str | None:
+    """Why no engine can load the model of the file `path`; None where no reason is seen. Lists no folder."""
+    missing, num_parts = missing_parts(path.name, lambda name: path.with_name(name).is_file())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return f"it lacks {missing[0]}{more} of its {num_parts} parts: its download isn't finished"
+    header = header_at(path)
+    if isinstance(header, GgufError):
+        return f"{path.name} {header}"
+    return None if header.kind == "model" else f"{path.name} isn't a model's file"
 
 
 def models_of(folders: Sequence[GgufFolder]) -> list[GgufModel]:

@@ -6,7 +6,7 @@ Names may have folders: repositories often have one for each quantisation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -144,6 +144,15 @@ def _without_suffix(label: str) -> str:
 
 def _by_depth(name: str) -> tuple[int, str]:
     return name.count("/"), name
+
+
+def missing_parts(name: str, is_there: Callable[[str], bool]) -> tuple[list[str], int]:
+    """Of the model that a file is of: the parts that are missing, and how many parts it has."""
+    stem, _, count = _part(name)
+    if count == 1:
+        return [], 1
+    parts = [f"{stem}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
+    return [part for part in parts if not is_there(part)], count
 
 
 def _part(name: str) -> tuple[str, int, int]:

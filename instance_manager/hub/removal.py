@@ -70,7 +70,7 @@ async def remove_model(
     found = find_model(model, model_dirs)
     if found != model or Path(found).is_absolute():
         raise ModelNotOurs(
-            f"{model!r} is the folder {found}, which Berth didn't download; delete it yourself",
+            f"{model!r} is {found}, which Berth didn't download; delete it yourself",
             param="model",
         )
     check_hub_id(model)

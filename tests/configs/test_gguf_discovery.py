@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
-from composition.gguf_discovery import find_gguf
+from composition.gguf_discovery import find_gguf, gguf_at
 from configs.discovery import FoundModel, scan_models
+from instance_manager.gguf.headers import header_at
+from instance_manager.gguf.models import problem_at
 from tests.configs.test_discovery import put, put_cached
 from tests.gguf_files import of_type, put_gguf, put_split, tiny, vocabulary
 
@@ -157,10 +158,33 @@ def test_names_say_nothing_of_the_machine(tmp_path: Path) -> None:
     assert str(tmp_path) not in repr(description)
 
 
-def test_thousands_of_files_take_no_time_the_second_time(tmp_path: Path) -> None:
-    for number in range(1500):
+def test_a_file_is_read_once_as_long_as_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
         put_gguf(tmp_path / "many", f"model{number}-Q8_0.gguf")
-    assert len(scan(tmp_path)) == 1500
-    began = time.perf_counter()
-    assert len(scan(tmp_path)) == 1500
-    assert time.perf_counter() - began < 2
+    first = scan(tmp_path)
+    monkeypatch.setattr(
+        "instance_manager.gguf.headers.read_header", lambda *_, **__: pytest.fail("read again")
+    )
+    assert scan(tmp_path) == first
+    assert len(first) == 100
+
+
+def test_one_of_thousands_is_looked_at_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalog may name each file of a large folder, and a list asks each for its problem."""
+    names = [f"model{number}-Q8_0.gguf" for number in range(10, 60)]
+    put_gguf(tmp_path, *names, "mmproj-model17-F16.gguf")
+    reads: list[Path] = []
+    original = header_at
+
+    def counted(path: Path) -> object:
+        reads.append(path)
+        return original(path)
+
+    monkeypatch.setattr("instance_manager.gguf.models.header_at", counted)
+    for name in names:
+        found = gguf_at(tmp_path / name)
+        assert found is not None and found.description is not None
+        assert (found.description["mmproj"] is not None) is ("17" in name)
+    assert len(reads) <= 4 * len(names)
+    monkeypatch.setattr("os.scandir", lambda *_: pytest.fail("lists a folder"))
+    assert {problem_at(tmp_path / name) for name in names} == {None}
