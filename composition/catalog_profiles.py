@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from api.protocols.registry import load_protocols
+from composition.gguf_discovery import find_gguf, gguf_at
 from composition.policies import chosen_kind, engine_kinds, options_of
 from configs.catalog import Catalog, CatalogFile
 from configs.catalog_edit import edit_model, preview_edit
@@ -47,19 +48,28 @@ class CatalogProfiles:
     def profiles(self) -> list[ModelProfile]:
         """The catalog's models, and models found on disk under names that the catalog doesn't use."""
         catalog = self._file.current
-        self._discovery = scan_models(self._settings.model_dirs, self._cache)
-        on_disk = {found.name: found for found in self._discovery.models}
+        self._discovery = scan_models(self._settings.model_dirs, self._cache, find_gguf)
+        on_disk = {name: found for found in self._discovery.models for name in (*found.aliases, found.name)}
         profiles = {
             name: _with_files(self._profile(name, entry), self._files_of(entry, on_disk))
             for name, entry in catalog.models.items()
         }
         taken = profiles.keys() | {alias for profile in profiles.values() for alias in profile.aliases}
         for found in self._discovery.models:
+            aliases = tuple(name for name in found.aliases if name not in taken)
             if found.name not in taken:
                 profile = self._profile(found.name, catalog.found_entry(found.path))
-                profiles[found.name] = replace(_with_files(profile, found), source=ModelSource.DISCOVERED)
-        self._names = frozenset(taken | profiles.keys())
+                profile = replace(_with_files(profile, found), source=ModelSource.DISCOVERED, aliases=aliases)
+                profiles[found.name] = profile
+            elif aliases and self._is_of(profiles.get(found.name), found):  # an entry of the model's own name
+                own = profiles[found.name]
+                profiles[found.name] = replace(own, aliases=(*own.aliases, *aliases))
+        self._names = frozenset(name for one in profiles.values() for name in (one.name, *one.aliases))
         return list(profiles.values())
+
+    @staticmethod
+    def _is_of(profile: ModelProfile | None, found: FoundModel) -> bool:
+        return profile is not None and profile.model in (found.name, str(found.path))
 
     def found(self) -> Iterator[Remark]:
         """Remarks for the operator on settings, folders and the catalog's paths, as last read."""
@@ -77,7 +87,9 @@ class CatalogProfiles:
             )
         for name, entry in self._file.current.models.items():
             folder = entry.path if self._finds_model(entry) else None
-            if folder is not None and folder.is_dir() and (problem := config_problem(folder)) is not None:
+            if folder is None or not folder.is_dir() or gguf_at(folder) is not None:
+                continue
+            if (problem := config_problem(folder)) is not None:
                 yield Remark(f"model {name}: {folder}: {problem}", is_mistake=True)
 
     def _is_here(self, name: str) -> bool:
@@ -134,7 +146,7 @@ class CatalogProfiles:
     def _files_of(self, entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
         """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
         if entry.path is not None:
-            return files_at(entry.path)
+            return gguf_at(entry.path) or files_at(entry.path)
         return on_disk.get(entry.target) if self._finds_model(entry) else None
 
     def _check(self, catalog: Catalog) -> None:
@@ -150,8 +162,14 @@ class CatalogProfiles:
 
 
 def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile:
-    return (
-        profile if found is None else replace(profile, size_bytes=found.size_bytes, modified=found.modified)
+    if found is None:
+        return profile
+    return replace(
+        profile,
+        size_bytes=found.size_bytes,
+        modified=found.modified,
+        description=found.description,
+        file_problem=found.problem,
     )
 
 

@@ -1,8 +1,9 @@
-"""Finds models on disk: subfolders of MODEL_DIRS, and the hub's cache. Reads names, and config.json.
+"""Finds models on disk: in MODEL_DIRS, and in the hub's cache. Reads names, and config.json.
 
-Only complete models are found: all shards are there, and no link is broken. MODEL_DIRS may also contain GGUF
-files, adapters and diffusion pipelines, which are listed so that users don't miss them, and folders with the
-layout of the hub's cache. Folders that look like a model but aren't complete get a remark.
+Only complete models are found: all shards are there, and no link is broken. MODEL_DIRS may also contain
+adapters and diffusion pipelines, which are listed so that users don't miss them, and folders with the
+layout of the hub's cache. Folders that look like a model but aren't complete get a remark. Knows nothing of
+GGUF files: which models they are, a function says that is handed in.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from configs.folder_listing import Files, list_folder
 from configs.remarks import Remark
 
 _WEIGHTS = (".safetensors", ".bin")
 _NOT_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin"})  # left by training
 _OTHER_KINDS = frozenset({"adapter_config.json", "model_index.json"})  # adapters; diffusion pipelines
 _SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\.\w+)")
-_Files = Mapping[str, os.stat_result | None]  # by name; None: a broken link, or one that isn't followed
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -33,6 +35,21 @@ class FoundModel:
     path: Path
     size_bytes: int  # of the files in it
     modified: float  # of the newest of them, in seconds since the epoch
+    aliases: tuple[str, ...] = ()
+    description: Mapping[str, Any] | None = None  # what its files say of it
+    problem: str | None = None  # why no engine can load it
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder where GGUF files may be, or a repository in the hub's cache."""
+
+    label: str  # its models' name; empty: they are named by their own files
+    path: Path
+    root: Path  # from which links may not lead out
+
+
+FindGguf = Callable[[Sequence[Place]], Sequence[FoundModel]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +60,38 @@ class Discovery:
     remarks: list[Remark]
 
 
-def scan_models(model_dirs: Sequence[Path], hub_cache: Path) -> Discovery:
+def scan_models(
+    model_dirs: Sequence[Path], hub_cache: Path, find_gguf: FindGguf = lambda places: ()
+) -> Discovery:
     """Blocks for milliseconds. `hub_cache`: where engines store downloads."""
     found: dict[str, FoundModel] = {}
+    taken: dict[str, FoundModel] = {}  # names and aliases
     remarks: list[Remark] = []
     for root in model_dirs:
         walk = _Walk(os.path.realpath(os.path.expanduser(root)))
         models = [*walk.models(), *_in_hub_cache(Path(walk.root))]
+        models += find_gguf([*walk.places, *_repositories(Path(walk.root))])
         remarks += walk.remarks
         if not models and not walk.remarks:
             remarks.append(Remark(f"MODEL_DIRS: {walk.root}: contains no models"))
-        for model in models:
-            if (first := found.setdefault(model.name, model)) is not model:
-                remarks.append(Remark(f"MODEL_DIRS: {model.path}: {model.name} is already {first.path}"))
-    for model in _in_hub_cache(hub_cache):
-        found.setdefault(model.name, model)
+        for model in _added(models, found, taken):
+            first = taken[model.name]
+            remarks.append(Remark(f"MODEL_DIRS: {model.path}: {model.name} is already {first.path}"))
+        remarks += [Remark(f"MODEL_DIRS: {one.path}: {one.problem}") for one in models if one.problem]
+    _added([*_in_hub_cache(hub_cache), *find_gguf([*_repositories(hub_cache)])], found, taken)
     return Discovery(list(found.values()), remarks)
+
+
+def _added(
+    models: Sequence[FoundModel], found: dict[str, FoundModel], taken: dict[str, FoundModel]
+) -> list[FoundModel]:
+    """Add models to those found; returns those whose name is taken. A name wins over an alias."""
+    others = [model for model in models if taken.setdefault(model.name, model) is not model]
+    for model in models:
+        if taken[model.name] is model:
+            aliases = tuple(name for name in model.aliases if taken.setdefault(name, model) is model)
+            found[model.name] = replace(model, aliases=aliases)
+    return others
 
 
 def files_at(path: Path) -> FoundModel | None:
@@ -70,7 +103,7 @@ def files_at(path: Path) -> FoundModel | None:
         return None
     if stat.S_ISREG(found.st_mode):
         return FoundModel(path.name, path, found.st_size, found.st_mtime)
-    files, _ = _list_folder(where, "/")
+    files, _ = list_folder(where, "/")
     return _model(path.name, where, files) or _other_kind(path.name, where, files)
 
 
@@ -80,30 +113,36 @@ class _Walk:
 
     root: str
     remarks: list[Remark] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)  # visited
 
     def models(self) -> Iterator[FoundModel]:
         """`model` or `owner/model`."""
         if (problem := _unreadable(self.root)) is not None:
             self._note(self.root, problem, is_mistake=True)
             return
-        files, folders = _list_folder(self.root, self.root)
+        files, folders = self._visit("")
         self._check_root(files, folders)
         self._note_links(self.root, files)
         for first in folders:
             if first.startswith("models--"):
                 continue
-            files, below = _list_folder(f"{self.root}/{first}", self.root)
+            files, below = self._visit(first)
             if (model := self._model(first, files)) is not None:
                 yield model
                 continue
             if not _looks_like_a_model(files):
                 self._note_links(f"{self.root}/{first}", files)
             for second in below:
-                files, _ = _list_folder(f"{self.root}/{first}/{second}", self.root)
+                files, _ = self._visit(f"{first}/{second}")
                 if (model := self._model(f"{first}/{second}", files)) is not None:
                     yield model
 
-    def _model(self, name: str, files: _Files) -> FoundModel | None:
+    def _visit(self, name: str) -> tuple[Files, Sequence[str]]:
+        path = f"{self.root}/{name}" if name else self.root
+        self.places.append(Place(name, Path(path), Path(self.root)))
+        return list_folder(path, self.root)
+
+    def _model(self, name: str, files: Files) -> FoundModel | None:
         path = f"{self.root}/{name}"
         model = _model(name, path, files) or _other_kind(name, path, files)
         if model is None and (problem := _unreadable(path)) is not None:
@@ -114,21 +153,19 @@ class _Walk:
             self._note(path, problem, is_mistake=True)
         return model
 
-    def _check_root(self, files: _Files, folders: Sequence[str]) -> None:
+    def _check_root(self, files: Files, folders: Sequence[str]) -> None:
         if _looks_like_a_model(files):
             what = "is a model itself" if "config.json" in files else "contains a file of a model"
-            advice = "MODEL_DIRS needs folders whose subfolders are models"
-            if any(name.endswith(".gguf") for name in files):
-                advice += "; name a GGUF file as `path:` in models.yaml"
-            self._note(self.root, f"{what}; {advice}", True)
+            self._note(self.root, f"{what}; MODEL_DIRS needs folders whose subfolders are models", True)
 
-    def _note_links(self, path: str, files: _Files) -> None:
+    def _note_links(self, path: str, files: Files) -> None:
         """Links to folders that aren't followed."""
         for name, found in files.items():
             link = f"{path}/{name}"
-            if found is None and os.path.isdir(link):
+            is_model = name.endswith(".gguf")
+            if found is None and (os.path.isdir(link) or (is_model and os.path.exists(link))):
                 self._note(link, f"{_escapes(link, self.root)}, so it isn't followed; {_ADVICE}")
-            elif found is None and path == self.root:
+            elif found is None and (path == self.root or is_model):
                 self._note(link, "is a broken link")
 
     def _note(self, path: str, problem: str, is_mistake: bool = False) -> None:
@@ -163,15 +200,15 @@ def _unreadable(path: str) -> str | None:
     return None
 
 
-def _looks_like_a_model(files: _Files) -> bool:
-    return any(_is_weights(name) or name == "config.json" or name.endswith(".gguf") for name in files)
+def _looks_like_a_model(files: Files) -> bool:
+    return any(_is_weights(name) or name == "config.json" for name in files)
 
 
 def _is_weights(name: str) -> bool:
     return name.endswith((*_WEIGHTS, ".safetensors.index.json")) and name not in _NOT_WEIGHTS
 
 
-def _problem_of_incomplete(path: str, files: _Files, root: str) -> str:
+def _problem_of_incomplete(path: str, files: Files, root: str) -> str:
     """Why a folder with a model's files isn't a complete model."""
     for name, found in files.items():
         if found is None and (name == "config.json" or name.endswith(_WEIGHTS)):
@@ -192,10 +229,7 @@ def _escapes(link: str, root: str) -> str:
 def _in_hub_cache(cache: Path) -> Iterator[FoundModel]:
     """Models in folders `models--owner--name`, each at the commit of its main branch."""
     root = os.path.realpath(cache)
-    for folder, path in _folders(root, root):
-        kind, _, name = folder.partition("--")
-        if kind != "models" or not name:
-            continue
+    for name, path in _repository_folders(root):
         try:
             with open(f"{path}/refs/main", encoding="utf-8") as ref:
                 commit = ref.read(100).strip()
@@ -203,51 +237,25 @@ def _in_hub_cache(cache: Path) -> Iterator[FoundModel]:
             continue
         if not _COMMIT.fullmatch(commit):
             continue
-        files, _ = _list_folder(f"{path}/snapshots/{commit}", os.path.realpath(path))
+        files, _ = list_folder(f"{path}/snapshots/{commit}", os.path.realpath(path))
         if None in files.values():
             continue  # a broken link: not complete
-        if (model := _model(name.replace("--", "/"), f"{path}/snapshots/{commit}", files)) is not None:
+        if (model := _model(name, f"{path}/snapshots/{commit}", files)) is not None:
             yield model
 
 
-def _folders(path: str, root: str) -> list[tuple[str, str]]:
-    """Names and paths of the folders in a folder, in order."""
-    return [(name, f"{path}/{name}") for name in _list_folder(path, root)[1]]
+def _repositories(cache: Path) -> list[Place]:
+    root = os.path.realpath(cache)
+    return [Place(name, Path(path), Path(path)) for name, path in _repository_folders(root)]
 
 
-def _list_folder(path: str, root: str) -> tuple[_Files, Sequence[str]]:
-    """A folder's files (None: a link that is broken or leads out of `root`) and the names of its subfolders.
-
-    Hidden entries, and names that no request could contain, are left out.
-    """
-    files: dict[str, os.stat_result | None] = {}
-    folders = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or not entry.name.isprintable():
-                    continue
-                found = _stat_inside(entry, root)
-                if found is not None and stat.S_ISDIR(found.st_mode):
-                    folders.append(entry.name)
-                else:
-                    files[entry.name] = found
-    except OSError:
-        return {}, []
-    return files, sorted(folders)
+def _repository_folders(root: str) -> list[tuple[str, str]]:
+    """Names of repositories, and their folders `models--owner--name` in the hub's cache, in order."""
+    found = [(name.partition("--"), f"{root}/{name}") for name in list_folder(root, root)[1]]
+    return [(name.replace("--", "/"), path) for (kind, _, name), path in found if kind == "models" and name]
 
 
-def _stat_inside(entry: os.DirEntry[str], root: str) -> os.stat_result | None:
-    """The entry's stat, unless it leads out of `root`."""
-    try:
-        if entry.is_symlink() and not os.path.realpath(entry.path).startswith(f"{root.rstrip('/')}/"):
-            return None
-        return entry.stat()
-    except OSError:
-        return None
-
-
-def _model(name: str, path: str, files: _Files) -> FoundModel | None:
+def _model(name: str, path: str, files: Files) -> FoundModel | None:
     """None if it isn't a model, or not a complete one."""
     present = _present(files)
     weights = [file for file in present if file.endswith(_WEIGHTS) and file not in _NOT_WEIGHTS]
@@ -259,7 +267,7 @@ def _model(name: str, path: str, files: _Files) -> FoundModel | None:
 def _other_kind(name: str, path: str, files: Mapping[str, os.stat_result | None]) -> FoundModel | None:
     """Other kinds of models, which only some engines run; the caller can explain that."""
     present = _present(files)
-    if any(file in _OTHER_KINDS or file.endswith(".gguf") for file in present):
+    if any(file in _OTHER_KINDS for file in present):
         return _found(name, path, present)
     return None
 

@@ -216,8 +216,13 @@ class ModelDefaults(_Strict):
 class ModelEntry(ModelDefaults):
     """One model, `defaults:` merged in and paths made absolute."""
 
-    path: FolderPath | None = Field(None, description="The model's folder, relative to this file's folder")
-    model: Text | None = Field(None, description="A hub id; without `path` and `model`, the entry's own name")
+    path: FolderPath | None = Field(
+        None, description="The model's folder or GGUF file, relative to this file's folder"
+    )
+    model: Text | None = Field(
+        None,
+        description="A hub id, of GGUF files `owner/name:Q4_K_M`; default without `path`: the entry's name",
+    )
     aliases: Names = Field((), description="Other names that clients can use")
 
     @model_validator(mode="after")

@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+    return name.endswith((".safetensors", ".bin", ".gguf"))
 
 
 @lru_cache

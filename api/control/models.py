@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,6 +17,8 @@ from instance_manager.backends.params import mask_params
 from instance_manager.errors import ModelNotFound, WrongState
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
+from instance_manager.gguf.description import describe
+from instance_manager.gguf.folders import model_at
 from instance_manager.lifecycle.instance import failure_record
 from instance_manager.state.peers import names_of
 from instance_manager.state.stores.records import InstanceRecord
@@ -79,7 +83,17 @@ async def list_models(fleet: Models) -> dict[str, Any]:
 
 @router.get("/models/{name:path}", summary="Get one model's record")
 async def get_model(name: str, fleet: Models) -> dict[str, Any]:
-    return model_record(fleet.find(name))
+    """For GGUF files, `description` is complete here, and lacks in lists what lies after the vocabulary."""
+    record = model_record(fleet.find(name))
+    if record["description"] is None:
+        return record
+    return record | {"description": await asyncio.to_thread(described, record)}
+
+
+def described(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What all of a GGUF file's header says of its model. Blocks: reads it, if it has changed."""
+    found = model_at(Path(record["model"]))
+    return record["description"] if found is None else describe(found, whole=True)
 
 
 @router.post("/models/{name:path}/start", summary="Start a replica unless one is running")
@@ -160,6 +174,8 @@ def openai_entry(model: Model, *, public: bool) -> dict[str, Any]:
     profile = model.profile
     replica = next(iter(model.replicas.values()), None)
     limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
+    if limit is None and profile is not None and profile.description is not None:
+        limit = profile.description["context_length"]  # what the model was trained for
     created = min((instance.created_at for instance in model.replicas.values()), default=0)
     return {
         "id": model.name,
@@ -215,6 +231,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "aliases": list(profile.aliases) if profile else [],
         "size_bytes": profile.size_bytes if profile else None,
         "modified": profile.modified if profile else None,
+        "description": profile.description if profile else None,
         "pinned": profile.pinned if profile else any(instance.pinned for instance in live),
         "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,

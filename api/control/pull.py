@@ -31,13 +31,14 @@ class PullRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: StrictStr = Field(description="A model on the hub: `owner/name`")
+    model: StrictStr = Field(description="A model on the hub: `owner/name`, or `owner/name:Q4_K_M`")
     revision: StrictStr | None = Field(None, description="A branch, tag or commit; by default `main`")
 
 
 @router.post("/models/pull", summary="Download a model from the hub", response_class=Response)
 async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)], files: Files) -> Response:
-    """Responds in NDJSON. First `{"status": "resolving"}`; then progress in bytes,
+    """Responds in NDJSON. First `{"status": "resolving"}`, for GGUF files also with the `model` and `files`
+    that are taken; then progress in bytes,
     `{"status": "downloading", "file", "completed", "total"}`, for all files if `file` is null; last
     `{"error": {…}}` or `{"status": "success", "model", "path", "size_bytes"}`. Closing the connection stops
     the download; another request resumes it."""

@@ -24,10 +24,15 @@ Line = dict[str, Any]
 @with_session
 def pull(
     session: Session,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model on the hub: OWNER/NAME, or OWNER/NAME:Q4_K_M")
+    ],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit")] = None,
 ) -> None:
-    """Download a model. Ctrl-C stops the download; the same command resumes it."""
+    """Download a model. Ctrl-C stops the download; the same command resumes it.
+
+    Of GGUF files one quantisation is taken: the one named, or Q4_K_M, else Q8_0, else the first.
+    """
     body = {"model": model} | ({"revision": revision} if revision else {})
     try:
         with session.server() as server, server.stream("POST", "/models/pull", body=body) as response:
@@ -54,7 +59,7 @@ def _shown(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
         return _as_json(session, lines)
     if session.err.is_terminal:
         return _as_bars(session, model, lines)
-    return _as_text(session, lines)
+    return _as_text(session, model, lines)
 
 
 def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
@@ -67,13 +72,20 @@ def _as_json(session: Session, lines: Iterator[Line]) -> Line | None:
     return None
 
 
-def _as_text(session: Session, lines: Iterator[Line]) -> Line | None:
+def _says_choice(session: Session, line: Line, asked: str) -> None:
+    """Which of a repository's quantisations is taken, where the user left it to Berth."""
+    if line.get("status") == "resolving" and line.get("model", asked) != asked:
+        session.err.print(printable(f"takes {line['model']}"), markup=False, highlight=False)
+
+
+def _as_text(session: Session, model: str, lines: Iterator[Line]) -> Line | None:
     reported = -_REPORT_INTERVAL_S
     for line in lines:
         if error := refusal_in_stream(line):
             raise error
         if line.get("status") == "success":
             return line
+        _says_choice(session, line, model)
         is_total = line.get("status") == "downloading" and line["file"] is None
         if is_total and time.monotonic() - reported >= _REPORT_INTERVAL_S:
             reported = time.monotonic()
@@ -92,6 +104,7 @@ def _as_bars(session: Session, model: str, lines: Iterator[Line]) -> Line | None
             if line.get("status") == "success":
                 progress.update(whole, completed=line["size_bytes"], total=line["size_bytes"])
                 return line
+            _says_choice(session, line, model)
             if line.get("status") == "downloading":
                 _advance(progress, whole, files, line)
     return None

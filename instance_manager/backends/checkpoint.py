@@ -13,6 +13,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import ModelNotFound, UnsupportedModel
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import InstanceSpec
 
 
@@ -38,7 +39,9 @@ class Checkpoint:
             return None
         params = plan_launch(spec, config).params
         environ = child_environment(os.environ, config.engine_env, spec.env)
-        return cls(backend, find_model(spec.model_name, config.model_dirs), params, environ)
+        return cls(
+            backend, find_model(spec.model_name, config.model_dirs, hub_cache(environ)), params, environ
+        )
 
     @property
     def problem(self) -> str | None:
@@ -46,7 +49,8 @@ class Checkpoint:
         path = locate(self._model, self._environ, self._params.get("revision"))
         if path is None:
             return None
-        version = (path, _modified_ns(path), _modified_ns(path / "config.json"))
+        beside = path.parent if path.suffix == ".gguf" else path / "config.json"  # other parts may be added
+        version = (path, _modified_ns(path), _modified_ns(beside))
         if version != self._checked:
             is_hub_id = not Path(self._model).is_absolute()
             self._problem = self._backend.problem_of_files(path, self._params, may_download=is_hub_id)

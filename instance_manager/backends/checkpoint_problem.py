@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.backends.quantisation_problem import quantisation_problem
+from instance_manager.gguf.models import problem_at
 
 _FAMILIES = (  # of decoders, with classes of the engine's own
     *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
@@ -62,7 +63,8 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
-        return None  # the engine reads its header, and reports what it can't run
+        problem = problem_at(path)  # the engine reads the rest of its header, and reports what it can't run
+        return None if problem is None else f"{problem}."
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:

@@ -20,11 +20,12 @@ from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.backends.vllm_like import VllmLike
 from instance_manager.config import ManagerConfig
+from instance_manager.gguf.names import split_tag
 from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate
 from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.process.environment import child_environment
-from instance_manager.process.hub_cache import is_hub_offline
+from instance_manager.process.hub_cache import hub_cache, is_hub_offline
 from instance_manager.types import FailureClass, InstanceSpec
 
 _ROOT = Path(__file__).resolve().parents[2]  # the directory that holds the package `engine`
@@ -75,7 +76,11 @@ class EngineBackend(VllmLike):
         return problem_of_flags(self._located(spec, config), params, _ROOT)
 
     def problem_of_name(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
-        if not is_hub_offline(_environ(spec, config)) or self._located(spec, config) is not None:
+        if self._located(spec, config) is not None:
+            return None
+        if split_tag(spec.model_name)[1] is not None:
+            return f"model {spec.model_name!r} isn't on this machine: `berth pull {spec.model_name}` gets it"
+        if not is_hub_offline(_environ(spec, config)):
             return None
         return (
             f"model {spec.model_name!r} is neither a path, nor a folder under MODEL_DIRS, nor in the hub "
@@ -84,7 +89,8 @@ class EngineBackend(VllmLike):
 
     def _located(self, spec: InstanceSpec, config: ManagerConfig) -> Path | None:
         """Its file or directory; None: it would have to be downloaded. Raises ModelNotFound."""
-        return locate(find_model(spec.model_name, config.model_dirs), _environ(spec, config))
+        environ = _environ(spec, config)
+        return locate(find_model(spec.model_name, config.model_dirs, hub_cache(environ)), environ)
 
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         return problem_of(path, params, may_download=may_download)

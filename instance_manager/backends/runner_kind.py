@@ -12,6 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from instance_manager.gguf.errors import GgufError
+from instance_manager.gguf.headers import header_at
+
 
 class RunnerKind(StrEnum):
     """The values are those of vLLM's --runner."""
@@ -70,7 +73,15 @@ def runner_of_command(command: Sequence[str]) -> RunnerKind | None:
 
 
 def runner_of_checkpoint(folder: Path) -> RunnerKind | None:
-    """From a checkpoint's files; None if they are missing or don't tell. Blocks for a moment."""
+    """From a checkpoint's files; None if they are missing or don't tell. Blocks for a moment.
+
+    `folder`: may be a GGUF file.
+    """
+    if folder.suffix == ".gguf":
+        header = header_at(folder)
+        if isinstance(header, GgufError):
+            return None
+        return RunnerKind.GENERATE if header.generates else RunnerKind.POOLING
     try:
         config = json.loads((folder / "config.json").read_bytes())
         (architecture,) = config["architectures"]

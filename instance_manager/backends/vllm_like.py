@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.memory.checkpoint_size import ModelLoad
 from instance_manager.memory.kv_cache_size import Machine, kv_cache_bytes
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import InstanceSpec
 
 # Flags that decide where an engine listens, what it loads and which clients it accepts.
@@ -80,7 +83,8 @@ class VllmLike(Backend):
     ) -> LaunchPlan:
         """The plan for `program` with merged, checked params. Plain switches have no `--no-` form."""
         name = served_name(params, spec.model_name)
-        model = find_model(spec.model_name, config.model_dirs)
+        cache = hub_cache(child_environment(os.environ, config.engine_env, spec.env))
+        model = find_model(spec.model_name, config.model_dirs, cache)
         named = {**params, "served_model_name": params.get("served_model_name", name)}
         flags = to_flags(named, lambda flag: flag not in plain_switches)
 

@@ -16,6 +16,7 @@ from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint, MeasuredKind, Measurements, params_fingerprint
 from instance_manager.memory.placement.local import num_gpus_of
 from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import InstanceSpec
 
 
@@ -61,7 +62,7 @@ class ExpectedMemory:
         environ = child_environment(os.environ, self._config.engine_env, spec.env)
         backend = backend_of(spec.engine)
         try:
-            model = find_model(spec.model_name, self._config.model_dirs)
+            model = find_model(spec.model_name, self._config.model_dirs, hub_cache(environ))
         except ModelNotFound:
             if backend.finds_model:
                 raise

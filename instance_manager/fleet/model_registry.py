@@ -104,7 +104,7 @@ class ModelRegistry:
 
     def models_of(self, instance: Instance) -> list[Model]:
         """The models that an instance is a replica of."""
-        return [self.by_name[name] for name in models_of(instance) if name in self.by_name]
+        return [self.by_name[name] for name in self._names_of(instance) if name in self.by_name]
 
     # Replicas.
 
@@ -116,13 +116,17 @@ class ModelRegistry:
         name = instance.spec.profile
         if name is not None and instance.state.is_terminal and name not in self.by_name:
             return
-        for name in models_of(instance):
+        for name in self._names_of(instance):
             model = self._get_or_add(name)
             if not self._belongs_to(instance, model):
                 continue
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
                 instance.set_other_names(model.profile.other_names)
+
+    def _names_of(self, instance: Instance) -> Iterable[str]:
+        """Of the models that its names stand for: one created by hand may serve an alias."""
+        return dict.fromkeys(self._aliases.get(name, name) for name in models_of(instance))
 
     def remove_replica(self, instance_id: str) -> None:
         for model in list(self.by_name.values()):

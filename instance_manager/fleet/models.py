@@ -59,7 +59,8 @@ class Model:
 
         `public`: for clients that may not read logs. Blocks for a moment.
         """
-        return self.checkpoint_problem or self.start_problem or self._last_failure(public)
+        of_files = self.checkpoint_problem or (self.profile.file_problem if self.profile else None)
+        return of_files or self.start_problem or self._last_failure(public)
 
     def _last_failure(self, public: bool) -> str | None:
         if self.error is None or self.awake:

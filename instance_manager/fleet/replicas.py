@@ -8,7 +8,7 @@ from pathlib import Path
 from instance_manager.backends import backend_of
 from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import ModelNotFound
-from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.lifecycle.instance import Instance
 
 
@@ -24,6 +24,8 @@ def is_replica_of(instance: Instance, profile: ModelProfile, model_dirs: Sequenc
     kinds = (backend_of(profile.engine), backend_of(instance.spec.engine))
     if instance.model_name in (profile.name, profile.model) and not all(kind.finds_model for kind in kinds):
         return True  # such a model is identified by its name only
+    if profile.source is ModelSource.DISCOVERED and instance.model_name in (profile.name, *profile.aliases):
+        return True
     try:
         return find_model(instance.model_name, model_dirs) == find_model(profile.model, model_dirs)
     except ModelNotFound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import httpx2
 from huggingface_hub import constants
@@ -32,9 +32,18 @@ def no_weights(model: str) -> HubError:
     return HubError(
         "invalid_request_error",
         "no_weights",
-        f"{model} has no *.safetensors or *.bin files at its top level, so an engine has nothing to load; "
-        "pull a version that has them (GGUF files are for llama.cpp)",
+        f"{model} has neither GGUF files nor *.safetensors or *.bin files at its top level, so an engine has "
+        "nothing to load; pull a version that has them",
     )
+
+
+def no_quantisation(repository: str, tag: str, existing: Sequence[str]) -> HubError:
+    """The repository lacks this one. `existing`: those that it has, empty if it has no GGUF files."""
+    if not existing:
+        message = f"{repository} has no GGUF files, of which {tag} would be a quantisation: pull {repository}"
+    else:
+        message = f"{repository} has no quantisation {tag}; it has {', '.join(existing)}"
+    return HubError("not_found_error", "quantization_not_found", message)
 
 
 def disk_full(folder: str, needed: int, free: int) -> HubError:

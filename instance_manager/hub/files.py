@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from instance_manager.errors import InvalidSpec
+from instance_manager.gguf.names import (
+    GgufSet,
+    default_of,
+    is_projector,
+    main_base,
+    plain,
+    projector_for,
+    sets_of,
+    split_tag,
+    with_tag,
+)
 
 _SMALL = (
     ".json",
@@ -43,18 +55,46 @@ def needed_files(names: Iterable[str]) -> list[str]:
     return sorted({*weights, *(name for name in candidates if name.endswith(_SMALL))})
 
 
+@dataclass(frozen=True, slots=True)
+class GgufChoice:
+    """The GGUF files of a repository that make up one model."""
+
+    quantisation: str | None
+    files: tuple[str, ...]  # the first is what an engine is given; last, the projector, if there is one
+
+
+def gguf_models(repository: str, names: Iterable[str]) -> list[GgufSet]:
+    """The quantisations of a repository's own model."""
+    sets = sets_of(names)
+    main = main_base(sets, repository, is_repository=True)
+    return [] if main is None else [one for one in sets if plain(one.base) == plain(main)]
+
+
+def gguf_choice(repository: str, names: Iterable[str], tag: str | None = None) -> GgufChoice | None:
+    """The files to download of a quantisation, by default llama.cpp's choice; None if it doesn't exist."""
+    names = list(names)
+    sets = gguf_models(repository, names)
+    chosen = default_of(sets) if tag is None else with_tag(sets, tag)
+    if chosen is None or chosen.missing:
+        return None
+    projector = projector_for(chosen, filter(is_projector, names), sets_of(names))
+    return GgufChoice(chosen.quantisation, (*chosen.files, *filter(None, (projector,))))
+
+
 def check_hub_id(model: str) -> None:
-    """Raise InvalidSpec unless `model` is a valid repository name on the hub: "name" or "owner/name"."""
+    """Raise InvalidSpec unless `model` is a repository's name on the hub, with or without a quantisation."""
+    repository, _ = split_tag(model)
     if (
-        not _HUB_ID.fullmatch(model)
-        or len(model) > _MAX_ID_CHARS
-        or ".." in model
-        or "--" in model
-        or any(part.endswith((".", "-", ".git")) for part in model.split("/"))
+        not _HUB_ID.fullmatch(repository)
+        or len(repository) > _MAX_ID_CHARS
+        or ".." in repository
+        or "--" in repository
+        or any(part.endswith((".", "-", ".git")) for part in repository.split("/"))
     ):
         raise InvalidSpec(
             f"model {_shortened(model)} isn't a valid model name on the hub; write `owner/name`, such as "
-            f"Qwen/Qwen3-0.6B: at most {_MAX_ID_CHARS} letters, digits, '-', '_' and '.', no '..' or '--'",
+            f"Qwen/Qwen3-0.6B: at most {_MAX_ID_CHARS} letters, digits, '-', '_' and '.', no '..' or '--'; "
+            "of GGUF files, `owner/name:Q4_K_M` names a quantisation",
             param="model",
         )
 

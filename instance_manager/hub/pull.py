@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from instance_manager.errors import ManagerError, ShuttingDown
+from instance_manager.gguf.names import split_tag
 from instance_manager.hub.files import check_hub_id, check_revision
 from instance_manager.hub.process import HubProcessDied, Line, hub_process
 
@@ -120,8 +121,9 @@ class Pulls:
             raise ShuttingDown("Berth is shutting down and accepts no new downloads")
 
     def is_pulling(self, model: str) -> bool:
-        """Whether any revision of the model is being downloaded."""
-        return any(key[0] == model for key in (*self._downloads, *self._ending))
+        """Whether any revision or quantisation of the model's repository is being downloaded."""
+        repository, _ = split_tag(model)
+        return any(split_tag(key[0])[0] == repository for key in (*self._downloads, *self._ending))
 
     async def follow(self, model: str, revision: str | None = None) -> AsyncGenerator[Line]:
         """The lines of the download, which starts with its first listener and ends with its last.

@@ -1,9 +1,9 @@
 """One operation on the hub's cache: `python -m instance_manager.hub.pull_child`, then `pull` or `rm`.
 
-Arguments are `pull MODEL [REVISION]` or `rm MODEL`. A process of its own because the library can't be
-cancelled, and so that Berth never imports it. Writes the response of `POST /models/pull`, one JSON object per
-line; the last has `status: success` or `error`. HF_HOME, HF_ENDPOINT, HF_TOKEN and proxies come from the
-environment.
+Arguments are `pull MODEL [REVISION]` or `rm MODEL`; MODEL may end with `:QUANTISATION`. A process of its own
+because the library can't be cancelled, and so that Berth never imports it. Writes the response of
+`POST /models/pull`, one JSON object per line; the last has `status: success` or `error`. HF_HOME,
+HF_ENDPOINT, HF_TOKEN and proxies come from the environment.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is exported
 
-from instance_manager.hub.errors import HubError, disk_full, explained, no_weights
-from instance_manager.hub.files import needed_files
+from instance_manager.gguf.names import split_tag
+from instance_manager.hub.errors import HubError, disk_full, explained, no_quantisation, no_weights
+from instance_manager.hub.files import gguf_choice, gguf_models, needed_files
+from instance_manager.hub.quantisation_removal import remove_quantisation
 from instance_manager.hub.transfer import Progress, RemoteFile, prepare_library
 
 _PARALLEL_FILES = 8  # the library's own number
 _HUB_TIMEOUT_S = 30.0
+_WEIGHTS = (".gguf", ".safetensors", ".bin")
 
 
 def main(argv: list[str]) -> int:
     """Exit status 0 on success, 1 if the last line is an error or a traceback is on stderr."""
-    operation, model, *rest = argv
+    operation, name, *rest = argv
+    model, tag = split_tag(name)
     revision = rest[0] if rest else None
     disable_progress_bars()
     prepare_library(_HUB_TIMEOUT_S)
     try:
-        say(pull(model, revision) if operation == "pull" else remove(model))
+        say(pull(model, revision, tag) if operation == "pull" else remove(model, tag))
     except Exception as exc:
         error = explained(exc, model, revision)
         if error is None:
@@ -48,14 +52,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def pull(model: str, revision: str | None) -> dict[str, Any]:
-    """Download the files that an engine needs. Returns the last line."""
+def pull(model: str, revision: str | None, tag: str | None = None) -> dict[str, Any]:
+    """Download the files that an engine needs, of GGUF files one quantisation. Returns the last line."""
     say({"status": "resolving"})
     info = HfApi().model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S)
-    names = needed_files(sibling.rfilename for sibling in info.siblings or ())
-    if not names or info.sha is None:
-        raise no_weights(model)
     commit = info.sha
+    called, names, first = _chosen(model, [sibling.rfilename for sibling in info.siblings or ()], tag)
+    if commit is None:
+        raise no_weights(model)
     pool = ThreadPoolExecutor(_PARALLEL_FILES)  # never joined: if one file fails, `leave` ends the process
     files = list(pool.map(lambda name: RemoteFile(model, name, commit), names))
     _check_space(files)
@@ -68,19 +72,43 @@ def pull(model: str, revision: str | None) -> dict[str, Any]:
     path = snapshot_download(model, revision=revision, allow_patterns=[glob.escape(name) for name in names])
     return {
         "status": "success",
-        "model": model,
-        "path": str(path),
+        "model": called,
+        "path": str(Path(path, first)),
         "size_bytes": sum(file.size for file in files),
     }
 
 
-def remove(model: str) -> dict[str, Any]:
-    """Delete all revisions and partial downloads. Returns the last line, with `freed_bytes`."""
+def _chosen(model: str, names: list[str], tag: str | None) -> tuple[str, list[str], str]:
+    """The model's name, its files, and the one that an engine is given; "" stands for their folder.
+
+    Says which quantisation is taken. Raises HubError.
+    """
+    if tag is None and (needed := needed_files(names)):
+        return model, needed, ""
+    choice = gguf_choice(model, names, tag)
+    if choice is None and tag is None:
+        raise no_weights(model)
+    if choice is None:
+        existing = [one.quantisation for one in gguf_models(model, names) if one.quantisation]
+        raise no_quantisation(model, str(tag), sorted(set(existing)))
+    called = model if choice.quantisation is None else f"{model}:{choice.quantisation}"
+    say({"status": "resolving", "model": called, "files": list(choice.files)})
+    return called, list(choice.files), choice.files[0]
+
+
+def remove(model: str, tag: str | None = None) -> dict[str, Any]:
+    """Delete all revisions and partial downloads, or one quantisation. The last line has `freed_bytes`."""
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"))
     if not folder.is_dir():
         raise HubError(
             "not_found_error", "model_not_found", f"{model} is not in the cache {constants.HF_HUB_CACHE}"
         )
+    if tag is not None:
+        freed_bytes = remove_quantisation(folder, model, tag)
+        if any(path.suffix in _WEIGHTS for path in folder.glob("snapshots/**/*")):
+            return {"status": "success", "freed_bytes": freed_bytes}
+        rest = remove(model)
+        return {**rest, "freed_bytes": freed_bytes + rest["freed_bytes"]}
     cache = scan_cache_dir()
     revisions = [found for repo in cache.repos if repo.repo_path == folder for found in repo.revisions]
     used = {file.blob_path for revision in revisions for file in revision.files}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import ManagerError, ModelNotFound, WrongState
+from instance_manager.gguf.names import sets_of, split_tag, with_tag
 from instance_manager.hub.files import check_hub_id
 from instance_manager.hub.process import HubProcessDied, hub_process
+from instance_manager.manager import InstanceManager
+from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 
 
 class ModelInUse(WrongState):
@@ -30,10 +35,34 @@ class RemovalFailed(ManagerError):
     code = "removal_failed"
 
 
+def paths_in_use(manager: InstanceManager) -> list[str]:
+    """What the engines that run have loaded: paths, or hub ids. Blocks for a moment."""
+    config = manager.config
+    cache = hub_cache(child_environment(os.environ, config.engine_env))
+    found = []
+    for instance in manager.list():
+        with suppress(ModelNotFound):
+            found.append(find_model(instance.model_name, config.model_dirs, cache))
+    return found
+
+
+def is_among(paths: Sequence[str], model: str) -> bool:
+    """Whether one of these paths is of the model `owner/name`, or of its quantisation if it names one."""
+    repository, tag = split_tag(model)
+    folder = f"models--{repository.replace('/', '--')}"
+    inside = [path for path in paths if folder in Path(path).parts]
+    return any(tag is None or _is_quantisation(Path(path), tag) for path in inside)
+
+
+def _is_quantisation(path: Path, tag: str) -> bool:
+    (found,) = sets_of([path.name]) or (None,)
+    return found is not None and with_tag([found], tag) is not None
+
+
 async def remove_model(
     model: str, *, env: Mapping[str, str], model_dirs: Sequence[Path], in_use: Callable[[str], bool]
 ) -> int:
-    """Delete all revisions of a model and its partial downloads. Returns the bytes freed.
+    """Delete a model's revisions and partial downloads, or one quantisation. Returns the bytes freed.
 
     `env`: HF_HOME and the like; `in_use`: whether an instance or a download uses its files.
     Raises ModelNotOurs, ModelInUse, ModelNotFound, InvalidSpec, RemovalFailed and HubProcessDied.
@@ -41,7 +70,7 @@ async def remove_model(
     found = find_model(model, model_dirs)
     if found != model or Path(found).is_absolute():
         raise ModelNotOurs(
-            f"{model!r} is the folder {found}, which Berth didn't download; delete it yourself",
+            f"{model!r} is {found}, which Berth didn't download; delete it yourself",
             param="model",
         )
     check_hub_id(model)
@@ -54,7 +83,7 @@ async def remove_model(
             if "error" not in line:
                 return int(line["freed_bytes"])
             message = str(line["error"]["message"])
-            if line["error"]["code"] == "model_not_found":
+            if line["error"]["code"] in ("model_not_found", "quantization_not_found"):
                 raise ModelNotFound(message, param="model")
             raise RemovalFailed(message)
     raise HubProcessDied("the process that deletes models ended without a result; see Berth's log")

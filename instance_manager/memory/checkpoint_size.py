@@ -11,10 +11,17 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instance_manager.gguf.config import config_of
+from instance_manager.gguf.errors import GgufError
+from instance_manager.gguf.folders import find_in_cache, model_at, only_model
+from instance_manager.gguf.header import GgufHeader, total_of
+from instance_manager.gguf.headers import header_at
+from instance_manager.gguf.models import GgufModel
+from instance_manager.gguf.names import split_tag
 from instance_manager.memory.kv_cache_size import dtype_bytes
 from instance_manager.memory.measurements import Footprint
 from instance_manager.process.hub_cache import hub_cache
@@ -74,8 +81,9 @@ class ModelLoad:
     path: Path  # a folder or a file
     params: Mapping[str, Any]  # merged, with underscores
     environ: Mapping[str, str]  # the engine's
-    config: Mapping[str, Any]  # config.json
+    config: Mapping[str, Any]  # config.json, or as much of it as a GGUF file tells
     weights_bytes: int
+    num_values: int | None = None  # of all tensors of a GGUF model
 
 
 def read_load(model: str, params: Mapping[str, Any], environ: Mapping[str, str]) -> ModelLoad | None:
@@ -83,6 +91,8 @@ def read_load(model: str, params: Mapping[str, Any], environ: Mapping[str, str])
     path = locate(model, environ, params.get("revision"))
     if path is None:
         return None
+    if (gguf := _gguf_model(path)) is not None:
+        return _gguf_load(gguf, params, environ)
     config = _read_json(path / "config.json")
     weights_bytes = weights_size(path, dtype_bytes(params.get("dtype", "auto"), config))
     return None if weights_bytes is None else ModelLoad(path, params, environ, config, weights_bytes)
@@ -93,6 +103,9 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
     path = Path(os.path.expanduser(model))
     if path.exists():
         return path
+    if split_tag(model)[1] is not None:
+        gguf = find_in_cache(hub_cache(environ), model)
+        return None if gguf is None else gguf.path
     if not _HUB_ID.fullmatch(model):
         return None
     repository = hub_cache(environ) / f"models--{model.replace('/', '--')}"
@@ -103,6 +116,22 @@ def locate(model: str, environ: Mapping[str, str], revision: object = None) -> P
         commit = wanted  # a commit hash has no ref file
     snapshot = repository / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def _gguf_model(path: Path) -> GgufModel | None:
+    """Of a GGUF file, or of a folder that has no other weights."""
+    model = model_at(path) if path.suffix == ".gguf" and path.is_file() else only_model(path)
+    return None if model is None or isinstance(header_at(model.path, whole=True), GgufError) else model
+
+
+def _gguf_load(model: GgufModel, params: Mapping[str, Any], environ: Mapping[str, str]) -> ModelLoad | None:
+    headers = [header_at(path, whole=True) for path in model.paths]
+    readable = [one for one in headers if isinstance(one, GgufHeader) and one.tensors is not None]
+    if model.problem is not None or len(readable) < len(headers):
+        return None
+    first = replace(readable[0], tensors=total_of(one.tensors for one in readable if one.tensors))
+    num_values = first.tensors.num_values if first.tensors else None
+    return ModelLoad(model.path, params, environ, config_of(first), model.weights_bytes, num_values)
 
 
 def weights_size(

@@ -25,6 +25,8 @@ def dequantised(load: ModelLoad, *, keeps_8_bits: bool = False) -> ModelLoad:
     `keeps_8_bits`: those that are products' own type stay as they are stored, as the engine has it on a GPU.
     """
     float_bytes = dtype_bytes(load.params.get("dtype", "auto"), load.config) or _DEFAULT_BYTES
+    if load.num_values is not None:
+        return replace(load, weights_bytes=load.num_values * float_bytes)
     if (name := _gguf_name(load.path)) is not None:
         values = load.weights_bytes * 8 / _gguf_bits(name)
         return replace(load, weights_bytes=int(values * float_bytes))

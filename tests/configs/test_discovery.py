@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from composition.gguf_discovery import find_gguf
 from composition.start_check import check
 from configs.discovery import FoundModel, scan_models
 from configs.settings_reader import read_settings
@@ -32,7 +33,8 @@ def put_cached(home: Path, name: str, *files: str, commit: str = "c0ffee", ref: 
 
 
 def find(*model_dirs: Path, home: Path | None = None) -> dict[str, FoundModel]:
-    return {model.name: model for model in scan_models(model_dirs, (home or Path("/none")) / "hub").models}
+    cache = (home or Path("/none")) / "hub"
+    return {model.name: model for model in scan_models(model_dirs, cache, find_gguf).models}
 
 
 WHOLE = [
@@ -65,7 +67,6 @@ def test_complete_models_are_found_and_incomplete_ones_are_not(tmp_path: Path, c
 
 def test_other_formats_are_found_in_folders_but_not_in_the_cache(tmp_path: Path) -> None:
     kinds = {
-        "gguf": ("model.gguf",),
         "adapter": ("adapter_config.json", "adapter_model.safetensors"),
         "diffusion": ("model_index.json",),
     }
@@ -160,7 +161,8 @@ def test_unreadable_files_are_skipped(tmp_path: Path) -> None:
 
 def remarks(*model_dirs: Path) -> list[str]:
     return [
-        remark.text.removeprefix("MODEL_DIRS: ") for remark in scan_models(model_dirs, Path("/none")).remarks
+        remark.text.removeprefix("MODEL_DIRS: ")
+        for remark in scan_models(model_dirs, Path("/none"), find_gguf).remarks
     ]
 
 
@@ -240,16 +242,7 @@ def test_broken_links_and_links_to_outside_are_reported_with_their_target(tmp_pa
 
 def test_a_folder_that_is_itself_a_model_is_reported(tmp_path: Path) -> None:
     assert "is a model itself" in remarks(whole(tmp_path / "one"))[0]
-    (remark,) = remarks(put(tmp_path / "files", "x.gguf"))
-    assert "a file of a model" in remark
-    assert "name a GGUF file as `path:` in models.yaml" in remark
-
-
-@pytest.mark.parametrize("name", ["one", "owner/one"])
-def test_gguf_models_are_listed_without_a_remark(tmp_path: Path, name: str) -> None:
-    put(tmp_path / name, "x.Q4_K_M.gguf")
-    assert [model.name for model in scan_models([tmp_path], tmp_path / "none").models] == [name]
-    assert remarks(tmp_path) == []
+    assert "a file of a model" in remarks(put(tmp_path / "files", "model.safetensors"))[0]
 
 
 def test_a_name_that_occurs_in_two_folders_is_reported(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from instance_manager.backends import BACKENDS, checkpoint_problem
 from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.backends.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
+from tests.gguf_files import of_type, put_gguf, put_split
 
 
 def engines_problem(directory: Path, params: dict[str, Any]) -> str | None:
@@ -110,8 +111,18 @@ def test_a_folder_with_one_gguf_model_is_the_engines_to_judge(tmp_path: Path) ->
 
 
 def test_a_gguf_file_is_the_engines_to_judge(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    put_gguf(tmp_path, "m.gguf")
     assert problem_of(tmp_path / "m.gguf", {}) is None
+
+
+def test_a_gguf_file_that_no_engine_could_load_has_a_problem(tmp_path: Path) -> None:
+    put_gguf(tmp_path, "m.gguf", content=b"GGUF")
+    assert "m.gguf isn't a whole GGUF file" in str(problem_of(tmp_path / "m.gguf", {}))
+    put_gguf(tmp_path, "lora.gguf", content=of_type("adapter"))
+    assert problem_of(tmp_path / "lora.gguf", {}) == "lora.gguf isn't a model's file."
+    put_split(tmp_path, "s-Q8_0", 3, missing=(2,))
+    problem = problem_of(tmp_path / "s-Q8_0-00001-of-00003.gguf", {})
+    assert problem == "it lacks s-Q8_0-00002-of-00003.gguf of its 3 parts: its download isn't finished."
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, locate,
 from instance_manager.memory.dequantised_size import dequantised
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.memory.measurements import Footprint
+from tests.gguf_files import put_gguf, put_split, tiny
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -323,3 +324,30 @@ def test_on_a_gpu_weights_in_8_bits_are_counted_as_stored(
     )
     assert dequantised(load).weights_bytes == 2_000_000
     assert dequantised(load, keeps_8_bits=True).weights_bytes == (1_000_000 if stays else 2_000_000)
+
+
+def test_a_gguf_model_is_estimated_from_its_header(tmp_path: Path) -> None:
+    """Llama-like: 4 layers, 2 KV heads of 8, a context of 4096; a projector isn't the engine's to load."""
+    put_split(tmp_path, "m-Q4_K_M", 2)
+    put_gguf(tmp_path, "mmproj-F16.gguf", content=bytes(10_000))
+    found = estimated(tmp_path / "m-Q4_K_M-00001-of-00002.gguf", engine="engine")
+    assert found.weights_bytes == 2 * 4 * 64 * 4, "values of both parts, in the float32 that they are in"
+    assert found.kv_cache_bytes == 2 * 4 * 2 * 8 * 4 * 4096 * 64, "every sequence at its longest"
+    assert found.step_bytes > 0
+    assert estimated(tmp_path, engine="engine") == found, "as for the folder"
+    load = read_load(str(tmp_path), {}, {})
+    assert load is not None
+    assert load.weights_bytes == sum(path.stat().st_size for path in tmp_path.glob("m-*.gguf"))
+
+
+def test_a_gguf_model_that_pools_has_no_kv_cache(tmp_path: Path) -> None:
+    put_gguf(tmp_path, "e.gguf", content=tiny("bert", pooling_type=1))
+    assert estimated(tmp_path / "e.gguf", engine="engine").kv_cache_bytes == 0
+
+
+def test_a_quantisation_is_found_in_the_hub_cache(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--org--m"
+    put_gguf(repository / "snapshots" / "c1", "m-Q8_0.gguf", "m-Q4_0.gguf")
+    environ = {"HF_HOME": str(tmp_path)}
+    assert locate("org/m:q8_0", environ) == repository / "snapshots" / "c1" / "m-Q8_0.gguf"
+    assert locate("org/m:Q6_K", environ) is None

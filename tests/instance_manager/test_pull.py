@@ -251,7 +251,7 @@ async def test_no_hub_no_network_no_space_and_no_weights(hub: FakeHub, tmp_path:
     async with pulls_from(hub, tmp_path, HF_HUB_OFFLINE="1") as pulls:
         assert (await lines_of(pulls))[-1]["error"]["code"] == "hub_offline"
     async with pulls_from(hub, tmp_path) as pulls:
-        hub.models["berth/empty"] = {"config.json": b"{}", "model.gguf": b"GGUF"}
+        hub.models["berth/empty"] = {"config.json": b"{}", "model.onnx": b"ONNX"}
         assert (await lines_of(pulls, "berth/empty"))[-1]["error"]["code"] == "no_weights"
         hub.claimed_size = 2**60
         error = (await lines_of(pulls))[-1]["error"]
