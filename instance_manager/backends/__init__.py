@@ -11,6 +11,8 @@ from instance_manager.backends.command import CommandBackend
 from instance_manager.backends.engine import EngineBackend
 from instance_manager.backends.engine_choice import ChoiceFacts, EngineChoice, format_of
 from instance_manager.backends.llama import LlamaBackend
+from instance_manager.backends.sglang import SglangBackend
+from instance_manager.backends.tei import TeiBackend
 from instance_manager.backends.vllm import VllmBackend
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
@@ -32,6 +34,8 @@ _SERVERS: tuple[Backend, ...] = (
     EngineBackend(),
     VllmBackend(),
     LlamaBackend(),
+    SglangBackend(),
+    TeiBackend(),
 )
 BACKENDS: dict[str, Backend] = {one.name: one for one in (*_SERVERS, CommandBackend(_SERVERS))}
 

@@ -14,6 +14,7 @@ from instance_manager.memory.checkpoint_size import locate
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _QUANT = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+_PREFERRED = ("Q4_K_M", "Q8_0")  # where none is named, as llama.cpp chooses
 _SHOWN = 8
 
 
@@ -35,24 +36,38 @@ def find_files(
 ) -> LlamaFiles:
     """Of `model`: a file, a folder, a name under `model_dirs` or a hub id, the last two maybe with `:QUANT`.
 
-    Raises ModelNotFound, and InvalidSpec if it isn't clear which file is meant.
+    Raises ModelNotFound, and InvalidSpec for files of another format.
     """
-    name, quant = _split(model, model_dirs)
-    located = locate(find_model(name, model_dirs), environ, params.get("revision"))
+    located, quant = _locate(model, params, model_dirs, environ)
     if located is None:
-        return LlamaFiles(None, f"{name}:{quant}" if quant else name)
+        return LlamaFiles(None, model)
     if located.is_file():
         return LlamaFiles(located, projector=projector_beside(located))
     weights = _choose(located, quant, model)
     return LlamaFiles(weights, projector=projector_beside(weights))
 
 
-def _split(model: str, model_dirs: Sequence[Path]) -> tuple[str, str]:
-    """A name and the quantisation behind its last colon, if it has one."""
+def _locate(
+    model: str, params: Mapping[str, Any], model_dirs: Sequence[Path], environ: Mapping[str, str]
+) -> tuple[Path | None, str]:
+    """Where it is, and the quantisation that is still to be found there. Raises ModelNotFound."""
+    name, quant = split_quant(model)
+    try:
+        located = locate(find_model(model, model_dirs), environ, params.get("revision"))
+    except ModelNotFound:
+        if not quant:
+            raise
+        located = None
+    if located is not None or not quant:
+        return located, ""
+    return locate(find_model(name, model_dirs), environ, params.get("revision")), quant
+
+
+def split_quant(model: str) -> tuple[str, str]:
+    """A name, and what its last colon separates from it: the quantisation; empty if there is none."""
     name, colon, quant = model.rpartition(":")
-    if not colon or not name or "/" in quant or not _QUANT.fullmatch(quant) or Path(model).exists():
-        return model, ""
-    return name, quant
+    is_quant = colon and name and _QUANT.fullmatch(quant) and not Path(model).exists()
+    return (name, quant) if is_quant else (model, "")
 
 
 def gguf_models(folder: Path) -> list[Path]:
@@ -130,13 +145,8 @@ def _choose(folder: Path, quant: str, model: str) -> Path:
         raise InvalidSpec(
             f"model {model!r}: llama.cpp runs GGUF files, and {folder} has none", param="model_name"
         )
-    if len(found) > 1:
-        raise InvalidSpec(
-            f"model {model!r}: {folder} has several GGUF files, {_listed(found)}: name one, as "
-            f"`{model.partition(':')[0]}:{quant_of(found[0]) or found[0].stem}` or by its path",
-            param="model_name",
-        )
-    return found[0]
+    preferred = [path for path in found if quant_of(path).upper() in _PREFERRED]
+    return min(preferred, key=lambda path: _PREFERRED.index(quant_of(path).upper()), default=found[0])
 
 
 def _listed(files: Sequence[Path]) -> str:
