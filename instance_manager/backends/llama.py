@@ -58,23 +58,26 @@ class LlamaBackend(Backend):
     )
     log_patterns = ANY_SERVER | LogPatterns(
         signs=(
-            (_C.UNSUPPORTED_MODEL, r"unknown model architecture|missing tensor '|wrong number of tensors"),
-            (
-                _C.UNSUPPORTED_MODEL,
-                r"invalid magic characters|not within the file bounds|is corrupted or incomplete",
-            ),
-            (_C.MODEL_NOT_FOUND, r"failed to open GGUF file .*No such file|model path does not exist"),
             (_C.MODEL_NOT_FOUND, r"failed to (fetch|download) model"),
-            (
-                _C.OUT_OF_MEMORY,
-                r"cudaMalloc failed|(failed|unable) to allocate .*buffer|ErrorOutOfDeviceMemory",
-            ),
+            (_C.OUT_OF_MEMORY, r"cudaMalloc failed|ErrorOutOfDeviceMemory"),
+            (_C.OUT_OF_MEMORY, r"(failed|unable) to allocate .*buffer"),
             (_C.PORT_IN_USE, r"couldn't bind HTTP server socket"),
         ),
         reasons=(
             (_C.BAD_ARGUMENTS, r"error: (?P<reason>invalid argument: .+)"),
             (_C.BAD_ARGUMENTS, r"(?P<reason>error while handling (?:argument|environment variable) .+)"),
-            (_C.UNSUPPORTED_MODEL, r"error loading model: (?P<reason>unknown model architecture: .+)"),
+            (_C.UNSUPPORTED_MODEL, r"(?P<reason>invalid magic characters: .+)"),
+            (
+                _C.UNSUPPORTED_MODEL,
+                r"error loading model: (?P<reason>(?!.*(?:failed to load model from|to allocate|vk::)).+)",
+            ),
+            (_C.MODEL_NOT_FOUND, r"(?P<reason>failed to open GGUF file .*No such file.*)"),
+        ),
+        noise=(
+            # What it prints after the cause, and of requests.
+            r"failed to load model( '.*')?$|failed to load model, |cleaning up before exit"
+            r"|exiting due to |common_fit_params: |failed to load model from ",
+            r" I slot ",
         ),
     )
     routes = EngineRoutes(
@@ -86,7 +89,7 @@ class LlamaBackend(Backend):
         control="/slots /slots/* /lora-adapters /metrics /v1/chat/completions/control /v1/stream "
         "/v1/streams/lookup /cors-proxy /tools /models/load /models/unload /models/sse",
     )
-    overhead = Overhead(96 * _MIB, 512 * _MIB)
+    overhead = Overhead(64 * _MIB, 512 * _MIB)
     allocates_on_use = True
 
     def __init__(self) -> None:

@@ -331,12 +331,25 @@ def test_in_a_package_it_has_the_flags_of_the_launcher(
             FailureClass.UNSUPPORTED_MODEL,
             "unknown model architecture: 'new'",
         ),
-        ("E gguf_init_from_reader: invalid magic characters: 'hell'", FailureClass.UNSUPPORTED_MODEL, None),
-        ("tensor 'a' data is not within the file bounds", FailureClass.UNSUPPORTED_MODEL, None),
+        (
+            "E gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'",
+            FailureClass.UNSUPPORTED_MODEL,
+            "invalid magic characters: 'hell', expected 'GGUF'",
+        ),
+        (
+            "llama_model_load: error loading model: tensor 'a' data is not within the file bounds",
+            FailureClass.UNSUPPORTED_MODEL,
+            "tensor 'a' data is not within the file bounds",
+        ),
+        (
+            "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+            FailureClass.OUT_OF_MEMORY,
+            None,
+        ),
         (
             "E gguf_init_from_file: failed to open GGUF file '/x' (No such file or directory)",
             FailureClass.MODEL_NOT_FOUND,
-            None,
+            "failed to open GGUF file '/x' (No such file or directory)",
         ),
         (
             "E srv start: couldn't bind HTTP server socket, hostname: h, port: 1",

@@ -149,7 +149,8 @@ def pooling_flags(params: Mapping[str, Any], header: Mapping[str, Any]) -> dict[
     if wish in _SCORING_TASKS or (wish not in _POOLING_TASKS and _pooling_type(header) == "rank"):
         return {"reranking": True, **_whole_batches(header)}
     if wish in _POOLING_TASKS or params.get("runner") == "pooling" or _pooling_type(header) != "none":
-        return {"embeddings": True, **_whole_batches(header)}
+        pooling = {} if _pooling_type(header) != "none" or "pooling" in params else {"pooling": "last"}
+        return {"embeddings": True, **pooling, **_whole_batches(header)}
     return {}
 
 
