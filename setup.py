@@ -18,6 +18,8 @@ DATA = [
     "engine/models/native/*.cpp",
     "engine/models/native/*.h",
     "instance_manager/backends/*.json",
+    "instance_manager/backends/llama_cpp/*.json",
+    "instance_manager/backends/llama_cpp/*.txt",
     *(str(path) for path in Path("models/berth-demo").rglob("*") if path.is_file()),
 ]
 

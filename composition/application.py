@@ -64,9 +64,8 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     adapters = load_protocols(settings.protocol_plugins)
     driver = GpuDriver(os.environ)
     fleet = _fleet(settings, manager, driver)
-    source = CatalogProfiles(
-        settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(manager.config)
-    )
+    names = frozenset(adapter.name for adapter in adapters)
+    source = CatalogProfiles(settings, names, hub_cache_of(manager.config), driver.list_gpus)
     key_file = None if settings.api_keys_file is None else WatchedFile(settings.api_keys_file)
     keys = KeyStore(api_keys(settings), key_file, partial(read_keys, settings))
     models = ModelFiles(fleet, source, driver.list_gpus, keys)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from api.protocols.registry import load_protocols
 from composition.gguf_discovery import find_gguf, gguf_at
-from composition.policies import chosen_kind, engine_kinds, options_of
+from composition.policies import engine_kinds, named_engine, options_of
 from configs.catalog import Catalog, CatalogFile
 from configs.catalog_edit import edit_model, preview_edit
 from configs.catalog_error import CatalogError
@@ -21,10 +21,11 @@ from configs.one_line import one_line
 from configs.remarks import Remark
 from configs.settings import Settings
 from configs.settings_remarks import remarks_on
-from instance_manager.backends import BACKENDS, backend_of
+from instance_manager.backends import BACKENDS, EngineChoice, backend_of, choose_engine
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidCatalog
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
+from instance_manager.memory.gpu import GpuDriver
 from instance_manager.process.environment import child_environment
 from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import ExpireAction
@@ -36,11 +37,18 @@ _SAME_FIELDS = ModelEntry.model_fields.keys() & {each.name for each in fields(Mo
 class CatalogProfiles:
     """The current profiles, from models.yaml and from the folders of models."""
 
-    def __init__(self, settings: Settings, protocols: frozenset[str], cache: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        protocols: frozenset[str],
+        cache: Path,
+        list_gpus: Callable[[], Sequence[object]] = tuple,
+    ) -> None:
         """`cache`: of the hub. Raises CatalogError."""
         self._settings = settings
         self._protocols = protocols
         self._cache = cache
+        self._list_gpus = list_gpus
         self._file = CatalogFile(settings.models_file, self._check, engine_kinds())
         self._discovery = Discovery([], [])
         self._names: frozenset[str] = frozenset()  # and aliases of all models
@@ -124,11 +132,12 @@ class CatalogProfiles:
             raise InvalidCatalog(str(error)) from error
 
     def _profile(self, name: str, entry: ModelEntry) -> ModelProfile:
-        same = {field: getattr(entry, field) for field in _SAME_FIELDS}
+        same, choice = {field: getattr(entry, field) for field in _SAME_FIELDS}, self._choice(entry)
         converted = {
             "name": name,
             "model": str(entry.path) if entry.path is not None else (entry.model or name),
-            "engine": self._kind(entry),
+            "engine": choice.engine,
+            "engine_reason": choice.reason,
             "params": entry.engine_params(),
             "idle_timeout_s": entry.timeout,
             "expire_action": None if entry.expire_action is None else ExpireAction(entry.expire_action),
@@ -137,11 +146,19 @@ class CatalogProfiles:
         }
         return ModelProfile(**(same | converted))
 
-    def _kind(self, entry: ModelEntry) -> str:
-        return chosen_kind(self._settings, entry.engine)
+    def _choice(self, entry: ModelEntry) -> EngineChoice:
+        """The entry's engine, and why."""
+        named = named_engine(self._settings, entry.engine)
+        return named or choose_engine(
+            entry.target,
+            model_dirs=self._settings.model_dirs,
+            environ={"HF_HUB_CACHE": str(self._cache)},
+            options=options_of(self._settings),
+            has_gpu=lambda: bool(self._list_gpus()),
+        )
 
     def _finds_model(self, entry: ModelEntry) -> bool:
-        return backend_of(self._kind(entry)).finds_model
+        return backend_of(self._choice(entry).engine).finds_model
 
     def _files_of(self, entry: ModelEntry, on_disk: Mapping[str, FoundModel]) -> FoundModel | None:
         """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
@@ -176,7 +193,8 @@ def _with_files(profile: ModelProfile, found: FoundModel | None) -> ModelProfile
 def catalog_profiles(settings: Settings, config: ManagerConfig) -> CatalogProfiles:
     """Raises PluginError and CatalogError."""
     adapters = load_protocols(settings.protocol_plugins)
-    return CatalogProfiles(settings, frozenset(adapter.name for adapter in adapters), hub_cache_of(config))
+    names = frozenset(adapter.name for adapter in adapters)
+    return CatalogProfiles(settings, names, hub_cache_of(config), GpuDriver(os.environ).list_gpus)
 
 
 def hub_cache_of(config: ManagerConfig) -> Path:

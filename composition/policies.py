@@ -14,7 +14,7 @@ from configs.engine_kinds import AUTO, EngineKinds
 from configs.engine_variables import engine_variables
 from configs.settings import Settings
 from configs.settings_error import SettingsError
-from instance_manager.backends import BACKENDS, DEFAULT
+from instance_manager.backends import BACKENDS, EngineChoice
 from instance_manager.config import LivenessRules, ManagerConfig, OnShutdown, RestartPolicy, RestartRules
 from instance_manager.errors import InvalidKeyFile
 from instance_manager.state.stores.errors import InvalidStateUrl
@@ -35,7 +35,7 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
     return ManagerConfig(
         base_port=settings.vllm_base_port,
         max_instances=settings.vllm_max_instances,
-        default_engine=chosen_kind(settings),
+        default_engine=settings.default_engine,
         default_model=settings.default_model,
         default_idle_timeout_s=settings.vllm_default_timeout,
         expire_action=ExpireAction(settings.expire_action),
@@ -60,10 +60,13 @@ def manager_config(settings: Settings, env_file: Path | None = None) -> ManagerC
     )
 
 
-def chosen_kind(settings: Settings, of_model: str | None = None) -> str:
-    """The engine kind of a model whose entry says `of_model`, or that has no entry."""
-    named = settings.default_engine if of_model in (None, AUTO) else of_model
-    return DEFAULT if named in (None, AUTO) else named
+def named_engine(settings: Settings, of_entry: str | None) -> EngineChoice | None:
+    """The engine that a model's entry or DEFAULT_ENGINE names; None if its files decide."""
+    if of_entry not in (None, AUTO):
+        return EngineChoice(of_entry, "named in models.yaml")
+    if settings.default_engine != AUTO:
+        return EngineChoice(settings.default_engine, f"DEFAULT_ENGINE={settings.default_engine}")
+    return None
 
 
 def options_of(settings: Settings) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def check(loaded: Loaded) -> Report:
     except (SettingsError, CatalogError, PluginError):
         return report  # the rest would only repeat it
     profiles = source.profiles()
+    found = [*source.found()]  # engine kinds look at their programs first
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
     problems = {one.name: problem_of(one, config, gpus) or _problem_of_files(one, config) for one in profiles}
     lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
-    report.add([*source.found(), *(Remark(line, is_mistake=True) for line in lines)])
+    report.add([*found, *(Remark(line, is_mistake=True) for line in lines)])
     report.num_models = len(profiles)
     return report
 

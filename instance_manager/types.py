@@ -110,6 +110,7 @@ class InstanceSpec(ReplicaOptions):
     timeout_s: float | None = None  # idle timeout (the name is stored); 0 = never; None = the default
     name: str | None = None  # becomes the instance id
     profile: str | None = None  # the catalog model whose replica this is
+    engine_reason: str = field(default="", compare=False)  # why it is this engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,33 @@ this is no sample
 """
 
 
+LLAMA_HELP = """\
+----- common params -----
+
+-t,    --threads N                      number of CPU threads to use during generation (default: -1)
+                                        (env: LLAMA_ARG_THREADS)
+-c,    --ctx-size N                     size of the prompt context (default: 0, 0 = loaded from model)
+-b,    --batch-size N                   logical maximum batch size (default: 2048)
+-ub,   --ubatch-size N                  physical maximum batch size (default: 512)
+-np,   --parallel N                     number of server slots (default: -1, -1 = auto)
+-fa,   --flash-attn [on|off|auto]       set Flash Attention use ('on', 'off', or 'auto', default: 'auto')
+-kvo,  --kv-offload, -nkvo, --no-kv-offload
+                                        whether to enable KV cache offloading (default: enabled)
+-ngl,  --gpu-layers, --n-gpu-layers N   max. number of layers to store in VRAM, either an exact number,
+                                        'auto', or 'all' (default: auto)
+-m,    --model FNAME                    model path to load
+-mm,   --mmproj FILE                    path to a multimodal projector file
+-a,    --alias STRING                   set model name aliases, comma-separated (to be used by API)
+--mmproj-auto, --no-mmproj, --no-mmproj-auto
+                                        whether to use multimodal projector file (if available)
+--embedding, --embeddings               restrict to only support embedding use case
+--metrics                               enable prometheus compatible metrics endpoint (default: disabled)
+--chunk-delay N                         between two pieces of a stream, of the fake
+--fail-with TEXT                        print it and exit, of the fake
+--ballast-mb N                          memory to hold, of the fake
+"""
+
+
 def command(*flags: str) -> list[str]:
     """The argv template of a fake engine, for `InstanceSpec.command`."""
     placeholders = ["--host", "{host}", "--port", "{port}", "--model", "{model}"]
@@ -53,12 +80,23 @@ def write_fake_python(path: Path) -> str:
     return str(path)
 
 
+def write_fake_llama(path: Path) -> str:
+    """Write a "llama-server": it prints help like the real one, and runs a fake engine with its key."""
+    flags = '--check-key --key-variable LLAMA_API_KEY "$@"'
+    path.write_text(
+        f"#!/bin/sh\nif [ \"$1\" = --help ]; then cat <<'HELP'\n{LLAMA_HELP}HELP\nexit; fi\n"
+        f'FAKE_VLLM=1 exec "{sys.executable}" -S "{FAKE_ENGINE}" {flags}\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="fake_engine")
+    parser = argparse.ArgumentParser(prog="fake_engine", allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default="fake")
-    parser.add_argument("--served-model-name", help="what /v1/models names; the model by default")
+    parser.add_argument("--served-model-name", "--alias", help="what /v1/models names; the model by default")
     parser.add_argument("--ignore-term", action="store_true", help="SIGTERM does nothing")
     parser.add_argument(
         "--slow-start", type=float, default=0.0, metavar="S", help="listen only after S seconds"

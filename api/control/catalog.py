@@ -142,13 +142,14 @@ class ModelFiles:
 
     def _scan(self) -> _CatalogSnapshot:
         profiles, config = self._source.profiles(), self._fleet.manager.config
+        remarks = self._source.remarks()  # engine kinds look at their programs first
         gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
         problems = {
             profile.name: problem
             for profile in profiles
             if (problem := problem_of(profile, config, gpus)) is not None
         }
-        return _CatalogSnapshot(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
+        return _CatalogSnapshot(profiles, problems, [*remarks, *grouped_problems(problems)])
 
     def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
         """Apply a snapshot, and log its new warnings."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -17,12 +19,15 @@ from api.control.schemas import (
     Seconds,
     SleepLevel,
 )
+from instance_manager.backends import AUTO, EngineChoice, choose_engine
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InstanceNotFound, ModelNotFound
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_view import InstanceView
+from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices
+from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec, InstanceState
 
 router = APIRouter(prefix="/instances", tags=["instances"])
@@ -56,7 +61,8 @@ async def create_instance(
     if devices:  # an engine that does not find its GPU would silently run on the CPU
         gpus = await asyncio.to_thread(request.app.state.model_files.list_gpus)
         devices = list(choose_devices(gpus, 0, 0, devices))  # numbers refer to CUDA_VISIBLE_DEVICES
-    spec = _spec(body, config, devices)
+    choice = await asyncio.to_thread(_choice, body, config, request.app.state.model_files.list_gpus)
+    spec = _spec(body, config, devices, choice)
     try:
         instance = await manager.create_once(spec, _of_caller(idempotency_key, request))
     except ModelNotFound as error:
@@ -156,10 +162,30 @@ def _of_caller(idempotency_key: str | None, request: Request) -> str | None:
     return f"{tenant}/{idempotency_key}" if tenant and idempotency_key is not None else idempotency_key
 
 
-def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None) -> InstanceSpec:
+def _choice(
+    body: InstanceCreate, config: ManagerConfig, list_gpus: Callable[[], Sequence[Gpu]]
+) -> EngineChoice:
+    """The engine that is asked for, else the default, else by the model's files; and why. Blocks."""
+    if body.engine not in (None, AUTO):
+        return EngineChoice(body.engine, "named in the request")
+    if config.default_engine != AUTO:
+        return EngineChoice(config.default_engine, f"DEFAULT_ENGINE={config.default_engine}")
+    return choose_engine(
+        body.model_name or config.default_model,
+        model_dirs=config.model_dirs,
+        environ=child_environment(os.environ, config.engine_env, body.env),
+        options=config.options,
+        has_gpu=lambda: bool(list_gpus()),
+    )
+
+
+def _spec(
+    body: InstanceCreate, config: ManagerConfig, devices: list[str] | None, choice: EngineChoice
+) -> InstanceSpec:
     return InstanceSpec(
         model_name=body.model_name or config.default_model,
-        engine=body.engine or config.default_engine,
+        engine=choice.engine,
+        engine_reason=choice.reason,
         params=body.params,
         timeout_s=body.timeout,
         name=body.name,

@@ -225,6 +225,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "name": model.name,
         "model": profile.model if profile else (latest.model_name if latest else model.name),
         "engine": profile.engine if profile else (latest.spec.engine if latest else None),
+        "engine_reason": (profile or latest.spec).engine_reason or None if profile or latest else None,
         "status": model.status,
         "problem": model.problem(),
         "source": profile.source.value if profile else "instance",

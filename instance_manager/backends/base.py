@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from instance_manager.backends.engine_choice import ChoiceFacts
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.progress_metrics import ProgressMetrics
 from instance_manager.backends.runner_kind import RunnerKind
@@ -82,6 +83,10 @@ class Backend(ABC):
     def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterable[str]:
         """What is wrong with `settings`, one line each. `is_default`: it is the setting DEFAULT_ENGINE."""
         return ()
+
+    def reason_to_choose(self, facts: ChoiceFacts) -> str | None:
+        """Why it should run a model for which no kind is named, in one line; None if it shouldn't."""
+        return None
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
         """What would fail every start of a spec that has a plan. Blocks for a moment."""

@@ -12,6 +12,7 @@ from typing import Any
 from instance_manager.backends import engine_memory
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
+from instance_manager.backends.engine_choice import ChoiceFacts, FileFormat
 from instance_manager.backends.flag_check import check_engine_flags
 from instance_manager.backends.flags_beside_files import problem_of_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
@@ -68,6 +69,14 @@ class EngineBackend(VllmLike):
             sleep_style=SleepStyle() if params.get("enable_sleep_mode") else None,
             isolates_tenants=True,
         )
+
+    def reason_to_choose(self, facts: ChoiceFacts) -> str:
+        if facts.file_format is FileFormat.GGUF:
+            return "GGUF files, and no llama-server was found (LLAMA_SERVER): the embedded engine reads them"
+        if facts.file_format is FileFormat.UNKNOWN:
+            return "the embedded engine, as nothing here says what its files are"
+        lacks = "VLLM_PYTHON isn't set" if facts.options.get("vllm_python") is None else "there is no GPU"
+        return f"safetensors, and {lacks}, as vLLM would need: the embedded engine"
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
         if (problem := self.problem_of_name(spec, config)) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.backends.base import LaunchPlan
+from instance_manager.backends.engine_choice import ChoiceFacts, FileFormat
 from instance_manager.backends.flag_check import check_vllm_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.params import merge_params
@@ -106,6 +107,13 @@ class VllmBackend(VllmLike):
         elif shutil.which(python) is None:
             what = "can't be run" if Path(python).exists() else "doesn't exist"
             yield f"VLLM_PYTHON={python}: {what}; name the Python interpreter with vLLM installed"
+
+    def reason_to_choose(self, facts: ChoiceFacts) -> str | None:
+        if facts.file_format is FileFormat.GGUF or facts.options.get("vllm_python") is None:
+            return None
+        if facts.file_format is FileFormat.UNKNOWN or not facts.has_gpu():
+            return None
+        return "safetensors, a GPU, and VLLM_PYTHON is set"
 
     def default_cpu_cache(self, load: ModelLoad, machine: Machine) -> int:
         return int(number(load.environ.get("VLLM_CPU_KVCACHE_SPACE"), _CPU_CACHE_GIB) * _GIB)

@@ -100,5 +100,6 @@ def spec_of(profile: ModelProfile) -> InstanceSpec:
         params=params,
         timeout_s=profile.idle_timeout_s,
         profile=profile.name,
+        engine_reason=profile.engine_reason,
         **profile.replica_options(),
     )

@@ -26,6 +26,7 @@ class ModelProfile(ReplicaOptions):
     model: str  # what the engine loads: a folder or a hub id
     engine: str  # the name of a back end
     source: ModelSource = ModelSource.CATALOG
+    engine_reason: str = field(default="", compare=False)  # why it is this engine
     params: Mapping[str, Any] = field(default_factory=dict)  # the engine's flags in snake_case
     aliases: tuple[str, ...] = ()
     idle_timeout_s: float | None = None  # 0 = never

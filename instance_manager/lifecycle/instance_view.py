@@ -36,6 +36,7 @@ class InstanceView:
             "model_name": record.model_name,
             "served_model_name": record.served_model_name,
             "engine": spec.engine,
+            "engine_reason": spec.engine_reason or None,
             "status": record.state.value,
             "status_reason": record.status_reason,
             "sleep_level": record.sleep_level or None,

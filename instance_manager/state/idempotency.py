@@ -32,7 +32,7 @@ async def claim(store: StateStore, key: str, spec: InstanceSpec, instance_id: st
 
 def fingerprint_of(spec: InstanceSpec) -> str:
     """Equal for equal requests only; reveals nothing of their content."""
-    content = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    content = {field.name: getattr(spec, field.name) for field in fields(spec) if field.compare}
     text = json.dumps(content, sort_keys=True, default=_plain, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -62,7 +62,7 @@ models:
         ("model:\n  a: {}\n", 1, "did you mean models?"),
         ("models:\n  a:\n    timeout: -1\n", 3, "models.a.timeout=-1"),
         ("models:\n  a:\n    pinned: 1\n", 3, "models.a.pinned=1"),
-        ("models:\n  a:\n    engine: llama\n", 3, "'vllm'"),
+        ("models:\n  a:\n    engine: ollama\n", 3, "'vllm'"),
         ("models:\n  a:\n    engine: command\n", 2, "needs a `command`"),
         ("models:\n  a:\n    path: x\n    model: y\n", 2, "keep one"),
         ("models:\n  a:\n    min_replicas: 3\n    max_replicas: 2\n", 4, "min_replicas"),

@@ -10,6 +10,7 @@ import pytest
 from composition.policies import engine_kinds
 from configs.catalog import Catalog, CatalogFile, load_catalog, parse_catalog
 from configs.catalog_error import CatalogError
+from configs.engine_kinds import one_of
 
 KINDS = engine_kinds()
 
@@ -145,7 +146,7 @@ def test_inconsistent_entries_are_reported(text: str, expected: str) -> None:
         ("max_modl_len: 5", ".max_modl_len: unknown key; did you mean max_model_len?"),
         ("Max-Model-Len: 5", ".Max-Model-Len: unknown key; did you mean max_model_len?"),
         ("colour: red", ".colour: unknown key; known keys: engine, params,"),
-        ("engine: vlm", ".engine='vlm': must be 'auto', 'engine', 'vllm' or 'command'; did you mean vllm?"),
+        ("engine: vlm", f".engine='vlm': must be {one_of(KINDS.for_models)}; did you mean vllm?"),
         (
             "expire_action: sleep",
             ".expire_action='sleep': must be 'stop', 'sleep1' or 'sleep2'; did you mean",
