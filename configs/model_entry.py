@@ -46,6 +46,10 @@ def _as_text(value: Any) -> Any:
     return {name: str(item) if type(item) in (int, float) else item for name, item in value.items()}
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
 def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -136,8 +140,23 @@ class ModelDefaults(_Strict):
     command: Annotated[Names, Field(min_length=1)] | None = Field(
         None, description="For the engine `command`: program and arguments, with {port}, {model}, {host}"
     )
+    stop_command: Annotated[Names, Field(min_length=1)] | None = Field(
+        None,
+        description="For the engine `command`: a command that ends it, with {pid}, {port}, {model}, {host}",
+    )
     health_path: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = Field(
         None, description="The engine's health route; default: /health"
+    )
+    runtime: Literal["docker", "podman"] | None = Field(None, description="Run the engine in a container")
+    image: Text | None = Field(None, description="The container's image; default: the engine's own, if any")
+    volumes: Names = Field(
+        (), description="Further folders in the container: `/here:/there` or `/here:/there:ro`"
+    )
+    gpus: Annotated[Text, BeforeValidator(_number_as_text)] | None = Field(
+        None, description="GPUs in the container: all, none, a number or device=ID,ID; default: `devices`"
+    )
+    run_args: Names = Field(
+        (), description="Further flags of `docker run`, with {port}, {host}, {model} filled in"
     )
     protocol: Text | None = Field(None, description="A protocol adapter; default: OpenAI's protocol")
     filters: Filters = Field(Filters.model_validate({}), description="Changes to each request's body")
@@ -204,12 +223,13 @@ class ModelDefaults(_Strict):
         if kinds is None:
             return self
         by_command = kinds.by_command
-        if self.engine == by_command and self.command is None:
+        if self.engine == by_command and self.command is None and self.runtime is None:
             raise ValueError(
                 f"`engine: {by_command}` needs a `command`, a list such as [llama-server, --port, '{{port}}']"
             )
-        if self.engine != by_command and self.command is not None:
-            raise ValueError(f"`command` needs `engine: {by_command}`, not {self.engine}")
+        for name in ("command", "stop_command"):
+            if self.engine != by_command and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` needs `engine: {by_command}`, not {self.engine}")
         return self
 
 
@@ -224,6 +244,13 @@ class ModelEntry(ModelDefaults):
     def _check_source(self) -> Self:
         if self.path is not None and self.model is not None:
             raise ValueError("`path` and `model` exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_container(self) -> Self:
+        for name in ("image", "volumes", "gpus", "run_args"):
+            if getattr(self, name) and self.runtime is None:
+                raise ValueError(f"`{name}` needs a `runtime`: docker or podman")
         return self
 
     @property

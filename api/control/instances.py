@@ -166,5 +166,11 @@ def _spec(body: InstanceCreate, config: ManagerConfig, devices: list[str] | None
         env=body.env,
         devices=devices,
         command=body.command,
+        stop_command=body.stop_command,
         health_path=body.health_path,
+        runtime=body.runtime,
+        image=body.image,
+        volumes=body.volumes,
+        gpus=body.gpus,
+        run_args=body.run_args,
     )

@@ -130,7 +130,7 @@ def _read(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
 
 def _spec(data: dict[str, Any]) -> InstanceSpec:
     data = _read(data, InstanceSpec)
-    for name in ("devices", "command"):
+    for name in ("devices", "command", "stop_command", "volumes", "run_args"):
         if data.get(name) is not None:
             data[name] = tuple(map(str, data[name]))
     if data.get("expire_action") is not None:
