@@ -260,7 +260,7 @@ class Instance:
                 "log_start": self.log_start,
                 "names": list(self.names),
                 "runner": self.runner,
-                "container": None if self.container is None else asdict(self.container),
+                **({} if self.container is None else {"container": asdict(self.container)}),
             },
         )
 

@@ -80,10 +80,14 @@ def _fields(item: InstanceRecord | InstanceSpec | Event) -> dict[str, Any]:
     return {each.name: getattr(item, each.name) for each in fields(item)}
 
 
+# Later than the first format: stored only if they are set, so that other records stay as they were.
+_OPTIONAL = frozenset(("stop_command", "runtime", "image", "volumes", "gpus", "run_args"))
+
+
 def _plain(value: object) -> object:
     """For types that json doesn't support."""
     if isinstance(value, InstanceSpec):
-        return _fields(value)
+        return {name: item for name, item in _fields(value).items() if item or name not in _OPTIONAL}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):
