@@ -14,6 +14,10 @@ _RUNTIME_FAILED, _NOT_EXECUTABLE, _NOT_FOUND = 125, 126, 127  # exit codes of `d
 _FIRST_SIGNAL = 128  # a program that a signal ended has this code plus the signal's number
 _LAST_SIGNAL = 192
 
+# What the first process of a container says if it can't run the command.
+_INIT_LINE = re.compile(
+    r"^\[FATAL tini \(\d+\)\] (exec .*)|^ERROR \(catatonit:\d+\): (failed to exec pid1: .*)"
+)
 # What `docker run` and `podman run` say themselves; other lines are the engine's.
 _OWN_LINE = re.compile(
     r"^(?:docker: |Error: |Error response from daemon: |unknown (?:flag|shorthand flag): |Cannot connect to )"
@@ -56,6 +60,9 @@ def classify_container_exit(
     image: str = "",
 ) -> InstanceFailure:
     """The failure of an engine whose client exited by itself. `final`: how its container was found then."""
+    if not was_ready and (said := next(filter(None, map(_INIT_LINE.match, reversed(log_tail))), None)):
+        message = f"the image can't run the command: {said[1] or said[2]}"
+        return InstanceFailure(_C.BAD_ARGUMENTS, message, returncode)
     if not was_ready and returncode in (_RUNTIME_FAILED, _NOT_EXECUTABLE, _NOT_FOUND):
         failure = _of_the_runtime(returncode, final, log_tail, image)
         if failure is not None:
