@@ -12,7 +12,7 @@ from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
 from configs.settings_error import SettingsError
 from configs.settings_reader import Loaded
-from instance_manager.fleet.startable import grouped_problems, problem_of
+from instance_manager.fleet.startable import grouped_problems, problem_of, remark_on
 from instance_manager.memory.gpu import GpuDriver
 
 
@@ -49,5 +49,8 @@ def check(loaded: Loaded) -> Report:
     problems = {one.name: problem_of(one, config, gpus) for one in profiles}
     lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
     report.add([*source.found(), *(Remark(line, is_mistake=True) for line in lines)])
+    startable = (one for one in profiles if one.runtime is not None and problems[one.name] is None)
+    remarks = (remark_on(one, config) for one in startable)
+    report.add(Remark(line) for line in remarks if line is not None)
     report.num_models = len(profiles)
     return report

@@ -105,12 +105,22 @@ def _model_mounts(
     if backend.finds_model:
         model = find_model(model, config.model_dirs)
         if not model.startswith("/"):
-            cache = hub_cache(child_environment(os.environ, config.engine_env, spec.env))
-            return [f"{cache}:{cache}"], [cache], {"HF_HUB_CACHE": str(cache)}
+            return _hub_mounts(child_environment(os.environ, config.engine_env, spec.env))
     if not model.startswith("/") or not os.path.exists(model):
         return [], [], {}
     folder = mounted_folder(Path(model))
     return [f"{folder}:{folder}:ro"], [], {}
+
+
+def _hub_mounts(environ: Mapping[str, str]) -> tuple[list[str], list[Path], dict[str, str]]:
+    """The cache, writable, and the file with the user's token, as huggingface_hub would find them."""
+    cache = hub_cache(environ)
+    mounts, env = [f"{cache}:{cache}"], {"HF_HUB_CACHE": str(cache)}
+    token = Path(environ.get("HF_TOKEN_PATH") or cache.parent / "token")
+    if not environ.get("HF_TOKEN") and token.is_file():
+        mounts.append(f"{token}:{token}:ro")
+        env["HF_TOKEN_PATH"] = str(token)
+    return mounts, [cache], env
 
 
 def mounted_folder(path: Path) -> Path:
@@ -139,12 +149,3 @@ def _paths_in(value: Any) -> Iterator[Path]:
 def _with_home(volume: str) -> str:
     source, _, target = volume.partition(":")
     return f"{expand_home(source)}:{target}" if source.startswith("~") else volume
-
-
-def problem_of_container(spec: InstanceSpec, plan: ContainerPlan) -> str | None:
-    """What would fail every start: a program or a folder that is missing. Asks no daemon."""
-    for mount in plan.mounts:
-        source = mount.partition(":")[0]
-        if source.startswith("/") and Path(source) not in plan.folders and not os.path.exists(source):
-            return f"volumes: {source} doesn't exist"
-    return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from instance_manager.process.containers.command import run_id_of
 from instance_manager.process.containers.runtime import ContainerRuntime, ContainerState, RuntimeUnavailable
 from instance_manager.process.process_group import EngineProcess, PortOwner, listening_ports, port_owner
-from instance_manager.process.process_tree import ProcessId
+from instance_manager.process.process_tree import ProcessId, kill_until_gone
 from instance_manager.process.shim import TOKEN_VARIABLE
 from instance_manager.types import Container
 
@@ -152,14 +152,15 @@ class ContainerProcess(EngineProcess):
             logger.warning("the container of process %d can't be stopped: %s", self.pid, error)
 
     async def _remove(self) -> bool:
-        """Whether it is gone. If the runtime is away: whether it never was, or has ended for certain."""
+        """Whether it is gone. If the runtime is away: whether it never was, or its processes are gone."""
         was_made = bool(await asyncio.to_thread(_read, self._id_file))
         if await self._runtime.remove_run(self._run_id, _REMOVAL_S if was_made else 0.0):
             return True
-        has_ended = self._main is not None and not self._main.is_alive
         if was_made:
-            logger.error("the container of process %d can't be removed", self.pid)
-        return has_ended or not was_made
+            logger.error("the container of process %d can't be removed: its processes are killed", self.pid)
+        if self._main is None:
+            return not was_made
+        return await kill_until_gone(self._token, self._main, _REMOVAL_S) and not self._main.is_alive
 
 
 def main_process(state: ContainerState, token: str) -> ProcessId | None:

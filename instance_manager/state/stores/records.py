@@ -76,6 +76,11 @@ class InstanceRecord:
         return cls(**data)
 
 
+def stored_fields(spec: InstanceSpec) -> dict[str, Any]:
+    """A spec as it is stored."""
+    return {name: item for name, item in _fields(spec).items() if item or name not in _OPTIONAL}
+
+
 def _fields(item: InstanceRecord | InstanceSpec | Event) -> dict[str, Any]:
     return {each.name: getattr(item, each.name) for each in fields(item)}
 
@@ -87,7 +92,7 @@ _OPTIONAL = frozenset(("stop_command", "runtime", "image", "volumes", "gpus", "r
 def _plain(value: object) -> object:
     """For types that json doesn't support."""
     if isinstance(value, InstanceSpec):
-        return {name: item for name, item in _fields(value).items() if item or name not in _OPTIONAL}
+        return stored_fields(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):
