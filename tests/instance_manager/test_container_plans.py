@@ -41,7 +41,9 @@ def command(plan: ContainerPlan, argv: Sequence[str] = ("serve",)) -> str:
 def test_the_command_names_labels_and_limits_the_container() -> None:
     plan = ContainerPlan("docker", "an/image", mounts=("/m:/m:ro",), run_args=("--memory", "8g"))
     whole = command(plan)
-    assert whole.startswith("docker run --name berth-chat-3 --label berth.instance=chat --label berth.owner=owner")
+    assert whole.startswith(
+        "docker run --name berth-chat-3 --label berth.instance=chat --label berth.owner=owner"
+    )
     assert whole.endswith("-v /m:/m:ro -e A --memory 8g an/image serve")
     for part in ("--cidfile /run/id", "--log-driver none", "--shm-size 8g"):
         assert part in whole
