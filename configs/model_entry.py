@@ -23,6 +23,7 @@ from configs.engine_kinds import EngineKinds, one_of
 from configs.extra_args import parse_extra_args
 from configs.home import expand_home
 
+_CONTAINER_FIELDS = ("image", "volumes", "gpus", "run_args")
 _FLAG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # A chat template is either a file or, with one of these in it, the template itself.
 _TEMPLATE_CHARACTERS = frozenset("{}\n")
@@ -147,7 +148,9 @@ class ModelDefaults(_Strict):
     health_path: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = Field(
         None, description="The engine's health route; default: /health"
     )
-    runtime: Literal["docker", "podman"] | None = Field(None, description="Run the engine in a container")
+    runtime: Literal["docker", "podman", "process"] | None = Field(
+        None, description="Run the engine in a container; `process`: not in one, whatever the defaults say"
+    )
     image: Text | None = Field(None, description="The container's image; default: the engine's own, if any")
     volumes: Names = Field(
         (), description="Further folders in the container: `/here:/there` or `/here:/there:ro`"
@@ -217,6 +220,14 @@ class ModelDefaults(_Strict):
             return {**data, "engine": kinds.by_command}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_container(cls, data: Any) -> Any:
+        """An entry without a container inherits nothing about one."""
+        if not isinstance(data, Mapping) or data.get("runtime") != "process":
+            return data
+        return {name: value for name, value in data.items() if name not in ("runtime", *_CONTAINER_FIELDS)}
+
     @model_validator(mode="after")
     def _check_command(self, info: ValidationInfo) -> Self:
         kinds: EngineKinds | None = info.context
@@ -248,7 +259,7 @@ class ModelEntry(ModelDefaults):
 
     @model_validator(mode="after")
     def _check_container(self) -> Self:
-        for name in ("image", "volumes", "gpus", "run_args"):
+        for name in _CONTAINER_FIELDS:
             if getattr(self, name) and self.runtime is None:
                 raise ValueError(f"`{name}` needs a `runtime`: docker or podman")
         return self

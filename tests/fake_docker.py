@@ -74,6 +74,7 @@ def run(arguments: list[str]) -> int:
             return FAILED
         options.setdefault(flag, []).append(value if equals or flag == "--init" else rest.pop(0))
     image, *argv = rest
+    argv = options.get("--entrypoint", []) + argv
     env = {}
     for given in options.get("-e", []):
         name, equals, value = given.partition("=")
@@ -105,6 +106,7 @@ def client(verb: str, arguments: list[str]) -> int:
             name = arguments[arguments.index("--name") + 1]
             say(ask("create", name=name, image=names[1], labels={}))
         elif verb == "image":
+            ask("ps", label="nothing=")
             if "missing" in names[-1]:
                 raise Failed(f"Error response from daemon: No such image: {names[-1]}")
             say("[]")

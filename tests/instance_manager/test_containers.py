@@ -10,9 +10,11 @@ import gc
 import os
 import secrets
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ import pytest
 
 from instance_manager.config import ManagerConfig, OnShutdown
 from instance_manager.fleet.memory_snapshot import take_snapshot
+from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.startable import problem_of, remark_on
 from instance_manager.lifecycle.ports import can_bind
 from instance_manager.manager import InstanceManager
 from instance_manager.memory.devices import HOST
 from instance_manager.memory.gpu import GpuDriver
-from instance_manager.types import FailureClass, InstanceState
+from instance_manager.types import FailureClass, InstanceSpec, InstanceState
+from tests.fake_engine import FAKE_ENGINE
 from tests.instance_manager.conftest import ManagerFactory, running, until_state
 from tests.instance_manager.container_runtimes import IMAGE, Runtime, fake_docker, why_not
 
@@ -284,3 +289,54 @@ async def test_a_runtime_that_is_missing_or_away_is_named(
             assert instance.failure is not None
             assert instance.failure.failure_class is FailureClass.RUNTIME_UNAVAILABLE
             assert "runtime: docker" in instance.failure.message
+
+
+async def test_an_engine_s_own_kind_runs_in_its_image(
+    managing: ManagerFactory, config: ManagerConfig, tmp_path: Path
+) -> None:
+    """vLLM's: it must name its model, accept its key, and gets the flags alone, after the entrypoint."""
+    program = tmp_path / "vllm"
+    program.write_text(f'#!/bin/sh\nFAKE_VLLM=1 exec "{sys.executable}" -S "{FAKE_ENGINE}" "$@"\n')
+    program.chmod(0o755)
+    with fake_docker(tmp_path) as runtime:
+        spec = InstanceSpec(
+            "fake/model",
+            "vllm",
+            params={"max_model_len": 8},
+            runtime="docker",
+            run_args=("--entrypoint", str(program)),
+            env={"HF_HUB_CACHE": str(tmp_path / "hub")},
+        )
+        async with managing(engine_env={**config.engine_env, **runtime.env}, options={}) as manager:
+            instance = await running(manager, spec)
+            assert "vllm/vllm-openai:latest --max-model-len 8" in " ".join(instance.command)
+            assert (tmp_path / "hub").is_dir()
+
+
+def test_what_would_fail_every_start_is_found_before(tmp_path: Path) -> None:
+    profile = ModelProfile(
+        "m", "m", "command", command=("serve", "{port}"), runtime="docker", image="an/image"
+    )
+    with fake_docker(tmp_path) as runtime:
+
+        def said(**fields: Any) -> str | None:
+            env = {**runtime.env, **fields.pop("engine_env", {})}
+            one = replace(profile, **fields)
+            config = ManagerConfig(engine_env=env)
+            return problem_of(one, config, ()) or remark_on(one, config)
+
+        assert said() is None
+        assert (
+            said(engine_env={"PATH": "/nowhere"}) == "`runtime: docker`: there is no program 'docker' in PATH"
+        )
+        away = said(engine_env={"DOCKER_HOST": "unix:///nowhere.sock"})
+        assert away is not None and "Is the docker daemon running?" in away
+        assert said(volumes=("/nowhere/x:/x",)) == "volumes: there is no /nowhere/x"
+        missing = said(image="missing", run_args=("--pull=never",))
+        assert missing == "its image 'missing' isn't on this machine, and its run_args forbid a download"
+        later = said(image="missing")
+        assert later is not None and later.startswith(
+            "model m: its image 'missing' isn't on this machine: the first"
+        )
+        portless = said(command=("serve",))
+        assert portless is not None and "{port}" in portless
