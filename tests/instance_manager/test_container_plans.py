@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from composition.policies import engine_kinds
+from configs.catalog import parse_catalog
 from instance_manager.backends import BACKENDS, plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.process.containers.command import ContainerPlan, ContainerRun, gpu_flags, run_command
 from instance_manager.process.containers.environment import values_of_e
 from instance_manager.types import InstanceSpec
+from tests.berth_process import ROOT
 
 RUN = ContainerRun("chat", 3, "owner.secret")
 
@@ -233,3 +237,16 @@ def test_all_files_of_a_gguf_model_are_mounted(tmp_path: Path) -> None:
     path.touch()
     plan = container_of(replace(spec(), model_name=str(path)))
     assert plan.mounts == (f"{tmp_path}:{tmp_path}:ro",)
+
+
+def test_the_page_s_examples_are_valid() -> None:
+    page = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        for name, entry in parse_catalog(block, Path("models.yaml"), engine_kinds()).models.items():
+            fields = {"run_args": entry.run_args, "volumes": entry.volumes, "command": entry.command}
+            one = InstanceSpec(
+                entry.target or name, entry.engine or "engine", runtime=entry.runtime, image=entry.image
+            )
+            assert container_of(replace(one, **fields)).image == entry.image
