@@ -16,7 +16,7 @@ from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.config import ManagerConfig
 from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import grouped_problems, problem_of
+from instance_manager.fleet.startable import grouped_problems, problem_of, remark_on
 from instance_manager.memory.gpu import GpuDriver
 
 
@@ -54,6 +54,9 @@ def check(loaded: Loaded) -> Report:
     problems = {one.name: problem_of(one, config, gpus) or _problem_of_files(one, config) for one in profiles}
     lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
     report.add([*found, *(Remark(line, is_mistake=True) for line in lines)])
+    startable = (one for one in profiles if one.runtime is not None and problems[one.name] is None)
+    remarks = (remark_on(one, config) for one in startable)
+    report.add(Remark(line) for line in remarks if line is not None)
     report.num_models = len(profiles)
     return report
 

@@ -23,6 +23,7 @@ from configs.engine_kinds import EngineKinds, one_of
 from configs.extra_args import parse_extra_args
 from configs.home import expand_home
 
+_CONTAINER_FIELDS = ("image", "volumes", "gpus", "run_args")
 _FLAG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # A chat template is either a file or, with one of these in it, the template itself.
 _TEMPLATE_CHARACTERS = frozenset("{}\n")
@@ -44,6 +45,10 @@ def _as_text(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {name: str(item) if type(item) in (int, float) else item for name, item in value.items()}
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
 
 
 def _to_tuple(value: Any) -> Any:
@@ -136,8 +141,25 @@ class ModelDefaults(_Strict):
     command: Annotated[Names, Field(min_length=1)] | None = Field(
         None, description="For the engine `command`: program and arguments, with {port}, {model}, {host}"
     )
+    stop_command: Annotated[Names, Field(min_length=1)] | None = Field(
+        None,
+        description="For the engine `command`: a command that ends it, with {pid}, {port}, {model}, {host}",
+    )
     health_path: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = Field(
         None, description="The engine's health route; default: /health"
+    )
+    runtime: Literal["docker", "podman", "process"] | None = Field(
+        None, description="Run the engine in a container; `process`: not in one, whatever the defaults say"
+    )
+    image: Text | None = Field(None, description="The container's image; default: the engine's own, if any")
+    volumes: Names = Field(
+        (), description="Further folders in the container: `/here:/there` or `/here:/there:ro`"
+    )
+    gpus: Annotated[Text, BeforeValidator(_number_as_text)] | None = Field(
+        None, description="GPUs in the container: all, none, a number or device=ID,ID; default: `devices`"
+    )
+    run_args: Names = Field(
+        (), description="Further flags of `docker run`, with {port}, {host}, {model} filled in"
     )
     protocol: Text | None = Field(None, description="A protocol adapter; default: OpenAI's protocol")
     filters: Filters = Field(Filters.model_validate({}), description="Changes to each request's body")
@@ -198,18 +220,27 @@ class ModelDefaults(_Strict):
             return {**data, "engine": kinds.by_command}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_container(cls, data: Any) -> Any:
+        """An entry without a container inherits nothing about one."""
+        if not isinstance(data, Mapping) or data.get("runtime") != "process":
+            return data
+        return {name: value for name, value in data.items() if name not in ("runtime", *_CONTAINER_FIELDS)}
+
     @model_validator(mode="after")
     def _check_command(self, info: ValidationInfo) -> Self:
         kinds: EngineKinds | None = info.context
         if kinds is None:
             return self
         by_command = kinds.by_command
-        if self.engine == by_command and self.command is None:
+        if self.engine == by_command and self.command is None and self.runtime is None:
             raise ValueError(
                 f"`engine: {by_command}` needs a `command`, a list such as [llama-server, --port, '{{port}}']"
             )
-        if self.engine != by_command and self.command is not None:
-            raise ValueError(f"`command` needs `engine: {by_command}`, not {self.engine}")
+        for name in ("command", "stop_command"):
+            if self.engine != by_command and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` needs `engine: {by_command}`, not {self.engine}")
         return self
 
 
@@ -229,6 +260,13 @@ class ModelEntry(ModelDefaults):
     def _check_source(self) -> Self:
         if self.path is not None and self.model is not None:
             raise ValueError("`path` and `model` exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_container(self) -> Self:
+        for name in _CONTAINER_FIELDS:
+            if getattr(self, name) and self.runtime is None:
+                raise ValueError(f"`{name}` needs a `runtime`: docker or podman")
         return self
 
     @property

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MOUNT = "sys/fs/cgroup"
-_OWN = "proc/self/cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,27 @@ def memory_limits(root: Path = Path("/")) -> Iterator[MemoryLimit]:
             yield MemoryLimit(limit, max(used, 0))
 
 
+def group_memory(pid: int, root: Path = Path("/")) -> int | None:
+    """Bytes that a process's own group holds, without the page cache that the kernel would drop first.
+
+    None if the process or its group can't be seen from here.
+    """
+    for version, group in _groups(root, "memory", str(pid)):
+        files = _MEMORY_FILES[version]
+        if (used := _number(group / files.used)) is not None:
+            return max(used - _stat(group / "memory.stat", files.cache), 0)
+        return None
+    return None
+
+
+def group_pids(pid: int, root: Path = Path("/")) -> list[int]:
+    """The processes in a process's own group and in those below it."""
+    for _, group in _groups(root, "memory", str(pid)):
+        texts = [_text(path) for path in (group / "cgroup.procs", *group.rglob("*/cgroup.procs"))]
+        return [int(number) for text in texts for number in text.split()]
+    return []
+
+
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """CPUs that the groups grant, possibly a fraction; None = no limit. Affinity doesn't show this limit."""
     quotas = [_cpu_quota(version, group) for version, group in _groups(root, "cpu")]
@@ -62,13 +82,13 @@ def _cpu_quota(version: int, group: Path) -> float | None:
     return quota / period if quota and period and quota > 0 else None
 
 
-def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Version and directory of each group around us, the innermost first.
+def _groups(root: Path, controller: str, process: str = "self") -> Iterator[tuple[int, Path]]:
+    """Version and directory of each group around a process, the innermost first.
 
     In a container the path may be the host's, and not exist here: the mount's root is our own group then.
     """
     mount = root / _MOUNT
-    for line in _text(root / _OWN).splitlines():
+    for line in _text(root / "proc" / process / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             version, base = 2, mount

@@ -120,6 +120,8 @@ class InstanceManager(InstanceActions):
         tasks.create_task(reap(recovered.orphans, recovered.orphaned_files), name="reaping")
         for instance in recovered.instances:
             await self._registry.recover(instance, context, tasks)
+        if (sweep := self._registry.leftover_containers(self.state.session)) is not None:
+            tasks.create_task(sweep, name="containers of earlier runs")
 
     async def shutdown(self, *, drain_timeout_s: float | None = None) -> None:
         """Refuse new requests, drain, and end all engines in parallel; returns when they are gone.

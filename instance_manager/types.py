@@ -61,6 +61,9 @@ class FailureClass(StrEnum):
     START_TIMEOUT = "start_timeout"
     CRASHED = "crashed"
     UNHEALTHY = "unhealthy"
+    IMAGE_MISSING = "image_missing"  # neither here nor in a registry that could be reached
+    RUNTIME_UNAVAILABLE = "runtime_unavailable"  # the container runtime is missing, or its daemon is away
+    NAME_TAKEN = "name_taken"  # by a container that isn't this instance's
     LOST = "lost"  # it was running when the previous Berth process ended, and can't be found any more
 
 
@@ -90,7 +93,13 @@ class ReplicaOptions:
     env: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[str] | None = None  # None = Berth chooses
     command: Sequence[str] | None = None  # argv with {port}, {model}, {host}; for "command" only
+    stop_command: Sequence[str] | None = None  # argv with {pid} besides; run before the signals
     health_path: str | None = None
+    runtime: str | None = None  # that runs it in a container: "docker", "podman"; None = a plain process
+    image: str | None = None  # of its container; None = the engine kind's
+    volumes: Sequence[str] = ()  # "SOURCE:TARGET[:OPTIONS]"
+    gpus: str | None = None  # what its container sees; None = `devices`
+    run_args: Sequence[str] = ()  # further flags of `docker run`
     pinned: bool = False  # never expired, never evicted
     concurrency_limit: int = 0  # requests in flight; 0 = the manager's limit
     expire_action: ExpireAction | None = None  # None = the manager's
@@ -125,6 +134,16 @@ class Endpoint:
     served_name: str = ""  # the engine's name for its model; empty = the requested name
     adapters: tuple[str, ...] = ()  # further names it answers to: LoRA adapters
     isolates_tenants: bool = False  # hides what one of Berth's API keys has created from the others
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The container of an engine. `pid`: its first process, as numbered here; None = it can't be seen."""
+
+    name: str
+    container_id: str
+    pid: int | None = None
+    start_ticks: int | None = None  # of that process, since boot
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,5 +192,11 @@ def _spec(
         env=body.env,
         devices=devices,
         command=body.command,
+        stop_command=body.stop_command,
         health_path=body.health_path,
+        runtime=body.runtime,
+        image=body.image,
+        volumes=body.volumes,
+        gpus=body.gpus,
+        run_args=body.run_args,
     )

@@ -54,9 +54,9 @@ class MetricsPage:
     async def render(self, *, with_engines: bool) -> str:
         """Render the whole page."""
         targets = self.targets() if with_engines else []
-        leaders = self._state.leaders()
+        leaders, containers = self._state.leaders(), self._state.containers()
         memory, scrapes = await asyncio.gather(
-            asyncio.to_thread(read_memory, leaders, self._driver), scrape_engines(targets)
+            asyncio.to_thread(read_memory, leaders, containers, self._driver), scrape_engines(targets)
         )
         self._state.memory = memory
         self._failures.update(scrape.failure for scrape in scrapes if scrape.failure is not None)

@@ -53,7 +53,21 @@ class InstanceCreate(BaseModel):
     command: list[StrictStr] | None = Field(
         None, description="For `engine: command`: argv, with {port}, {model} and {host} filled in"
     )
+    stop_command: list[StrictStr] | None = Field(
+        None, description="For `engine: command`: argv that ends the engine, with {pid} filled in, too"
+    )
     health_path: StrictStr | None = Field(None, description="For `engine: command`, in place of /health")
+    runtime: StrictStr | None = Field(None, description="`docker` or `podman`: run it in a container")
+    image: StrictStr | None = Field(None, description="The container's image; by default the engine's own")
+    volumes: list[StrictStr] = Field(
+        default_factory=list, description="Further mounts, as `SOURCE:TARGET` or `SOURCE:TARGET:ro`"
+    )
+    gpus: StrictStr | None = Field(
+        None, description="GPUs in the container: all, none, a number or device=ID,ID; by default `devices`"
+    )
+    run_args: list[StrictStr] = Field(
+        default_factory=list, description="Further flags of `docker run`, with {port} and {model} filled in"
+    )
 
 
 class InstancePatch(BaseModel):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instance_manager.backends.base import Backend, LaunchPlan
 from instance_manager.backends.command import CommandBackend
+from instance_manager.backends.containers import check_container_fields, in_container
 from instance_manager.backends.engine import EngineBackend
 from instance_manager.backends.engine_choice import ChoiceFacts, EngineChoice, format_of
 from instance_manager.backends.llama import LlamaBackend
@@ -81,7 +83,16 @@ def choose_engine(
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
     """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
     backend = backend_of(spec.engine)
-    if spec.command is not None and not backend.runs_command:
-        message = f"command is for engine {CommandBackend.name!r} only; engine {spec.engine!r} builds its own"
-        raise InvalidSpec(message, param="command")
-    return backend.plan(spec, config)
+    for field in ("command", "stop_command"):
+        if getattr(spec, field) is not None and not backend.runs_command:
+            message = (
+                f"{field} is for engine {CommandBackend.name!r} only; engine {spec.engine!r} has its own"
+            )
+            raise InvalidSpec(message, param=field)
+    if backend is _UNKNOWN:
+        return backend.plan(spec, config)
+    check_container_fields(spec, backend)
+    plan = backend.plan(spec, config)
+    if spec.runtime is None:
+        return plan
+    return replace(plan, container=in_container(plan, spec, backend, config), cwd=None)

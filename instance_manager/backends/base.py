@@ -16,6 +16,7 @@ from instance_manager.backends.sleep_style import SleepStyle
 from instance_manager.config import ManagerConfig
 from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, Overhead
 from instance_manager.memory.kv_cache_size import Machine
+from instance_manager.process.containers.command import ContainerPlan
 from instance_manager.types import InstanceSpec
 
 _MIB = 1 << 20
@@ -35,6 +36,7 @@ class LaunchPlan:
     sleep_style: SleepStyle | None = None  # None = it can't sleep
     runner: RunnerKind | None = None  # what it can serve; None = unknown
     isolates_tenants: bool = False  # it gets the tenant of each request
+    container: ContainerPlan | None = None  # in which `argv` runs; None = it is a plain process
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class Backend(ABC):
     takes_params: ClassVar[bool] = True
     runs_command: ClassVar[bool] = False  # runs the `command` of a model's entry, and needs one
     finds_model: ClassVar[bool] = True  # what it loads is a folder or a hub id; else a model has any name
+    # What comes before its flags if it runs in a container (`spec.runtime`): with (), the image's entrypoint
+    # is the engine. None = it can't run in one.
+    in_image: ClassVar[tuple[str, ...] | None] = None
+    image: ClassVar[str | None] = None  # where a model's entry names none
 
     api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
     metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format

@@ -39,6 +39,7 @@ class CommandBackend(Backend):
     takes_params = False
     runs_command = True
     finds_model = False
+    in_image = ()
     # Of servers without a kind of their own: llama.cpp's, text-embeddings-inference, Ollama, SGLang.
     routes = EngineRoutes(
         requests="/completion /infill /apply-template /embedding /v1/reranking /reranking "
@@ -71,6 +72,8 @@ class CommandBackend(Backend):
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
+        if spec.runtime is not None:
+            return _problem_in_container(spec)
         program, *arguments = spec.command or ("",)
         path = {**os.environ, **config.engine_env, **spec.env}.get("PATH")
         if "{" not in program and shutil.which(program, path=path) is None:
@@ -81,18 +84,32 @@ class CommandBackend(Backend):
         return None
 
 
+def _problem_in_container(spec: InstanceSpec) -> str | None:
+    if any("{port}" in part for part in (*(spec.command or ()), *spec.run_args)):
+        return None
+    return "neither its command nor its run_args have {port}, the port that Berth expects it to listen on"
+
+
 def _checked(spec: InstanceSpec) -> tuple[str, ...]:
     command = spec.command
-    if not isinstance(command, Sequence) or isinstance(command, str) or not command:
+    if not command and spec.runtime is None:  # an image has a command of its own
         raise InvalidSpec(
             "engine 'command' needs `command`: a list of arguments with the placeholders {port}, {host} and "
             "{model}",
             param="command",
         )
-    if not all(isinstance(part, str) and "\0" not in part for part in command) or not command[0]:
-        raise InvalidSpec("command must be a list of strings, the program's name first", param="command")
+    if command:
+        _check_argv(command, "command")
+    if spec.stop_command is not None:
+        _check_argv(spec.stop_command, "stop_command")
     if spec.params:
         raise InvalidSpec(
             "engine 'command' takes no params: put them into `command` as arguments", param="params"
         )
-    return tuple(command)
+    return tuple(command or ())
+
+
+def _check_argv(argv: object, name: str) -> None:
+    parts = list(argv) if isinstance(argv, Sequence) and not isinstance(argv, str) else []
+    if not parts or not all(isinstance(part, str) and "\0" not in part for part in parts) or not parts[0]:
+        raise InvalidSpec(f"{name} must be a list of strings, the program's name first", param=name)

@@ -36,6 +36,7 @@ class EngineBackend(VllmLike):
     """Takes vLLM's flags; every switch has a `--no-` form."""
 
     name = "engine"
+    in_image = ("/opt/venv/bin/python", "-m", "engine")  # as in the image that deploy/Dockerfile makes
     remark = "embedded"
     settings = ("unknown_fields",)
     # Its last line if it can't serve a model here: a complete explanation.
@@ -61,14 +62,21 @@ class EngineBackend(VllmLike):
         own = {name: config.options[name] for name in self.settings if name in config.options}
         params = merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
         check_engine_flags(params, spec.params, _ROOT)
+        if spec.runtime is not None:
+            plan = self.launch_plan(spec, config, self.in_image, params)
+            return replace(plan, **self._abilities(params))
         search_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         return replace(
             self.launch_plan(spec, config, [sys.executable, "-m", "engine"], params),
             env={"PYTHONPATH": search_path},
             cwd=str(_ROOT),  # searched first by `-m`: exclude other packages named "engine"
-            sleep_style=SleepStyle() if params.get("enable_sleep_mode") else None,
-            isolates_tenants=True,
+            **self._abilities(params),
         )
+
+    def _abilities(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of its plan, wherever it runs."""
+        style = SleepStyle() if params.get("enable_sleep_mode") else None
+        return {"sleep_style": style, "isolates_tenants": True}
 
     def reason_to_choose(self, facts: ChoiceFacts) -> str:
         if facts.file_format is FileFormat.GGUF:

@@ -61,6 +61,8 @@ class VllmBackend(VllmLike):
     """`python -m vllm.entrypoints.openai.api_server` in the interpreter that VLLM_PYTHON names."""
 
     name = "vllm"
+    in_image = ()
+    image = "vllm/vllm-openai:latest"
     settings = ("vllm_python", "vllm_default_trust_remote_code")
     log_patterns = ANY_SERVER | LogPatterns(
         signs=(
@@ -80,19 +82,21 @@ class VllmBackend(VllmLike):
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         python = config.options.get("vllm_python")
-        if python is None:
+        if python is None and spec.runtime is None:
             raise InvalidSpec(
                 "engine 'vllm' needs VLLM_PYTHON: set it to the Python interpreter of the environment "
-                "that has vLLM installed",
+                "that has vLLM installed, or run it in a container (`runtime: docker`)",
                 param="engine",
             )
         self.check_params(spec, config)
         trusts = config.options.get("vllm_default_trust_remote_code")
         own = {"trust_remote_code": True} if trusts else {}
         params = merge_params(config.default_params, own, spec.params)
-        check_vllm_flags(params, spec.params, python)
+        program: Sequence[str] = self.in_image
+        if spec.runtime is None and python is not None:
+            check_vllm_flags(params, spec.params, python)
+            program = [python, "-m", "vllm.entrypoints.openai.api_server"]
         can_sleep = bool(params.get("enable_sleep_mode"))
-        program = [python, "-m", "vllm.entrypoints.openai.api_server"]
         return replace(
             self.launch_plan(spec, config, program, params, _WITHOUT_NEGATION),
             env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # enables its sleep routes

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from instance_manager.lifecycle.instance import Instance
+from instance_manager.memory.container_memory import add_containers
 from instance_manager.memory.device_memory import budgets, measure_groups
 from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import Gpu, GpuDriver, find_gpu
@@ -41,6 +42,12 @@ class MemorySnapshot:
         return tuple(dict.fromkeys([*(gpu.uuid for gpu in given if gpu is not None), *seen]))
 
 
+def containers_of(instances: Iterable[Instance]) -> dict[int, int]:
+    """The first process of each one's container, as far as it can be seen here, by the instance's pid."""
+    found = ((one.pid, one.container.pid) for one in instances if one.container is not None)
+    return {pid: first for pid, first in found if pid is not None and first is not None}
+
+
 def take_snapshot(
     instances: Iterable[Instance],
     driver: GpuDriver,
@@ -54,6 +61,7 @@ def take_snapshot(
     run_states = {one.instance_id: RunState.of(one) for one in by_leader.values()}
     pids = {pid: one.instance_id for pid, one in by_leader.items()}
     by_pid = measure_groups(pids, driver)
+    add_containers(by_pid, containers_of(by_leader.values()), driver)
     held = {pids[pid]: devices for pid, devices in by_pid.items()}
     ours: dict[Device, int] = {}
     for devices in by_pid.values():

@@ -5,16 +5,19 @@ A start finds the same problems; these checks find them before a request waits o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from instance_manager.backends import backend_of, plan_launch
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.lifecycle.spawning import runtime_environment
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices, num_gpus_of
+from instance_manager.process.containers import check
+from instance_manager.process.containers.command import ContainerPlan
 
 _MAX_NAMES = 5  # in one line
 
@@ -34,7 +37,27 @@ def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]
         check_startable(profile, config, gpus)
     except ManagerError as error:
         return error.message
-    return backend_of(profile.engine).problem_of_start(spec_of(profile), config)
+    return _in_container(profile, config, check.problem_of) or backend_of(profile.engine).problem_of_start(
+        spec_of(profile), config
+    )
+
+
+def remark_on(profile: ModelProfile, config: ManagerConfig) -> str | None:
+    """What the operator should know of a model that can be started, in one line."""
+    said = _in_container(profile, config, check.remark_on)
+    return None if said is None else f"model {profile.name}: {said}"
+
+
+def _in_container(
+    profile: ModelProfile,
+    config: ManagerConfig,
+    question: Callable[[ContainerPlan, Mapping[str, str]], str | None],
+) -> str | None:
+    """The answer for the model's container; None if it has none."""
+    if profile.runtime is None:
+        return None
+    plan = plan_launch(spec_of(profile), config).container
+    return None if plan is None else question(plan, runtime_environment(config))
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:

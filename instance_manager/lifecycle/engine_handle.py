@@ -17,6 +17,8 @@ import httpx
 
 from instance_manager.backends import Backend, backend_of
 from instance_manager.config import ManagerConfig
+from instance_manager.lifecycle import spawning
+from instance_manager.lifecycle.container_failures import classify_container_exit, not_executed
 from instance_manager.lifecycle.failures import classify_exit, relevant_lines
 from instance_manager.lifecycle.health import (
     LastProbe,
@@ -27,13 +29,11 @@ from instance_manager.lifecycle.health import (
     wait_until_ready,
 )
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.process.cgroups import delegated_cgroup
-from instance_manager.process.environment import engine_environment
+from instance_manager.process.containers.process import ContainerProcess
 from instance_manager.process.logs import LogFile
-from instance_manager.process.process_group import EngineProcess, ProcessGroup, listening_ports
-from instance_manager.process.supervised import SupervisedProcess, can_supervise
+from instance_manager.process.process_group import EngineProcess
 from instance_manager.state.recovery import FoundRun
-from instance_manager.types import FailureClass, InstanceFailure
+from instance_manager.types import Container, FailureClass, InstanceFailure
 
 logger = logging.getLogger("berth.manager")
 
@@ -80,6 +80,11 @@ class EngineHandle:
         return self._process.pid
 
     @property
+    def located(self) -> asyncio.Task[Container | None] | None:
+        """Done when its container runs, or it has ended; None = it isn't in one."""
+        return self._process.located if isinstance(self._process, ContainerProcess) else None
+
+    @property
     def pid_start_time(self) -> float | None:
         """Seconds since the epoch."""
         return self._process.start_time
@@ -87,22 +92,9 @@ class EngineHandle:
     @classmethod
     async def spawn(cls, instance: Instance, log: LogFile, port: int, config: ManagerConfig) -> EngineHandle:
         """Start the instance's command on `port`, with its secrets. Raises EngineFailed."""
-        plan, secrets, backend = instance.plan, instance.secrets, backend_of(instance.spec.engine)
+        secrets, backend = instance.secrets, backend_of(instance.spec.engine)
         if secrets is None:
             raise RuntimeError("an engine can't be started without a token and a key")
-        env = engine_environment(
-            os.environ,
-            config.engine_env,
-            plan.env,
-            instance.spec.env,
-            instance_id=instance.instance_id,
-            token=secrets.token,
-            api_key=secrets.api_key,
-            api_key_variable=backend.api_key_variable,
-            devices=instance.spec.devices,
-        )
-        argv = plan.argv(instance.host, port)
-        instance.command = argv
         log_mark = log.lines.last_number
         try:
             output = await log.open_for_engine()
@@ -112,30 +104,24 @@ class EngineHandle:
             )
             raise EngineFailed(InstanceFailure(FailureClass.CRASHED, message)) from error
         try:
-            process: EngineProcess
-            if config.use_shim and can_supervise():
-                status_path = config.status_path(instance.instance_id)
-                process = await SupervisedProcess.spawn(
-                    argv, env, plan.cwd, output, status_path, cgroup=delegated_cgroup()
-                )
-            else:
-                process = await ProcessGroup.spawn(argv, env, plan.cwd, output)
+            process = await spawning.spawn(instance, port, output, config)
         except OSError as error:
-            message = f"{argv[0]!r} can't be run: {error.strerror or error}"
-            raise EngineFailed(InstanceFailure(FailureClass.BAD_ARGUMENTS, message)) from error
+            raise EngineFailed(not_executed(instance.spec, instance.command, error)) from error
         finally:
             os.close(output)
         return cls(process, log, port, secrets.api_key, log_mark, backend)
 
     @classmethod
-    def adopt(cls, instance: Instance, log: LogFile, port: int, found: FoundRun) -> EngineHandle:
+    def adopt(
+        cls, instance: Instance, log: LogFile, port: int, found: FoundRun, config: ManagerConfig
+    ) -> EngineHandle:
         """Adopt a process that a previous Berth process started; if it has ended since, `exited` is done.
 
         An engine that was ready must answer soon; one that was loading has the rest of its start timeout.
         """
         if found.status is None or found.secrets is None:
             raise RuntimeError("there is no process to adopt")
-        process = SupervisedProcess.adopt(found.status, found.status_path)
+        process = spawning.adopt(instance, found.status, found.status_path, config)
         adopted = partial(
             cls, process, log, port, found.secrets.api_key, found.log_mark, backend_of(instance.spec.engine)
         )
@@ -198,7 +184,7 @@ class EngineHandle:
         return Probe(
             instance.host,
             self.port,
-            self.pid,
+            self._process.port_owner,
             self.api_key,
             instance.plan.health_path,
             model,
@@ -223,8 +209,16 @@ class EngineHandle:
     async def post_mortem(self, *, was_ready: bool) -> EngineFailed:
         """The failure of an exited engine, read once no process of its tree can write to the log any more."""
         stuck = await self.end(grace_s=0)
-        tail, patterns = self._log_tail(), self._backend.log_patterns
-        return EngineFailed(stuck or classify_exit(self.exited.result(), tail, patterns, was_ready=was_ready))
+        return EngineFailed(stuck or self._failure_of_exit(was_ready=was_ready))
+
+    def _failure_of_exit(self, *, was_ready: bool) -> InstanceFailure:
+        returncode, tail, patterns = self.exited.result(), self._log_tail(), self._backend.log_patterns
+        if isinstance(self._process, ContainerProcess):
+            final = self._process.final
+            return classify_container_exit(
+                returncode, final, tail, patterns, was_ready=was_ready, image=self._process.image
+            )
+        return classify_exit(returncode, tail, patterns, was_ready=was_ready)
 
     async def end(self, grace_s: float) -> InstanceFailure | None:
         """End the whole process tree and read the log to its end. A failure only if it survives SIGKILL."""
@@ -240,12 +234,11 @@ class EngineHandle:
     @property
     def can_be_detached(self) -> bool:
         """Whether a later Berth process could adopt the engine."""
-        return isinstance(self._process, SupervisedProcess)
+        return self._process.can_be_adopted
 
     async def detach(self) -> None:
         """Stop watching the engine and let it keep running."""
-        if isinstance(self._process, SupervisedProcess):
-            self._process.detach()
+        self._process.detach()
         self._log.finish()
         await asyncio.wait((self._follower,))
 
@@ -276,7 +269,7 @@ class EngineHandle:
 
     async def _other_ports(self) -> str:
         """The ports it listens on instead: its command may lack {port}."""
-        ports = await asyncio.to_thread(listening_ports, self.pid)
+        ports = await asyncio.to_thread(self._process.listening_ports)
         if not ports or self.port in ports:
             return ""
         return f"; its process listens on port {' and '.join(map(str, ports))} instead"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
 from pydantic_core import from_json
 
 from instance_manager.lifecycle.bounded_fetch import EngineResponse, ResponseTooLong, engine_client, fetch
-from instance_manager.process.process_group import PortOwner, port_owner
+from instance_manager.process.process_group import PortOwner
 
 _POLL_MIN_S = 0.02
 _POLL_MAX_S = 0.1
@@ -39,7 +39,7 @@ class Probe:
 
     host: str
     port: int
-    pid: int
+    port_owner: Callable[[int], PortOwner]  # of a port; blocks
     api_key: str
     health_path: str
     model: str | None
@@ -80,7 +80,7 @@ async def _readiness_problem(client: httpx.AsyncClient, probe: Probe) -> str | N
             return f"{probe.url(path)} answered {status}"
         if probe.model is None:
             return None
-        if await asyncio.to_thread(port_owner, probe.pid, probe.port) is PortOwner.FOREIGN:
+        if await asyncio.to_thread(probe.port_owner, probe.port) is PortOwner.FOREIGN:
             # Another program bound it first; our child will report that and exit.
             return f"{probe.url('')} belongs to another program"
         path = "/v1/models"

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from instance_manager.memory.victims import EvictionAction, Resident
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import (
     TRANSITIONS,
+    Container,
     Endpoint,
     InstanceFailure,
     InstanceSpec,
@@ -93,6 +94,7 @@ class Instance:
         self.pid: int | None = None
         self.pid_start_time: float | None = None
         self.pid_start_ticks: int | None = None  # since boot
+        self.container: Container | None = None  # of the current process, once it runs
         self.secrets: RunSecrets | None = None  # of the current process or the last one
         self.log_start = 0  # byte offset of the current process's first log line
         self.command: list[str] = []
@@ -219,7 +221,12 @@ class Instance:
     def set_process(self, pid: int | None, start_time: float | None, start_ticks: int | None) -> None:
         """Called by its run: the process to which everything from here on refers; None = it is gone."""
         self.pid, self.pid_start_time, self.pid_start_ticks = pid, start_time, start_ticks
-        self.memory_bytes = None
+        self.memory_bytes = self.container = None
+
+    def set_container(self, container: Container) -> None:
+        """Called by its run: the container that the current process has started runs."""
+        self.container = container
+        self.publish_update({"container": container.name})
 
     async def wait_for_change(self) -> None:
         """Return after the next `notify`, which follows every change of state."""
@@ -253,6 +260,7 @@ class Instance:
                 "log_start": self.log_start,
                 "names": list(self.names),
                 "runner": self.runner,
+                **({} if self.container is None else {"container": asdict(self.container)}),
             },
         )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from instance_manager.backends import backend_of
 from instance_manager.backends.params import mask_params
 from instance_manager.state.stores.records import InstanceRecord
 
@@ -48,6 +50,7 @@ class InstanceView:
             "pid_start_time": live.pid_start_time,
             "params": mask_params(record.params),
             "command": list(record.command),
+            "container": _container(record),
             "timeout": record.timeout_s,
             "expires_at": live.expires_at,
             "last_active": live.last_active,
@@ -64,3 +67,18 @@ class InstanceView:
         if self.owner_is_alive is not None:
             shown |= {"owner": record.owner, "owner_is_alive": self.owner_is_alive}
         return shown
+
+
+def _container(record: InstanceRecord) -> dict[str, Any] | None:
+    """None for a plain process. Before the container runs, only its runtime and image are known."""
+    spec, found = record.spec, record.extra.get("container")
+    if spec.runtime is None:
+        return None
+    known = found if isinstance(found, Mapping) else {}
+    return {
+        "runtime": spec.runtime,
+        "image": spec.image or backend_of(spec.engine).image,
+        "name": known.get("name"),
+        "id": known.get("container_id"),
+        "pid": known.get("pid"),
+    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from instance_manager.backends import plan_launch
 from instance_manager.config import ManagerConfig
@@ -15,8 +16,11 @@ from instance_manager.lifecycle.context import SupervisorContext
 from instance_manager.lifecycle.gate import Gate, GateObserver
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.instance_record import instance_of, new_instance
+from instance_manager.lifecycle.spawning import runtime_environment
 from instance_manager.lifecycle.specs import new_instance_id
 from instance_manager.lifecycle.supervisor import Supervisor
+from instance_manager.process.containers.command import run_id_of
+from instance_manager.process.containers.leftovers import remove_leftovers
 from instance_manager.process.logs import LogFile
 from instance_manager.state.recovery import RecoveredInstance, RecoveryAction
 from instance_manager.state.session import StateSession
@@ -105,6 +109,20 @@ class InstanceRegistry:
         if run.state is not record.state:
             instance.set_initial_state(run.state, "left by a previous Berth process", previous=record.state)
         return instance
+
+    def leftover_containers(self, session: StateSession) -> Coroutine[Any, Any, None] | None:
+        """Removes containers of earlier runs; None if another process may have this node's name."""
+        if not session.is_sole:
+            return None
+        folder = self._config.status_path("any").parent
+        return remove_leftovers(
+            session.owner, self._is_current_run, folder, runtime_environment(self._config)
+        )
+
+    def _is_current_run(self, run_id: str) -> bool:
+        instances = (one.instance for one in self.supervisors.values())
+        tokens = (one.secrets.token for one in instances if one.secrets and not one.state.is_terminal)
+        return any(run_id_of(token) == run_id for token in tokens)
 
     def describe(self, instance_id: str, session: StateSession) -> InstanceRecord | None:
         """The instance's record to store now; None once it is deleted."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 from instance_manager.backends import backend_of
@@ -17,10 +18,13 @@ from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, wat
 from instance_manager.lifecycle.port_lease import PortLease
 from instance_manager.lifecycle.reservation import change_port, reserve
 from instance_manager.lifecycle.sleep_controller import SleepController
+from instance_manager.lifecycle.spawning import container_runtime
+from instance_manager.lifecycle.stop_command import ask_to_end
+from instance_manager.process.containers.command import run_id_of
 from instance_manager.process.logs import LogFile
 from instance_manager.process.process_tree import ProcessId, kill_until_gone
 from instance_manager.state.recovery import SWEEP_DEADLINE_S, FoundRun, RecoveryAction
-from instance_manager.types import FailureClass, InstanceFailure, InstanceState
+from instance_manager.types import Container, FailureClass, InstanceFailure, InstanceState
 
 logger = logging.getLogger("berth.manager")
 
@@ -120,13 +124,16 @@ class RunLoop:
         if found.action is not RecoveryAction.ADOPT:
             if found.secrets is not None:
                 await self._kill_leftovers(found.secrets.token, found.engine)
+                await self._remove_container(found.secrets.token)
             if self.is_over:
                 raise _StartCancelled
             if found.action is RecoveryAction.START:
                 return None
             message = "it was running when the previous Berth process ended and can't be found any more"
             raise EngineFailed(InstanceFailure(FailureClass.LOST, message))
-        engine = self._engine = EngineHandle.adopt(instance, self._log, self._port_lease.held, found)
+        engine = self._engine = EngineHandle.adopt(
+            instance, self._log, self._port_lease.held, found, self._context.config
+        )
         self._publish_process(engine)
         await self._wait_healthy(engine)
         if instance.plan.sleep_style is not None:
@@ -142,6 +149,13 @@ class RunLoop:
                 f"{SWEEP_DEADLINE_S:.0f} s after SIGKILL"
             )
             raise EngineFailed(InstanceFailure(FailureClass.UNHEALTHY, message))
+
+    async def _remove_container(self, token: str) -> None:
+        """A runtime that doesn't answer can't say whether there is one: that must not stop a new start."""
+        plan = self._instance.plan.container
+        if plan is not None:
+            runtime = container_runtime(plan.runtime, self._context.config)
+            await runtime.remove_run(run_id_of(token), SWEEP_DEADLINE_S)
 
     async def _spawn(self) -> EngineHandle:
         instance, context = self._instance, self._context
@@ -160,6 +174,12 @@ class RunLoop:
     def _publish_process(self, engine: EngineHandle) -> None:
         start_ticks = ProcessId.of(engine.pid).start_ticks
         self._instance.set_process(engine.pid, engine.pid_start_time, start_ticks)
+        if engine.located is not None:
+            engine.located.add_done_callback(partial(self._publish_container, engine))
+
+    def _publish_container(self, engine: EngineHandle, located: asyncio.Task[Container | None]) -> None:
+        if self._engine is engine and not located.cancelled() and (container := located.result()) is not None:
+            self._instance.set_container(container)
 
     async def _wait_healthy(self, engine: EngineHandle) -> None:
         instance, context, desired = self._instance, self._context, self._desired
@@ -269,6 +289,7 @@ class RunLoop:
         """End the engine, if there is one. Returns a failure only if it could not be ended."""
         if self._engine is None:
             return None
+        grace_s = await ask_to_end(self._engine, self._instance, self._log, self._context.config, grace_s)
         stuck = await self._engine.end(grace_s)
         self._engine = None
         self._instance.set_process(None, None, None)

@@ -15,7 +15,9 @@ from prometheus_client.registry import Collector
 
 from host_limits.host_memory import host_available_bytes, host_total_bytes
 from instance_manager.fleet.fleet import Fleet
+from instance_manager.fleet.memory_snapshot import containers_of
 from instance_manager.lifecycle.instance import Instance
+from instance_manager.memory.container_memory import add_containers
 from instance_manager.memory.device_memory import measure_groups
 from instance_manager.memory.devices import HOST, Device
 from instance_manager.memory.gpu import GpuDriver
@@ -47,9 +49,15 @@ def model_label(instance: Instance) -> str:
     return instance.spec.profile or instance.model_name
 
 
-def read_memory(leaders: Mapping[int, str], driver: GpuDriver) -> MemoryReading:
-    """`leaders`: instance ids by the pid of their process group. Blocks for milliseconds."""
+def read_memory(
+    leaders: Mapping[int, str], containers: Mapping[int, int], driver: GpuDriver
+) -> MemoryReading:
+    """`leaders`: instance ids by the pid of their process group. Blocks for milliseconds.
+
+    `containers`: the first processes of those in containers, by the same pids.
+    """
     by_pid = measure_groups(leaders, driver)
+    add_containers(by_pid, containers, driver)
     devices = [DeviceMemory(HOST, "", host_total_bytes(), host_available_bytes())]
     devices += [DeviceMemory(g.uuid, g.name, g.total_bytes, g.free_bytes) for g in driver.list_gpus()]
     return MemoryReading(tuple(devices), {leaders[pid]: held for pid, held in by_pid.items()})
@@ -66,6 +74,10 @@ class StateMetrics(Collector):
         """The argument of `read_memory`."""
         live = self._fleet.manager.list()
         return {one.pid: one.instance_id for one in live if one.pid is not None}
+
+    def containers(self) -> dict[int, int]:
+        """Likewise."""
+        return containers_of(self._fleet.manager.list())
 
     def collect(self) -> Iterable[Metric]:
         instances = self._fleet.manager.list(include_terminal=True)

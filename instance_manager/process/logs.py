@@ -55,6 +55,11 @@ class LogFile:
             self.lines.extend([f"[Berth: the disk of {directory} is full, the engine's output is lost]"])
         return descriptor
 
+    async def open_to_append(self) -> int:
+        """A file descriptor for a program that adds to the engine's output."""
+        descriptor, _ = await asyncio.to_thread(_open_append, self.path)
+        return descriptor
+
     async def size(self) -> int:
         """Size of the file in bytes."""
         return await asyncio.to_thread(_size, self.path)

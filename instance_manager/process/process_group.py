@@ -50,6 +50,27 @@ class EngineProcess(ABC):
     def kill_now(self) -> None:
         """Send SIGKILL without waiting, for callers that can't await."""
 
+    @abstractmethod
+    async def gone_within(self, timeout_s: float) -> bool:
+        """Wait for the end of the whole tree without ending it; returns whether it came in time."""
+
+    @property
+    def can_be_adopted(self) -> bool:
+        """Whether a later Berth process could adopt it."""
+        return False
+
+    def detach(self) -> None:
+        """Stop watching the engine and let it run."""
+        raise NotImplementedError("an engine that can't be adopted isn't left running")
+
+    def port_owner(self, port: int) -> PortOwner:
+        """Whether it listens on the TCP port. Blocking."""
+        return port_owner(self.pid, port)
+
+    def listening_ports(self) -> list[int]:
+        """The TCP ports that it listens on, as far as permissions allow. Blocking."""
+        return listening_ports(self.pid)
+
 
 class ProcessGroup(EngineProcess):
     """A child in its own session and process group; processes that leave the group are lost."""
@@ -82,11 +103,11 @@ class ProcessGroup(EngineProcess):
         """See EngineProcess; the leader is always awaited."""
         if grace_s > 0:
             self._signal_group(signal.SIGTERM)
-            if await self._gone_within(grace_s):
+            if await self.gone_within(grace_s):
                 return True
             logger.warning("process group %d ignored SIGTERM for %.1f s: killing it", self.pid, grace_s)
         self._signal_group(signal.SIGKILL)
-        if await self._gone_within(_KILL_DEADLINE_S):
+        if await self.gone_within(_KILL_DEADLINE_S):
             return True
         logger.error("process group %d is still there %.0f s after SIGKILL", self.pid, _KILL_DEADLINE_S)
         return False
@@ -105,7 +126,7 @@ class ProcessGroup(EngineProcess):
         except PermissionError:  # macOS raises it for a group of zombies
             logger.debug("process group %d can't be signalled", self.pid)
 
-    async def _gone_within(self, timeout_s: float) -> bool:
+    async def gone_within(self, timeout_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await asyncio.wait((self.exited,), timeout=timeout_s)

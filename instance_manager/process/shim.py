@@ -9,12 +9,13 @@ only the standard library, and each further module would add to the start-up tim
     --report=FD            gets "PID START_TICKS" once the engine is executed, or "error ERRNO"; then closed
     --cgroup=DIR           a delegated cgroup (version 2); the tree gets its own leaf below it
     --die-with-parent=PID  kill the tree when the parent, which must be PID, is gone
+    --linger=SECONDS       for the rest of the tree when the engine has exited by itself; default: none
 
 As a subreaper it inherits all processes that the engine forks, even those that leave the engine's session:
 "no child left" means "the tree is empty". It exits only then, in the same way as the engine. SIGTERM, SIGINT
 and SIGHUP are passed on to the engine's group as SIGTERM; SIGUSR1 kills the tree. When an engine exits by
-itself, its tree is killed at once; when it was asked to exit, its tree gets some time. If the shim is killed,
-the kernel kills the engine. Linux only.
+itself, its tree is killed at once, or after `--linger`; when it was asked to exit, its tree gets some time.
+If the shim is killed, the kernel kills the engine. Linux only.
 
 Knows nothing of Berth's settings, store or protocol.
 """
@@ -205,8 +206,11 @@ class LeafCgroup:
 class Shim:
     """Supervises one engine until its tree is empty. Waits for signals instead of handling them."""
 
-    def __init__(self, argv: list[str], status_path: str | None, leaf: LeafCgroup | None) -> None:
+    def __init__(
+        self, argv: list[str], status_path: str | None, leaf: LeafCgroup | None, linger_s: float = 0.0
+    ) -> None:
         self.returncode = 0  # of the engine; negative for a signal
+        self._linger_s = linger_s
         self._leaf = leaf
         self._started = time.monotonic()
         self._started_at = time.time()
@@ -241,7 +245,9 @@ class Shim:
         pause_s = _KILL_AGAIN_MIN_S
         while self._reap():
             if self._has_exited and self._deadline is None:
-                self._deadline = time.monotonic() + (_LINGER_S if self._termination_requested else 0.0)
+                self._deadline = time.monotonic() + (
+                    _LINGER_S if self._termination_requested else self._linger_s
+                )
             timeout_s = None if self._deadline is None else self._deadline - time.monotonic()
             if timeout_s is not None and timeout_s <= 0:
                 self._kill_tree()
@@ -335,7 +341,7 @@ def main() -> int:
     if report is not None:
         os.set_inheritable(report, False)
     try:
-        shim = Shim(argv, options.get("status"), leaf)
+        shim = Shim(argv, options.get("status"), leaf, float(options.get("linger", 0)))
     except OSError as error:
         _send_report(report, f"error {error.errno or errno.EIO}")
         if leaf is not None:

@@ -67,17 +67,21 @@ class SupervisedProcess(EngineProcess):
         *,
         cgroup: str | None = None,
         die_with_parent: bool = False,
+        linger_s: float = 0.0,
     ) -> SupervisedProcess:
         """Start `argv` under a shim, with output to the file descriptor `output`. Raises OSError.
 
         `cgroup`: a delegated one, see `delegated_cgroup`. With `die_with_parent` the tree ends with the
-        thread that runs the event loop, so there is nothing to adopt.
+        thread that runs the event loop, so there is nothing to adopt. `linger_s`: how long the rest of the
+        tree may run on when the engine has exited by itself.
         """
         options = [f"--status={status_path}"]
         if cgroup is not None:
             options.append(f"--cgroup={cgroup}")
         if die_with_parent:
             options.append(f"--die-with-parent={os.getpid()}")
+        if linger_s:
+            options.append(f"--linger={linger_s}")
         read_end, write_end = os.pipe()
         try:
             try:
@@ -115,16 +119,19 @@ class SupervisedProcess(EngineProcess):
         """
         if grace_s > 0:
             self._signal_shim(signal.SIGTERM)
-            if await self._shim_ends_within(grace_s):
+            if await self.gone_within(grace_s):
                 return await self._sweep()
             logger.warning("engine %d's tree ignored SIGTERM for %.1f s: killing it", self.pid, grace_s)
         self._signal_shim(KILL_SIGNAL)
-        if not await self._shim_ends_within(_KILL_DEADLINE_S):
+        if not await self.gone_within(_KILL_DEADLINE_S):
             logger.error("the tree of engine %d survived SIGKILL; killing its shim as well", self.pid)
         return await self._sweep()
 
+    @property
+    def can_be_adopted(self) -> bool:
+        return True
+
     def detach(self) -> None:
-        """Stop watching the engine and let it run: a later Berth process may adopt it."""
         self.exited.cancel()
         self._shim_exit.cancel()
 
@@ -137,7 +144,7 @@ class SupervisedProcess(EngineProcess):
             self._shim.send(signum)
             self._shim.send(signal.SIGCONT)  # in case it was stopped
 
-    async def _shim_ends_within(self, timeout_s: float) -> bool:
+    async def gone_within(self, timeout_s: float) -> bool:
         await asyncio.wait((self._shim_exit,), timeout=timeout_s)
         return self._shim_exit.done()
 

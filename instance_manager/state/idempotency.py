@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from instance_manager.errors import IdempotencyKeyReused
 from instance_manager.state.stores.base import StateStore
+from instance_manager.state.stores.records import stored_fields
 from instance_manager.types import InstanceSpec
 
 _KEPT_S = 24 * 3600.0
@@ -32,7 +32,8 @@ async def claim(store: StateStore, key: str, spec: InstanceSpec, instance_id: st
 
 def fingerprint_of(spec: InstanceSpec) -> str:
     """Equal for equal requests only; reveals nothing of their content."""
-    content = {field.name: getattr(spec, field.name) for field in fields(spec) if field.compare}
+    compared = {field.name for field in fields(spec) if field.compare}
+    content = {name: value for name, value in stored_fields(spec).items() if name in compared}
     text = json.dumps(content, sort_keys=True, default=_plain, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

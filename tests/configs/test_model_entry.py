@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from composition.policies import engine_kinds
 from configs.catalog import parse_catalog
+from configs.catalog_error import CatalogError
 from configs.extra_args import parse_extra_args
 from configs.model_entry import ModelEntry
 
@@ -121,3 +123,38 @@ def test_variables_may_be_numbers() -> None:
         "RATE": "0.5",
         "NAME": "x",
     }
+
+
+def test_an_entry_may_run_in_a_container() -> None:
+    one = entry(
+        "engine: vllm, runtime: podman, image: an/image, volumes: ['/a:/b'], gpus: 2, run_args: [--ipc=host]"
+    )
+    assert (one.runtime, one.image, one.gpus) == ("podman", "an/image", "2")
+    assert (one.volumes, one.run_args) == (("/a:/b",), ("--ipc=host",))
+
+
+def test_an_entry_may_opt_out_of_the_defaults_container() -> None:
+    one = entry(
+        "runtime: process", "runtime: docker, image: an/image, volumes: ['/a:/b'], run_args: [--init]"
+    )
+    assert (one.runtime, one.image, one.volumes, one.run_args) == (None, None, (), ())
+    assert entry("gpus: all", "runtime: docker, image: an/image").image == "an/image"
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ("image: an/image", "`image` needs a `runtime`: docker or podman"),
+        ("run_args: [--init]", "`run_args` needs a `runtime`: docker or podman"),
+        ("runtime: lxc, image: a", "runtime"),
+        ("stop_command: [x]", "`stop_command` needs `engine: command`"),
+        ("engine: command", "needs a `command`"),
+    ],
+)
+def test_what_lacks_its_other_half_is_a_mistake(fields: str, problem: str) -> None:
+    with pytest.raises(CatalogError, match=re.escape(problem)):
+        entry(fields)
+
+
+def test_an_image_may_bring_the_command() -> None:
+    assert entry("engine: command, runtime: docker, image: a").command is None

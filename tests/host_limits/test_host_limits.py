@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from host_limits.control_groups import MemoryLimit, cpu_limit, memory_limits
+from host_limits.control_groups import MemoryLimit, cpu_limit, group_memory, group_pids, memory_limits
 from host_limits.host_memory import host_available_bytes, host_total_bytes
 
 KIB = 1 << 10
@@ -120,3 +120,31 @@ def test_without_proc_the_system_is_asked(tmp_path: Path) -> None:
 
 def test_this_machine_has_memory() -> None:
     assert 1 << 26 < host_available_bytes() <= host_total_bytes() <= psutil.virtual_memory().total
+
+
+ENGINE_V2 = {  # a container beside us, with a group of its own below it
+    "proc/self/cgroup": "0::/berth",
+    "proc/77/cgroup": "0::/system.slice/docker-abc.scope",
+    "sys/fs/cgroup/memory.current": str(9000 * KIB),
+    "sys/fs/cgroup/system.slice/docker-abc.scope/memory.current": str(600 * KIB),
+    "sys/fs/cgroup/system.slice/docker-abc.scope/memory.stat": f"anon 5\ninactive_file {100 * KIB}",
+    "sys/fs/cgroup/system.slice/docker-abc.scope/cgroup.procs": "77\n78\n",
+    "sys/fs/cgroup/system.slice/docker-abc.scope/inner/cgroup.procs": "79\n",
+}
+ENGINE_V1 = {
+    "proc/77/cgroup": "4:memory:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc",
+    "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes": str(600 * KIB),
+    "sys/fs/cgroup/memory/docker/abc/memory.stat": f"inactive_file 1\ntotal_inactive_file {100 * KIB}",
+    "sys/fs/cgroup/memory/docker/abc/cgroup.procs": "77\n78\n",
+    "sys/fs/cgroup/memory/docker/abc/inner/cgroup.procs": "79\n",
+}
+
+
+@pytest.mark.parametrize("files", [ENGINE_V2, ENGINE_V1], ids=["v2", "v1"])
+def test_a_container_s_memory_and_processes_are_its_own_group_s(
+    tmp_path: Path, files: Mapping[str, str]
+) -> None:
+    root = recorded(tmp_path, files)
+    assert group_memory(77, root) == 500 * KIB
+    assert sorted(group_pids(77, root)) == [77, 78, 79]
+    assert (group_memory(78, root), group_pids(78, root)) == (None, [])  # it is gone

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ from instance_manager.lifecycle.bounded_fetch import ResponseTooLong, engine_cli
 from instance_manager.lifecycle.health import LastProbe, Probe, WrongEngine, reported_names, wait_until_ready
 from instance_manager.lifecycle.liveness import LivenessFailed, ProbeTarget, watch_liveness
 from instance_manager.lifecycle.sleep_client import SleepClient, SleepRefused
+from instance_manager.process.process_group import port_owner
 from tests.api.upstreams import Wire, response, upstream
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -99,7 +101,13 @@ async def engine(answers: dict[bytes, Answering | bytes]) -> AsyncIterator[tuple
 
 def probe(url: str, model: str | None = "m") -> Probe:
     return Probe(
-        "127.0.0.1", int(url.rpartition(":")[2]), os.getpid(), "key", "/health", model, "VLLM_API_KEY"
+        "127.0.0.1",
+        int(url.rpartition(":")[2]),
+        partial(port_owner, os.getpid()),
+        "key",
+        "/health",
+        model,
+        "VLLM_API_KEY",
     )
 
 

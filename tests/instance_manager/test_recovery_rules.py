@@ -123,7 +123,7 @@ SHOWN = (
     '"status": "failed", "status_reason": "exited", "sleep_level": 1, "profile": "chat", "pinned": true, '
     '"host": "127.0.0.1", "port": 9000, "pid": 77, "pid_start_time": null, '
     '"params": {"dtype": "auto", "hf_token": "***", "max_model_len": 8}, '
-    '"command": ["vllm", "serve", "--port", "9000"], "timeout": 7.0, "expires_at": null, '
+    '"command": ["vllm", "serve", "--port", "9000"], "container": null, "timeout": 7.0, "expires_at": null, '
     '"last_active": null, "in_flight": null, "devices": ["0", "1"], "memory_bytes": 4096, '
     '"created_at": 1.0, "ready_at": 4.5, "load_seconds": 2.5, "restarts": 2, '
     '"log_path": "/logs/one.log", "error": {"class": "crashed", "message": "m", "exit_code": 3, '

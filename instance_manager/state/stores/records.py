@@ -76,14 +76,23 @@ class InstanceRecord:
         return cls(**data)
 
 
+def stored_fields(spec: InstanceSpec) -> dict[str, Any]:
+    """A spec as it is stored."""
+    return {name: item for name, item in _fields(spec).items() if item or name not in _OPTIONAL}
+
+
 def _fields(item: InstanceRecord | InstanceSpec | Event) -> dict[str, Any]:
     return {each.name: getattr(item, each.name) for each in fields(item)}
+
+
+# Later than the first format: stored only if they are set, so that other records stay as they were.
+_OPTIONAL = frozenset(("stop_command", "runtime", "image", "volumes", "gpus", "run_args"))
 
 
 def _plain(value: object) -> object:
     """For types that json doesn't support."""
     if isinstance(value, InstanceSpec):
-        return _fields(value)
+        return stored_fields(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):
@@ -130,7 +139,7 @@ def _read(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
 
 def _spec(data: dict[str, Any]) -> InstanceSpec:
     data = _read(data, InstanceSpec)
-    for name in ("devices", "command"):
+    for name in ("devices", "command", "stop_command", "volumes", "run_args"):
         if data.get(name) is not None:
             data[name] = tuple(map(str, data[name]))
     if data.get("expire_action") is not None:
