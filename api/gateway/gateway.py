@@ -21,12 +21,13 @@ from api.gateway.needs import need_of
 from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
+from api.gateway.translation import Dialects, Translation
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
 from api.http.errors import ApiError, api_error, error_for
 from api.http.headers import find_header
-from api.http.named_model import UnclearModel, has_one_model, model_in_query
+from api.http.named_model import UnclearModel, has_one_model, model_in_query, without_bom
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
@@ -73,8 +74,10 @@ class Gateway:
         *,
         comment_interval_s: float = 10.0,
         peer_routes: PeerRoutes | None = None,
+        dialects: Dialects | None = None,
     ) -> None:
         """`comment_interval_s`: between keep-alive comments of a waiting stream; 0 = none."""
+        self._dialects = dialects or Dialects()
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
@@ -121,12 +124,15 @@ class Gateway:
             is_short = False
         if not is_short:
             return Handler(app)
-        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), HeadersOfHead()))
+        path = _plain_path(scope)
+        dialect = path if self._dialects.translates(path) else None
+        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), dialect, HeadersOfHead()))
 
     def _begin(
         self,
         path: bytes,
         need: RunnerKind | None,
+        dialect: str | None,
         headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
@@ -158,6 +164,9 @@ class Gateway:
             return False
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine serves the model under another name
+            return False
+        if dialect is not None and not lease.endpoint.speaks.get(dialect):
+            lease.release()  # its engine may not speak this API
             return False
         return self._data_plane.begin_leased(target, lease, headers, scope, body, channel, resume_as_task)
 
@@ -214,7 +223,15 @@ class Gateway:
             affinity_of(model, fields, scope),
             priority if isinstance(priority, int) else 0,
             idle_s,
+            dialect=self._translation(scope, read, model.name),
         )
+
+    def _translation(self, scope: Scope, read: ReadRequest, model: str) -> Translation | None:
+        """For engines that don't speak the request's API."""
+        path = _plain_path(scope)
+        if scope["method"] != "POST" or read.raw is None or not self._dialects.translates(path):
+            return None
+        return Translation(self._dialects, path, without_bom(read.raw), model)
 
     def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
         """The model that a request names in its body or query; without a name the only running one.
@@ -259,6 +276,12 @@ def _engine_path(scope: Scope) -> bytes:
     path = raw_path(scope)
     path = UNVERSIONED.get(path, path)
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
+
+
+def _plain_path(scope: Scope) -> str:
+    """The engine's path, without a query."""
+    path = raw_path(scope)
+    return UNVERSIONED.get(path, path).decode("latin-1")
 
 
 def _need(scope: Scope) -> RunnerKind | None:

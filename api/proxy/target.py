@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from api.http.asgi import Message, Receive
+from api.http.asgi import Message, Receive, Send
 from api.http.client_errors import ClientGone
 from api.proxy.upstream_request import UpstreamRequest
 from instance_manager.types import Endpoint
@@ -48,6 +48,13 @@ class Leases(Protocol):
         """As `Target.acquire`. Raises InstanceFailedToStart, StartTooSlow and what `try_lease` raises."""
 
 
+class Translation(Protocol):
+    """Translates one response on its way to the client."""
+
+    async def run(self, exchange: Callable[[Send], Awaitable[int]], send: Send, request_id: bytes) -> int:
+        """Run the exchange with a `send` that translates; the status. Raises what `Exchange.run` raises."""
+
+
 class Target(ABC):
     """Where one request goes: an instance, a model, or another node. Made for that request."""
 
@@ -56,6 +63,7 @@ class Target(ABC):
     name: str  # for log lines
     path: bytes  # path and query for the engine, as sent to it
     headers: Sequence[tuple[bytes, bytes]] = ()  # besides the client's
+    translation: Translation | None = None  # set in `prepare`, if its engine speaks another API
 
     @abstractmethod
     def try_acquire(self) -> UpstreamLease | None:

@@ -70,6 +70,8 @@ class Backend(ABC):
     progress: ProgressMetrics | None = None  # None = whether it is stuck can't be known
     log_patterns: LogPatterns = ANY_SERVER
     routes: ClassVar[EngineRoutes] = EngineRoutes()
+    # APIs that every version of it has; whether it has another one, Berth asks each process once.
+    speaks: ClassVar[frozenset[str]] = frozenset({"/v1/chat/completions", "/v1/completions"})
 
     overhead: ClassVar[Overhead] = Overhead(256 * _MIB, 512 * _MIB)
     allocates_on_use: ClassVar[bool] = False  # so that a measured peak may be less than what it will hold

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from instance_manager.backends import LaunchPlan
+from instance_manager.backends import LaunchPlan, backend_of
 from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.events import EventLog
@@ -162,6 +162,7 @@ class Instance:
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
             isolates_tenants=self.plan.isolates_tenants,
+            speaks=dict.fromkeys(backend_of(self.spec.engine).speaks, True),
         )
 
     def set_initial_state(
