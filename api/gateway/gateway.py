@@ -21,15 +21,17 @@ from api.gateway.needs import need_of
 from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
 from api.gateway.sse_keep_alive import SseKeepAlive
+from api.gateway.stored_responses import StoredResponses, owner_of
 from api.gateway.translation import Dialects, Translation
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
-from api.http.errors import ApiError, api_error, error_for
+from api.http.errors import ApiError, RequestRefused, api_error, error_for
 from api.http.headers import find_header
 from api.http.named_model import UnclearModel, has_one_model, model_in_query, without_bom
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.protocols.base import RequestContext
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
 from api.proxy.proxy import DataPlane
 from api.proxy.target import Target
@@ -59,11 +61,6 @@ UNVERSIONED: Mapping[bytes, bytes] = {
 _MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
 
 
-class _RequestRefused(Exception):
-    def __init__(self, error: ApiError) -> None:
-        self.error = error
-
-
 class Gateway:
     """An ASGI application for http scopes; `is_for` says which paths it serves."""
 
@@ -75,9 +72,11 @@ class Gateway:
         comment_interval_s: float = 10.0,
         peer_routes: PeerRoutes | None = None,
         dialects: Dialects | None = None,
+        responses: StoredResponses | None = None,
     ) -> None:
         """`comment_interval_s`: between keep-alive comments of a waiting stream; 0 = none."""
         self._dialects = dialects or Dialects()
+        self._responses = responses
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
@@ -93,13 +92,15 @@ class Gateway:
         return path in UNVERSIONED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._responses is not None and await self._responses.serve(scope, send):
+            return
         started = time.perf_counter()
         try:
             read = await self._read(scope, receive)
             target = self._target(scope, read)
         except ClientGone:
             return
-        except _RequestRefused as refused:
+        except RequestRefused as refused:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
@@ -178,31 +179,31 @@ class Gateway:
         await send_error(send, error, raw_path(scope), request_id)
 
     async def _read(self, scope: Scope, receive: Receive) -> ReadRequest:
-        """Raises _RequestRefused or ClientGone."""
+        """Raises RequestRefused or ClientGone."""
         try:
             return await read_request(scope, receive, self._json_workers)
         except UnclearModel as error:
-            raise _RequestRefused(_wrong_field("model", str(error))) from None
+            raise RequestRefused(_wrong_field("model", str(error))) from None
         except InvalidForm as error:
-            raise _RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
+            raise RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
         except InvalidBody as error:
-            raise _RequestRefused(_bad_body(str(error), "invalid_json")) from None
+            raise RequestRefused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
-            raise _RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
+            raise RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
 
     def _target(self, scope: Scope, read: ReadRequest) -> Target:
-        """Find the model. Raises _RequestRefused or ManagerError."""
+        """Find the model. Raises RequestRefused or ManagerError."""
         try:
             model = self._model(scope, read.name)
         except UnclearModel as error:
-            raise _RequestRefused(_wrong_field("model", str(error))) from None
+            raise RequestRefused(_wrong_field("model", str(error))) from None
         if (refusal := model_refusal(scope, model)) is not None:
-            raise _RequestRefused(refusal)
+            raise RequestRefused(refusal)
         fields = read.fields or {}
         try:
             idle_s = idle_timeout_s(fields.get("keep_alive"))
         except ValueError as error:
-            raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
+            raise RequestRefused(_wrong_field("keep_alive", str(error))) from None
         if isinstance(model, PeerTarget):
             names_adapter = read.name is not None and self._fleet.adapter_in(read.name) is not None
             return for_peer(model, read, names_adapter=names_adapter)
@@ -231,12 +232,13 @@ class Gateway:
         path = _plain_path(scope)
         if scope["method"] != "POST" or read.raw is None or not self._dialects.translates(path):
             return None
-        return Translation(self._dialects, path, without_bom(read.raw), model)
+        context = RequestContext(owner_of(scope))
+        return Translation(self._dialects, path, without_bom(read.raw), model, context)
 
     def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
         """The model that a request names in its body or query; without a name the only running one.
 
-        Raises UnclearModel, _RequestRefused or ModelNotFound.
+        Raises UnclearModel, RequestRefused or ModelNotFound.
         """
         in_query = model_in_query(scope["query_string"])
         name = in_query if in_body is None else in_body
@@ -257,11 +259,11 @@ class Gateway:
         return peer_routes.to_running(scope, model, _need(scope)) or model
 
     def _only_model(self) -> Model:
-        """For a request that names no model. Raises _RequestRefused."""
+        """For a request that names no model. Raises RequestRefused."""
         running = [model for model in self._fleet.models if model.awake]
         if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
-        raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
+        raise RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
 def _posts_json(scope: Scope) -> bool:

@@ -17,7 +17,7 @@ from api.http.asgi import Receive, Send
 from api.http.errors import ApiError, RequestRefused, error_for
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.upstream_errors import UpstreamInvalidResponse
-from api.protocols.base import ErrorDetail, ProtocolAdapter
+from api.protocols.base import ErrorDetail, ProtocolAdapter, RequestContext
 from api.protocols.errors import error_response
 from api.protocols.request_translator import RequestInvalid, TranslatedRequest, read_request, too_long
 from api.protocols.response_translator import ResponseTranslator, TranslationStopped
@@ -42,13 +42,16 @@ class Dialects:
     def translates(self, path: str) -> bool:
         return path in self._adapters
 
-    async def steps(self, endpoint: Endpoint, path: str, body: bytes, model: str) -> list[_Step]:
+    async def steps(
+        self, endpoint: Endpoint, path: str, body: bytes, model: str, context: RequestContext
+    ) -> list[_Step]:
         """The translations that this engine needs, one after the other; none if it speaks the API of `path`.
 
         Raises RequestRefused.
         """
         steps: list[_Step] = []
         while (adapter := self._adapters.get(path)) is not None and not await speaks(endpoint, path):
+            adapter = adapter.for_request(context)
             translated = await self._translate(adapter, body, model)
             steps.append((adapter, translated))
             path, body = translated.path, translated.body
@@ -74,8 +77,11 @@ _Step = tuple[Adapter, TranslatedRequest]
 class Translation:
     """Of one request, whichever engines it is sent to."""
 
-    def __init__(self, dialects: Dialects, path: str, body: bytes, model: str) -> None:
+    def __init__(
+        self, dialects: Dialects, path: str, body: bytes, model: str, context: RequestContext
+    ) -> None:
         """`path` and `body` as the client sent them. `model`: for a body that names none."""
+        self._context = context
         self._dialects = dialects
         self._path = path
         self._body = body
@@ -84,7 +90,7 @@ class Translation:
 
     async def begin(self, endpoint: Endpoint) -> bool:
         """Whether this engine needs it. Raises RequestRefused."""
-        self._steps = await self._dialects.steps(endpoint, self._path, self._body, self._model)
+        self._steps = await self._dialects.steps(endpoint, self._path, self._body, self._model, self._context)
         return bool(self._steps)
 
     async def prepare(

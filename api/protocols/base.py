@@ -133,6 +133,23 @@ class InvalidResponse(Exception):
     """An engine's response does not conform to OpenAI's API. An adapter may raise it too."""
 
 
+@dataclass(slots=True)
+class BegunStream:
+    """A stream whose first events Berth has sent, because its model was not ready yet."""
+
+    response_id: str
+    created_at: int
+    num_events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What an adapter may know of a request besides its body."""
+
+    owner: str = ""  # of what the request creates
+    begun: BegunStream | None = None
+
+
 class StreamTranslator(ABC):
     """Translates the stream of one response into the protocol's, piece by piece; each request has its own.
 
@@ -172,6 +189,10 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
     route: ClassVar[str]  # its path, POST only
     request_schema: ClassVar[type[ProtocolRequest]]  # RequestT, for validation
     headers_with_id: ClassVar[Sequence[bytes]] = ()  # of its responses, besides x-request-id
+
+    def for_request(self, context: RequestContext) -> Self:
+        """The adapter for one request; another object if it keeps state for it."""
+        return self
 
     @abstractmethod
     def create_prompt(self, request: RequestT) -> str | Sequence[ChatMessage]:

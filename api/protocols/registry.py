@@ -18,15 +18,14 @@ from api.protocols.app import OPENAI_ROUTES
 from api.protocols.base import ProtocolAdapter, ProtocolRequest
 from api.protocols.generate import GenerateProtocol
 from api.protocols.messages.adapter import CountTokensProtocol, MessagesProtocol
+from api.protocols.responses.adapter import InputTokensProtocol, ResponsesProtocol
+from api.protocols.responses.store import ResponseStore
 
 logger = logging.getLogger("berth.protocols")
 
 ENTRY_POINT_GROUP = "berth.protocols"
 
 BUILT_IN: tuple[type[ProtocolAdapter[Any]], ...] = (GenerateProtocol,)
-
-# Translations of other APIs under /v1, for engines that don't have those themselves.
-DIALECTS: tuple[type[ProtocolAdapter[Any]], ...] = (MessagesProtocol, CountTokensProtocol)
 
 # First path segments that plug-ins may not use: Berth's own routes, and engines' unversioned paths.
 RESERVED = frozenset(
@@ -67,9 +66,9 @@ def load_protocols(plugins: Iterable[str] = ()) -> tuple[ProtocolAdapter[Any], .
     return tuple(adapters.values())
 
 
-def dialect_adapters() -> tuple[ProtocolAdapter[Any], ...]:
-    """The adapters that are used only for engines that don't speak their API."""
-    return tuple(kind() for kind in DIALECTS)
+def dialect_adapters(store: ResponseStore) -> tuple[ProtocolAdapter[Any], ...]:
+    """The adapters of APIs under /v1, used only for engines that don't have those themselves."""
+    return (MessagesProtocol(), CountTokensProtocol(), ResponsesProtocol(store), InputTokensProtocol(store))
 
 
 def _find(plugin: str) -> object:
