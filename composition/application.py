@@ -15,7 +15,8 @@ from api.control.app import create_control_app
 from api.control.catalog import ModelFiles
 from api.control.metrics_page import MetricsPage
 from api.cors import Cors
-from api.gateway.gateway import UNVERSIONED, Gateway
+from api.gateway.engine_paths import UNVERSIONED
+from api.gateway.gateway import Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.gateway.stored_responses import StoredResponses
@@ -89,6 +90,7 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
         peer_routes=peer_routes,
         dialects=Dialects(dialect_adapters(responses)),
         responses=StoredResponses(responses, metrics.unserved.count),
+        has_loading_text=settings.loading_text,
     )
     cache = None
     if settings.response_cache_mb:

@@ -87,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             self._json(404, {"detail": "Not Found"})
         elif ARGUMENTS.target:
             self._forward(raw)
+        elif ARGUMENTS.says and json.loads(raw).get("input"):
+            self._say(ARGUMENTS.says.encode())
         else:
             self._answer(json.loads(raw))
 
@@ -126,6 +128,15 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(b"0\r\n\r\n")
+
+    def _say(self, events: bytes) -> None:
+        """A stream as it was given."""
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for piece in (events[:70], events[70:], b""):
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
     def _forward(self, raw: bytes) -> None:
         """To the target, as a chat of its model; the response as it comes."""
@@ -209,6 +220,8 @@ if __name__ == "__main__":
     parser.add_argument("--path", default="/v1/chat/completions", help="the only API it has")
     parser.add_argument("--target")
     parser.add_argument("--as", dest="forwarded_as")
+    parser.add_argument("--says", help="the whole stream that answers a request with `input`")
+    parser.add_argument("--exit", action="store_true", help="in place of serving")
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.parse_args(namespace=ARGUMENTS)
     until = time.monotonic() + ARGUMENTS.load_s
@@ -217,4 +230,6 @@ if __name__ == "__main__":
             os.write(1, b"Loading safetensors checkpoint shards:  %d%% Completed\n" % percent)
             time.sleep(ARGUMENTS.load_s / 4)
     time.sleep(max(0.0, until - time.monotonic()))
+    if ARGUMENTS.exit:
+        sys.exit("the model is broken")
     ThreadingHTTPServer(("127.0.0.1", ARGUMENTS.port), Handler).serve_forever()

@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from pydantic_core import from_json
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
+from api.gateway.engine_paths import UNVERSIONED, VERSIONED, engine_path, need_for, plain_path
 from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
 from api.gateway.model_target import ModelTarget, affinity_of, for_peer
-from api.gateway.needs import need_of
 from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
+from api.gateway.signs_of_life import SignOfLife, sign_of_life
 from api.gateway.sse_keep_alive import SseKeepAlive
 from api.gateway.stored_responses import StoredResponses, owner_of
 from api.gateway.translation import Dialects, Translation
@@ -42,22 +44,6 @@ from instance_manager.errors import InstanceNotRunning, ManagerError
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 
-VERSIONED = b"/v1/"
-# Paths without a version, and the engine's paths for them.
-UNVERSIONED: Mapping[bytes, bytes] = {
-    b"/chat/completions": b"/v1/chat/completions",
-    b"/completions": b"/v1/completions",
-    b"/embeddings": b"/v1/embeddings",
-    b"/responses": b"/v1/responses",
-    b"/rerank": b"/rerank",
-    b"/v2/rerank": b"/v2/rerank",
-    b"/v2/embed": b"/v2/embed",
-    b"/score": b"/score",
-    b"/pooling": b"/pooling",
-    b"/classify": b"/classify",
-    b"/tokenize": b"/tokenize",
-    b"/detokenize": b"/detokenize",
-}
 _MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
 
 
@@ -73,8 +59,10 @@ class Gateway:
         peer_routes: PeerRoutes | None = None,
         dialects: Dialects | None = None,
         responses: StoredResponses | None = None,
+        has_loading_text: bool = False,
     ) -> None:
-        """`comment_interval_s`: between keep-alive comments of a waiting stream; 0 = none."""
+        """`comment_interval_s`: between the signs of life of a waiting stream; 0 = none."""
+        self._has_loading_text = has_loading_text  # streamed chats tell how far the start is
         self._dialects = dialects or Dialects()
         self._responses = responses
         self._fleet = fleet
@@ -95,9 +83,13 @@ class Gateway:
         if self._responses is not None and await self._responses.serve(scope, send):
             return
         started = time.perf_counter()
+        request_id, sign = b"", SignOfLife()
         try:
             read = await self._read(scope, receive)
-            target = self._target(scope, read)
+            if is_waiting := read.is_stream and self._comment_interval_s > 0:
+                request_id = request_id_of(scope)
+                sign = self._sign(scope, read.fields or {}, request_id)
+            target = self._target(scope, read, sign)
         except ClientGone:
             return
         except RequestRefused as refused:
@@ -106,16 +98,21 @@ class Gateway:
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
-        stream = None
-        if read.is_stream and self._comment_interval_s:
-            request_id = (b"x-request-id", request_id_of(scope))
-            scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
-        try:
-            await self._data_plane.forward(scope, read.receive, stream.send if stream else send, target)
-        finally:
-            if stream is not None:
-                await stream.close()
+        if not is_waiting:
+            await self._data_plane.forward(scope, read.receive, send, target)
+            return
+        if not isinstance(target, ModelTarget):  # the other node sends signs of its own
+            sign = SignOfLife()
+        headers = [(b"x-request-id", request_id)]
+        interval_s, progress = self._comment_interval_s, target.load_progress
+        async with SseKeepAlive(send, interval_s, headers, raw_path(scope), sign, progress) as stream:
+            scope = stream.scope_for_engine({**scope, "headers": [*scope["headers"], *headers]})
+            await self._data_plane.forward(scope, read.receive, stream.send, target)
+
+    def _sign(self, scope: Scope, fields: Mapping[str, Any], request_id: bytes) -> SignOfLife:
+        """What the client of a stream counts as life."""
+        shown_id = request_id.decode("latin-1")
+        return sign_of_life(scope, plain_path(scope), fields, shown_id, has_text=self._has_loading_text)
 
     def handler(self, scope: Scope, app: App) -> Handler:
         """The fast path for a POST of JSON whose query names no model; `app` leads here, for all others."""
@@ -125,9 +122,11 @@ class Gateway:
             is_short = False
         if not is_short:
             return Handler(app)
-        path = _plain_path(scope)
+        path = plain_path(scope)
         dialect = path if self._dialects.translates(path) else None
-        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), dialect, HeadersOfHead()))
+        return Handler(
+            app, partial(self._begin, engine_path(scope), need_for(scope), dialect, HeadersOfHead())
+        )
 
     def _begin(
         self,
@@ -191,7 +190,7 @@ class Gateway:
         except BodyTooLong as error:
             raise RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
 
-    def _target(self, scope: Scope, read: ReadRequest) -> Target:
+    def _target(self, scope: Scope, read: ReadRequest, sign: SignOfLife) -> Target:
         """Find the model. Raises RequestRefused or ManagerError."""
         try:
             model = self._model(scope, read.name)
@@ -217,22 +216,24 @@ class Gateway:
             self._fleet,
             model,
             model.name,
-            _engine_path(scope),
+            engine_path(scope),
             read.name,
-            _need(scope),
+            need_for(scope),
             read.outgoing(model.profile),
             affinity_of(model, fields, scope),
             priority if isinstance(priority, int) else 0,
             idle_s,
-            dialect=self._translation(scope, read, model.name),
+            dialect=self._translation(scope, read, model.name, sign),
         )
 
-    def _translation(self, scope: Scope, read: ReadRequest, model: str) -> Translation | None:
+    def _translation(
+        self, scope: Scope, read: ReadRequest, model: str, sign: SignOfLife
+    ) -> Translation | None:
         """For engines that don't speak the request's API."""
-        path = _plain_path(scope)
+        path = plain_path(scope)
         if scope["method"] != "POST" or read.raw is None or not self._dialects.translates(path):
             return None
-        context = RequestContext(owner_of(scope))
+        context = RequestContext(owner_of(scope), sign.begun)
         return Translation(self._dialects, path, without_bom(read.raw), model, context)
 
     def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
@@ -255,8 +256,8 @@ class Gateway:
         if peer_routes is None:
             return model or self._fleet.find(name)
         if model is None:
-            return peer_routes.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
-        return peer_routes.to_running(scope, model, _need(scope)) or model
+            return peer_routes.to_unknown(scope, name, need_for(scope)) or self._fleet.find(name)
+        return peer_routes.to_running(scope, model, need_for(scope)) or model
 
     def _only_model(self) -> Model:
         """For a request that names no model. Raises RequestRefused."""
@@ -271,24 +272,6 @@ def _posts_json(scope: Scope) -> bool:
     headers = scope["headers"]
     is_form = find_header(headers, b"content-type").lower().startswith(b"multipart/")
     return scope["method"] == "POST" and not is_form and not find_header(headers, b"content-encoding")
-
-
-def _engine_path(scope: Scope) -> bytes:
-    """The engine's path and query for this request."""
-    path = raw_path(scope)
-    path = UNVERSIONED.get(path, path)
-    return path + b"?" + scope["query_string"] if scope["query_string"] else path
-
-
-def _plain_path(scope: Scope) -> str:
-    """The engine's path, without a query."""
-    path = raw_path(scope)
-    return UNVERSIONED.get(path, path).decode("latin-1")
-
-
-def _need(scope: Scope) -> RunnerKind | None:
-    path = raw_path(scope)
-    return need_of(UNVERSIONED.get(path, path))
 
 
 def _wrong_field(name: str, problem: str) -> ApiError:

@@ -17,6 +17,7 @@ from api.http.asgi import Receive, Scope
 from api.proxy.peer_routes import PeerTarget
 from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import adapter_names
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.errors import InstanceNotFound
@@ -54,6 +55,9 @@ class ModelTarget(Target):
 
     async def acquire(self) -> UpstreamLease:
         return self._granted(await self.fleet.wait_for_lease(self.model, self.priority, self.need))
+
+    def load_progress(self) -> LoadProgress | None:
+        return self.model.load_progress
 
     async def prepare(self, lease: UpstreamLease, request: UpstreamRequest, receive: Receive) -> Receive:
         """The engine may serve the model under another name, or speak another API."""

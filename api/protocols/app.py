@@ -19,7 +19,7 @@ from api.http.dispatch import raw_path
 from api.http.named_model import InvalidBody, read_object
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.respond import request_id_of
-from api.http.response_channel import channel_of, without_channel
+from api.http.response_channel import as_translated, channel_of
 from api.protocols.base import INVALID_REQUEST, ErrorDetail, ProtocolAdapter, to_json
 from api.protocols.errors import error_response
 from api.protocols.request_translator import RequestInvalid, TranslatedRequest, read_request, too_long
@@ -171,7 +171,7 @@ def _inner_scope(scope: Scope, translated: TranslatedRequest, request_id: bytes)
         (b"x-request-id", request_id),
     ]
     return {
-        **without_channel(scope),
+        **as_translated(scope),
         "path": translated.path,
         "raw_path": translated.path.encode(),
         "root_path": "",

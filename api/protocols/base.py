@@ -140,6 +140,7 @@ class BegunStream:
     response_id: str
     created_at: int
     num_events: int = 0
+    is_continued: bool = False  # by an adapter, with the same id
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Protocol
 from api.http.asgi import Message, Receive, Send
 from api.http.client_errors import ClientGone
 from api.proxy.upstream_request import UpstreamRequest
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.types import Endpoint
 
 # While a client waits, we read from it to notice a disconnect, and keep what it sends: up to this much, then
@@ -72,6 +73,10 @@ class Target(ABC):
     @abstractmethod
     async def acquire(self) -> UpstreamLease:
         """A lease as soon as there is one. Cancelling leaves the queue. Raises ManagerError."""
+
+    def load_progress(self) -> LoadProgress | None:
+        """How far the start of its engine is, while the request waits for it; None = unknown."""
+        return None
 
     async def prepare(self, lease: UpstreamLease, request: UpstreamRequest, receive: Receive) -> Receive:
         """Adapt the request to the engine of its lease; returns a `receive` for the adapted body."""

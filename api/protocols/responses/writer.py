@@ -59,6 +59,7 @@ class ResponseWriter(ChatWriter):
         self.response["model"] = reader.model or self.response["model"]
         if self._begun is not None and self._begun.num_events:
             self._sequence_number = self._begun.num_events
+            self._begun.is_continued = True
             return []
         return [self._response_event("response.created"), self._response_event("response.in_progress")]
 
