@@ -55,6 +55,8 @@ class Dialects:
             translated = await self._translate(adapter, body, model)
             steps.append((adapter, translated))
             path, body = translated.path, translated.body
+        if steps and not await speaks(endpoint, path):
+            return []  # it has none of these APIs: its own response says so
         return steps
 
     async def _translate(self, adapter: Adapter, body: bytes, model: str) -> TranslatedRequest:
