@@ -15,13 +15,17 @@ from api.control.app import create_control_app
 from api.control.catalog import ModelFiles
 from api.control.metrics_page import MetricsPage
 from api.cors import Cors
-from api.gateway.gateway import UNVERSIONED, Gateway
+from api.gateway.engine_paths import UNVERSIONED
+from api.gateway.gateway import Gateway
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
+from api.gateway.stored_responses import StoredResponses
+from api.gateway.translation import Dialects
 from api.http.dispatch import Dispatcher
 from api.http.route import RoutedApp
 from api.protocols.app import ProtocolApp
-from api.protocols.registry import load_protocols
+from api.protocols.registry import dialect_adapters, load_protocols
+from api.protocols.responses.store import ResponseStore
 from api.proxy.peer_routes import PeerRoutes
 from api.proxy.proxy import DataPlane
 from api.server.content_coding import DecodingApp
@@ -79,8 +83,15 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     )
     manager.events.add_listener(partial(_forget_ended, data_plane, metrics))
     manager.events.add_listener(lifecycle.on_event)
+    responses = ResponseStore()
     gateway = Gateway(
-        fleet, data_plane, comment_interval_s=settings.stream_keepalive, peer_routes=peer_routes
+        fleet,
+        data_plane,
+        comment_interval_s=settings.stream_keepalive,
+        peer_routes=peer_routes,
+        dialects=Dialects(dialect_adapters(responses)),
+        responses=StoredResponses(responses, metrics.unserved.count),
+        has_loading_text=settings.loading_text,
     )
     cache = None
     if settings.response_cache_mb:

@@ -123,7 +123,10 @@ class Settings(BaseSettings):
     )
     autostart: bool = Field(True, description="Start or wake a model when it is requested by name")
     stream_keepalive: Seconds = Field(
-        10.0, description="Seconds between keep-alive comments while a stream waits for its model; 0 = none"
+        10.0, description="Seconds between signs of life while a stream waits for its model; 0 = none"
+    )
+    loading_text: bool = Field(
+        False, description="Tell in the reasoning of a waiting streamed chat how far its model's start is"
     )
     vllm_default_dtype: str = Field("auto", description="`--dtype` for engines")
     vllm_default_kv_cache_dtype: str = Field("auto", description="`--kv-cache-dtype` for engines")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from api.gateway.gateway import UNVERSIONED
+from api.gateway.engine_paths import UNVERSIONED
 
 _ANY = ("get", "post", "put", "patch", "delete")
 _POST = ("post",)

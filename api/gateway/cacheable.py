@@ -10,7 +10,8 @@ from datetime import date
 from typing import Any
 
 from api.http.named_model import UnclearModel, model_in_object
-from api.protocols.errors import InvalidResponse, read_object
+from api.protocols.base import InvalidResponse
+from api.protocols.errors import read_object
 from api.protocols.sse import EventReader, EventTooLong, SseEvent
 
 # The content behind a URL may change.

@@ -9,26 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from pydantic_core import from_json
 
 from api.access.engine_routes import SAFE_METHODS
 from api.access.keys import is_admin, may_use, model_refusal
+from api.gateway.engine_paths import UNVERSIONED, VERSIONED, engine_path, need_for, plain_path
 from api.gateway.json_worker_pool import JsonWorkerPool
 from api.gateway.keep_alive import idle_timeout_s
 from api.gateway.model_target import ModelTarget, affinity_of, for_peer
-from api.gateway.needs import need_of
 from api.gateway.request_body import OWN_FIELDS, has_filters
 from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, ReadRequest, read_request
+from api.gateway.signs_of_life import SignOfLife, sign_of_life
 from api.gateway.sse_keep_alive import SseKeepAlive
+from api.gateway.stored_responses import StoredResponses, owner_of
+from api.gateway.translation import Dialects, Translation
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
-from api.http.errors import ApiError, api_error, error_for
+from api.http.errors import ApiError, RequestRefused, api_error, error_for
 from api.http.headers import find_header
-from api.http.named_model import UnclearModel, has_one_model, model_in_query
+from api.http.named_model import UnclearModel, has_one_model, model_in_query, without_bom
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
+from api.protocols.base import RequestContext
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
 from api.proxy.proxy import DataPlane
 from api.proxy.target import Target
@@ -39,28 +44,7 @@ from instance_manager.errors import InstanceNotRunning, ManagerError
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 
-VERSIONED = b"/v1/"
-# Paths without a version, and the engine's paths for them.
-UNVERSIONED: Mapping[bytes, bytes] = {
-    b"/chat/completions": b"/v1/chat/completions",
-    b"/completions": b"/v1/completions",
-    b"/embeddings": b"/v1/embeddings",
-    b"/responses": b"/v1/responses",
-    b"/rerank": b"/rerank",
-    b"/v2/rerank": b"/v2/rerank",
-    b"/v2/embed": b"/v2/embed",
-    b"/score": b"/score",
-    b"/pooling": b"/pooling",
-    b"/classify": b"/classify",
-    b"/tokenize": b"/tokenize",
-    b"/detokenize": b"/detokenize",
-}
 _MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
-
-
-class _RequestRefused(Exception):
-    def __init__(self, error: ApiError) -> None:
-        self.error = error
 
 
 class Gateway:
@@ -73,8 +57,14 @@ class Gateway:
         *,
         comment_interval_s: float = 10.0,
         peer_routes: PeerRoutes | None = None,
+        dialects: Dialects | None = None,
+        responses: StoredResponses | None = None,
+        has_loading_text: bool = False,
     ) -> None:
-        """`comment_interval_s`: between keep-alive comments of a waiting stream; 0 = none."""
+        """`comment_interval_s`: between the signs of life of a waiting stream; 0 = none."""
+        self._has_loading_text = has_loading_text  # streamed chats tell how far the start is
+        self._dialects = dialects or Dialects()
+        self._responses = responses
         self._fleet = fleet
         self._data_plane = data_plane
         self._comment_interval_s = comment_interval_s
@@ -90,28 +80,39 @@ class Gateway:
         return path in UNVERSIONED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._responses is not None and await self._responses.serve(scope, send):
+            return
         started = time.perf_counter()
+        request_id, sign = b"", SignOfLife()
         try:
             read = await self._read(scope, receive)
-            target = self._target(scope, read)
+            if is_waiting := read.is_stream and self._comment_interval_s > 0:
+                request_id = request_id_of(scope)
+                sign = self._sign(scope, read.fields or {}, request_id)
+            target = self._target(scope, read, sign)
         except ClientGone:
             return
-        except _RequestRefused as refused:
+        except RequestRefused as refused:
             await self._refuse(scope, send, refused.error, started)
             return
         except ManagerError as error:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
-        stream = None
-        if read.is_stream and self._comment_interval_s:
-            request_id = (b"x-request-id", request_id_of(scope))
-            scope = {**scope, "headers": [*scope["headers"], request_id]}
-            stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
-        try:
-            await self._data_plane.forward(scope, read.receive, stream.send if stream else send, target)
-        finally:
-            if stream is not None:
-                await stream.close()
+        if not is_waiting:
+            await self._data_plane.forward(scope, read.receive, send, target)
+            return
+        if not isinstance(target, ModelTarget):  # the other node sends signs of its own
+            sign = SignOfLife()
+        headers = [(b"x-request-id", request_id)]
+        interval_s, progress = self._comment_interval_s, target.load_progress
+        async with SseKeepAlive(send, interval_s, headers, raw_path(scope), sign, progress) as stream:
+            scope = stream.scope_for_engine({**scope, "headers": [*scope["headers"], *headers]})
+            await self._data_plane.forward(scope, read.receive, stream.send, target)
+
+    def _sign(self, scope: Scope, fields: Mapping[str, Any], request_id: bytes) -> SignOfLife:
+        """What the client of a stream counts as life."""
+        shown_id = request_id.decode("latin-1")
+        return sign_of_life(scope, plain_path(scope), fields, shown_id, has_text=self._has_loading_text)
 
     def handler(self, scope: Scope, app: App) -> Handler:
         """The fast path for a POST of JSON whose query names no model; `app` leads here, for all others."""
@@ -121,12 +122,17 @@ class Gateway:
             is_short = False
         if not is_short:
             return Handler(app)
-        return Handler(app, partial(self._begin, _engine_path(scope), _need(scope), HeadersOfHead()))
+        path = plain_path(scope)
+        dialect = path if self._dialects.translates(path) else None
+        return Handler(
+            app, partial(self._begin, engine_path(scope), need_for(scope), dialect, HeadersOfHead())
+        )
 
     def _begin(
         self,
         path: bytes,
         need: RunnerKind | None,
+        dialect: str | None,
         headers: HeadersOfHead,
         scope: Scope,
         body: bytes,
@@ -159,6 +165,9 @@ class Gateway:
         if lease.endpoint.served_name not in (name, ""):
             lease.release()  # its engine serves the model under another name
             return False
+        if dialect is not None and not lease.endpoint.speaks.get(dialect):
+            lease.release()  # its engine may not speak this API
+            return False
         return self._data_plane.begin_leased(target, lease, headers, scope, body, channel, resume_as_task)
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, started: float) -> None:
@@ -169,31 +178,31 @@ class Gateway:
         await send_error(send, error, raw_path(scope), request_id)
 
     async def _read(self, scope: Scope, receive: Receive) -> ReadRequest:
-        """Raises _RequestRefused or ClientGone."""
+        """Raises RequestRefused or ClientGone."""
         try:
             return await read_request(scope, receive, self._json_workers)
         except UnclearModel as error:
-            raise _RequestRefused(_wrong_field("model", str(error))) from None
+            raise RequestRefused(_wrong_field("model", str(error))) from None
         except InvalidForm as error:
-            raise _RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
+            raise RequestRefused(_bad_body(f"the form can't be parsed: {error}", "invalid_form")) from None
         except InvalidBody as error:
-            raise _RequestRefused(_bad_body(str(error), "invalid_json")) from None
+            raise RequestRefused(_bad_body(str(error), "invalid_json")) from None
         except BodyTooLong as error:
-            raise _RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
+            raise RequestRefused(_bad_body(str(error), "body_too_large", 413)) from None
 
-    def _target(self, scope: Scope, read: ReadRequest) -> Target:
-        """Find the model. Raises _RequestRefused or ManagerError."""
+    def _target(self, scope: Scope, read: ReadRequest, sign: SignOfLife) -> Target:
+        """Find the model. Raises RequestRefused or ManagerError."""
         try:
             model = self._model(scope, read.name)
         except UnclearModel as error:
-            raise _RequestRefused(_wrong_field("model", str(error))) from None
+            raise RequestRefused(_wrong_field("model", str(error))) from None
         if (refusal := model_refusal(scope, model)) is not None:
-            raise _RequestRefused(refusal)
+            raise RequestRefused(refusal)
         fields = read.fields or {}
         try:
             idle_s = idle_timeout_s(fields.get("keep_alive"))
         except ValueError as error:
-            raise _RequestRefused(_wrong_field("keep_alive", str(error))) from None
+            raise RequestRefused(_wrong_field("keep_alive", str(error))) from None
         if isinstance(model, PeerTarget):
             names_adapter = read.name is not None and self._fleet.adapter_in(read.name) is not None
             return for_peer(model, read, names_adapter=names_adapter)
@@ -207,19 +216,30 @@ class Gateway:
             self._fleet,
             model,
             model.name,
-            _engine_path(scope),
+            engine_path(scope),
             read.name,
-            _need(scope),
+            need_for(scope),
             read.outgoing(model.profile),
             affinity_of(model, fields, scope),
             priority if isinstance(priority, int) else 0,
             idle_s,
+            dialect=self._translation(scope, read, model.name, sign),
         )
+
+    def _translation(
+        self, scope: Scope, read: ReadRequest, model: str, sign: SignOfLife
+    ) -> Translation | None:
+        """For engines that don't speak the request's API."""
+        path = plain_path(scope)
+        if scope["method"] != "POST" or read.raw is None or not self._dialects.translates(path):
+            return None
+        context = RequestContext(owner_of(scope), sign.begun)
+        return Translation(self._dialects, path, without_bom(read.raw), model, context)
 
     def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
         """The model that a request names in its body or query; without a name the only running one.
 
-        Raises UnclearModel, _RequestRefused or ModelNotFound.
+        Raises UnclearModel, RequestRefused or ModelNotFound.
         """
         in_query = model_in_query(scope["query_string"])
         name = in_query if in_body is None else in_body
@@ -236,15 +256,15 @@ class Gateway:
         if peer_routes is None:
             return model or self._fleet.find(name)
         if model is None:
-            return peer_routes.to_unknown(scope, name, _need(scope)) or self._fleet.find(name)
-        return peer_routes.to_running(scope, model, _need(scope)) or model
+            return peer_routes.to_unknown(scope, name, need_for(scope)) or self._fleet.find(name)
+        return peer_routes.to_running(scope, model, need_for(scope)) or model
 
     def _only_model(self) -> Model:
-        """For a request that names no model. Raises _RequestRefused."""
+        """For a request that names no model. Raises RequestRefused."""
         running = [model for model in self._fleet.models if model.awake]
         if len({instance.instance_id for model in running for instance in model.awake}) == 1:
             return running[0]
-        raise _RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
+        raise RequestRefused(_wrong_field("model", "is missing; name one of the models in GET /v1/models"))
 
 
 def _posts_json(scope: Scope) -> bool:
@@ -252,18 +272,6 @@ def _posts_json(scope: Scope) -> bool:
     headers = scope["headers"]
     is_form = find_header(headers, b"content-type").lower().startswith(b"multipart/")
     return scope["method"] == "POST" and not is_form and not find_header(headers, b"content-encoding")
-
-
-def _engine_path(scope: Scope) -> bytes:
-    """The engine's path and query for this request."""
-    path = raw_path(scope)
-    path = UNVERSIONED.get(path, path)
-    return path + b"?" + scope["query_string"] if scope["query_string"] else path
-
-
-def _need(scope: Scope) -> RunnerKind | None:
-    path = raw_path(scope)
-    return need_of(UNVERSIONED.get(path, path))
 
 
 def _wrong_field(name: str, problem: str) -> ApiError:

@@ -12,10 +12,12 @@ from typing import Any
 from api.access.keys import caller_of
 from api.gateway.request_body import JsonBody, OutgoingBody
 from api.gateway.request_reader import ReadRequest
+from api.gateway.translation import Translation
 from api.http.asgi import Receive, Scope
 from api.proxy.peer_routes import PeerTarget
 from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import adapter_names
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.errors import InstanceNotFound
@@ -44,6 +46,8 @@ class ModelTarget(Target):
     priority: int = 0
     idle_timeout_s: float | None = None
     was_retried: bool = False
+    dialect: Translation | None = None  # for engines that don't speak the request's API
+    translation: Translation | None = None  # the same, once the lease is of such an engine
 
     def try_acquire(self) -> UpstreamLease | None:
         lease = self.fleet.try_lease(self.model, self.affinity, self.need)
@@ -52,14 +56,22 @@ class ModelTarget(Target):
     async def acquire(self) -> UpstreamLease:
         return self._granted(await self.fleet.wait_for_lease(self.model, self.priority, self.need))
 
+    def load_progress(self) -> LoadProgress | None:
+        return self.model.load_progress
+
     async def prepare(self, lease: UpstreamLease, request: UpstreamRequest, receive: Receive) -> Receive:
-        """The engine may serve the model under another name."""
+        """The engine may serve the model under another name, or speak another API."""
         body = self._outgoing()
         if body is None:
             return receive
         endpoint = lease.endpoint
         adapter = None if self.called is None else self.fleet.adapter_in(self.called)
         name = adapter or (self.called if self.called in endpoint.adapters else endpoint.served_name)
+        if self.dialect is not None:
+            self.translation, request.target = None, self.path
+            if await self.dialect.begin(endpoint):
+                self.translation = self.dialect
+                return await self.dialect.prepare(name or self.name, self.model.profile, request, receive)
         return await body.begin(name or self.name, request, receive)
 
     async def may_retry(self, lease: UpstreamLease) -> bool:

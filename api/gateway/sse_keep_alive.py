@@ -1,28 +1,32 @@
-"""Keeps a stream alive while its model starts: sends SSE comments until the engine responds.
+"""Keeps a stream alive while its model starts: sends signs of life until the engine responds.
 
 Proxies and clients drop a connection that is silent for a minute, and a model may take longer to start. The
-price of a comment is the status: once one is sent it is 200, and an error becomes the stream's last event.
+price of a sign is the status: once one is sent it is 200, and an error becomes the stream's last event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from typing import Self
 
 from pydantic_core import from_json
 
-from api.http.asgi import Message, RawHeaders, Send
-from api.http.dialects import error_event, in_dialect, speaks_anthropic, stream_error_event
-from api.http.errors import api_error
+from api.gateway.signs_of_life import SignOfLife
+from api.http.asgi import Message, RawHeaders, Scope, Send
+from api.http.dialects import in_dialect, speaks_anthropic
+from api.http.errors import api_error, error_for
 from api.http.headers import find_header
+from api.http.response_channel import EXTENSION, GuardedChannel
 from api.http.upstream_errors import UpstreamInvalidResponse
+from instance_manager.backends.load_signs import LoadProgress
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # else a proxy in front would buffer the comments
 )
-_COMMENT = b": waiting for the model\n\n"
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 1024 * 1024  # of a whole response to a request for a stream
 _MAX_QUOTED = 500
@@ -32,8 +36,21 @@ _NO_STREAM = f"the engine sent more than {_MAX_ANSWER_BYTES >> 10} KiB instead o
 class SseKeepAlive:
     """Wraps the `send` of one request for server-sent events. Call `close` at the end."""
 
-    def __init__(self, send: Send, interval_s: float, headers: RawHeaders, target: bytes) -> None:
-        """The first comment follows after `interval_s`; it starts the response to `target` with `headers`."""
+    def __init__(
+        self,
+        send: Send,
+        interval_s: float,
+        headers: RawHeaders,
+        target: bytes,
+        sign: SignOfLife | None = None,
+        progress: Callable[[], LoadProgress | None] = lambda: None,
+    ) -> None:
+        """The first sign follows after `interval_s`; it starts the response to `target` with `headers`.
+
+        `progress`: how far the model's start is.
+        """
+        self._sign = sign or SignOfLife()
+        self._progress = progress
         self._send = send
         self._target = target
         self._interval_s = interval_s
@@ -46,6 +63,21 @@ class SseKeepAlive:
         self._error: bytearray | None = None  # the body so far of a response that is not a stream
         self._is_over = False
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def scope_for_engine(self, scope: Scope) -> Scope:
+        """The request's scope: if its stream must be adapted after signs, all of it goes by `send`."""
+        extensions = scope.get("extensions") or {}
+        channel = extensions.get(EXTENSION)
+        if channel is None or self._sign.begun is None:
+            return scope
+        guarded = GuardedChannel(channel, lambda: self._commenting is None)
+        return {**scope, "extensions": {**extensions, EXTENSION: guarded}}
+
     async def send(self, message: Message) -> None:
         """An ASGI `send`."""
         if message["type"] == "http.response.start":
@@ -57,6 +89,8 @@ class SseKeepAlive:
             if not _is_events(message):
                 self._status, self._error = message["status"], bytearray()
         elif self._error is None:
+            if self._commenting is not None:
+                message = {**message, "body": self._sign.adapt(message.get("body", b""))}
             await self._send(message)
         elif not self._is_over:
             await self._collect(self._error, message)
@@ -81,22 +115,19 @@ class SseKeepAlive:
 
     def _last_event(self, body: bytes, *, is_long: bool) -> bytes:
         """A body that is not a stream, as an event; an error in an unknown format is replaced."""
+        request_id = find_header(self._headers, b"x-request-id")
         if self._status < 400:
             if is_long:
-                return stream_error_event(
-                    UpstreamInvalidResponse(_NO_STREAM),
-                    self._target,
-                    find_header(self._headers, b"x-request-id"),
-                )
-            return error_event(body, b"")
+                error = error_for(UpstreamInvalidResponse(_NO_STREAM))
+                return self._sign.error(in_dialect(error, self._target, request_id).body, self._target)
+            return self._sign.error(body, b"")
         if is_long or not _is_error(body):
             text = body[:_MAX_QUOTED].decode("utf-8", "replace")
             error = api_error(
                 self._status, f"the engine responded with status {self._status}: {text}", "upstream_error"
             )
-            request_id = find_header(self._headers, b"x-request-id")
             body = in_dialect(error, self._target, request_id).body
-        return error_event(body, self._target)
+        return self._sign.error(body, self._target)
 
     def _start(self) -> None:
         self._commenting = asyncio.get_running_loop().create_task(self._comment())
@@ -104,7 +135,8 @@ class SseKeepAlive:
     async def _comment(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         while True:
-            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+            body = self._sign.write(self._progress())
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
             await asyncio.sleep(self._interval_s)
 
     async def _quiet(self) -> None:

@@ -111,6 +111,11 @@ class RequestHeaders:
         framing = b"content-length: %d\r\n" % length
         return replace(self, framing=framing, has_body=length > 0, is_chunked=False)
 
+    def without(self, name: bytes) -> RequestHeaders:
+        """The same without the header of this name, in lower case."""
+        lines = [line for line in self.passed.split(b"\r\n") if not line.lower().startswith(name + b":")]
+        return replace(self, passed=b"\r\n".join(lines))
+
     def with_more(self, headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
         """The same with these headers added."""
         lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)

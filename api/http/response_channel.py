@@ -8,6 +8,7 @@ from typing import Protocol, cast
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 
 EXTENSION = "berth.response"
+_TRANSLATED = "berth.translated"
 _CLIENT = "berth.client"  # the channel of a request whose response must go out by `send`
 
 # Turns a request that has no task yet into one, by running an application on it.
@@ -34,6 +35,34 @@ class ResponseChannel(Protocol):
 
     def cut(self) -> None:
         """Close the connection at once, discarding unsent data."""
+
+
+class GuardedChannel:
+    """A channel that is used only while `is_open` says so; otherwise everything goes by `send`."""
+
+    __slots__ = ("_channel", "_is_open")
+
+    def __init__(self, channel: ResponseChannel, is_open: Callable[[], bool]) -> None:
+        self._channel = channel
+        self._is_open = is_open
+
+    def is_ready(self) -> bool:
+        return self._is_open() and self._channel.is_ready()
+
+    def send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self._channel.send_whole(status, headers, body)
+
+    def send_piece(self, body: bytes) -> bool:
+        return self._is_open() and self._channel.send_piece(body)
+
+    def abort(self) -> None:
+        self._channel.abort()
+
+    def num_unsent(self) -> int:
+        return self._channel.num_unsent()
+
+    def cut(self) -> None:
+        self._channel.cut()
 
 
 class FastPathApp(Protocol):
@@ -76,6 +105,16 @@ class Handler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+
+
+def is_translated(scope: Scope) -> bool:
+    """Whether an adapter of another protocol made this request, and reads its response."""
+    return bool(scope.get(_TRANSLATED))
+
+
+def as_translated(scope: Scope) -> Scope:
+    """A copy of the scope for the request that an adapter has made of it; its response goes by `send`."""
+    return {**without_channel(scope), _TRANSLATED: True}
 
 
 def channel_of(scope: Scope) -> ResponseChannel | None:

@@ -9,41 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
-from api.http.json_structure import TooManyParts, check_parts
-from api.http.named_model import (
-    InvalidBody,
-    UnclearModel,
-    has_one_model,
-    model_in_object,
-    read_object,
-)
+from api.http.named_model import InvalidBody, read_object
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.respond import request_id_of
-from api.http.response_channel import channel_of, without_channel
-from api.protocols.base import (
-    INVALID_REQUEST,
-    ErrorDetail,
-    InvalidProtocolRequest,
-    ProtocolAdapter,
-    ProtocolRequest,
-    StreamTranslator,
-    to_json,
-)
-from api.protocols.errors import AdapterFailed, ask_adapter, error_response, failure_of
+from api.http.response_channel import as_translated, channel_of
+from api.protocols.base import INVALID_REQUEST, ErrorDetail, ProtocolAdapter, to_json
+from api.protocols.errors import error_response
+from api.protocols.request_translator import RequestInvalid, TranslatedRequest, read_request, too_long
 from api.protocols.response_translator import ResponseTranslator, TranslationStopped, send_json
 from api.telemetry.access_log import log_answered
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-MAX_COMMAS = 250_000  # between a body's values, which are parsed, validated, copied and encoded
 
 # OpenAI's own routes: adapters there serve only models with their `protocol`; other requests pass untouched.
 OPENAI_ROUTES = frozenset({"/chat/completions", "/completions"})
@@ -55,24 +38,6 @@ _REPLACED_HEADERS = frozenset(
 
 Adapter = ProtocolAdapter[Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Translated:
-    """A request in both formats."""
-
-    request: ProtocolRequest
-    path: str
-    body: bytes
-    translator: StreamTranslator | None  # None = not streamed
-
-
-class _RequestInvalid(Exception):
-    """The request can't be served as it is."""
-
-    def __init__(self, error: ErrorDetail) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 class ProtocolApp:
@@ -166,13 +131,20 @@ class ProtocolApp:
         async with self._turn:
             return await off_loop(len(body), call)
 
+    async def _read(self, adapter: Adapter, body: bytes | None) -> TranslatedRequest:
+        """Raises RequestInvalid."""
+        if body is None:
+            raise RequestInvalid(too_long(self._max_body_bytes))
+        read = partial(read_request, adapter, body, self._default_model)
+        return await self._in_turn(body, read)
+
     async def _translate(
         self, adapter: Adapter, buffered: BufferedBody, scope: Scope, send: Send, started: float
     ) -> None:
         """Translate the request for the inner application, and its response back."""
         try:
             translated = await self._read(adapter, buffered.body)
-        except _RequestInvalid as invalid:
+        except RequestInvalid as invalid:
             await _refuse(adapter, invalid.error, scope, send, started)
             return
         buffered.messages.clear()
@@ -188,51 +160,8 @@ class ProtocolApp:
         if not await answer.finish() and channel is not None:
             channel.abort()
 
-    async def _read(self, adapter: Adapter, body: bytes | None) -> _Translated:
-        """Raises _RequestInvalid."""
-        if body is None:
-            message = (
-                f"the body exceeds {self._max_body_bytes} bytes, the limit of this route; send a smaller one"
-            )
-            raise _RequestInvalid(ErrorDetail(413, message, INVALID_REQUEST, code="body_too_large"))
-        try:
-            return await self._in_turn(body, lambda: self._read_body(adapter, body))
-        except ValidationError as exc:
-            raise _RequestInvalid(_validation_error(exc)) from None
-        except InvalidProtocolRequest as exc:
-            raise _RequestInvalid(
-                ErrorDetail(422, exc.message, INVALID_REQUEST, exc.param, exc.code or "invalid_request")
-            ) from None
-        except AdapterFailed:
-            raise _RequestInvalid(failure_of(adapter)) from None
 
-    def _read_body(self, adapter: Adapter, body: bytes) -> _Translated:
-        try:
-            check_parts(body, MAX_COMMAS)
-        except TooManyParts as exc:
-            raise InvalidProtocolRequest(str(exc)) from None
-        request = adapter.request_schema.model_validate_json(body)
-        if not has_one_model(body):
-            _check_model(body)
-
-        def translate() -> _Translated:
-            asked = adapter.to_openai(request)
-            fields = {**asked.body, "model": asked.body.get("model") or self._default_model}
-            translator = adapter.from_openai_stream(request) if request.stream else None
-            return _Translated(request, asked.path, to_json(fields), translator)
-
-        return ask_adapter(adapter, translate)
-
-
-def _check_model(body: bytes) -> None:
-    """Raises InvalidProtocolRequest if the body names its model ambiguously."""
-    try:
-        model_in_object(body, read_object(body))
-    except (UnclearModel, InvalidBody) as exc:
-        raise InvalidProtocolRequest(f"model {exc}", param="model") from None
-
-
-def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Scope:
+def _inner_scope(scope: Scope, translated: TranslatedRequest, request_id: bytes) -> Scope:
     """The request with its translated path and body; its response must go by `send`, to be translated."""
     headers: RawHeaders = [pair for pair in scope["headers"] if pair[0] not in _REPLACED_HEADERS]
     headers = [pair for pair in headers if pair[0] != b"x-request-id"]
@@ -242,37 +171,12 @@ def _inner_scope(scope: Scope, translated: _Translated, request_id: bytes) -> Sc
         (b"x-request-id", request_id),
     ]
     return {
-        **without_channel(scope),
+        **as_translated(scope),
         "path": translated.path,
         "raw_path": translated.path.encode(),
         "root_path": "",
         "headers": headers,
     }
-
-
-def _validation_error(exc: ValidationError) -> ErrorDetail:
-    """400 for a body that isn't JSON, 422 for an invalid field; reports the first error."""
-    first = exc.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return ErrorDetail(
-            400, f"the body is not valid JSON: {first['msg']}", INVALID_REQUEST, code="invalid_json"
-        )
-    param = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or None
-    message = f"{param or 'the body'}: {first['msg']}{_shown(first['input'])}"
-    return ErrorDetail(422, message, INVALID_REQUEST, param, first["type"])
-
-
-def _is_union_tag(part: int | str) -> bool:
-    """Whether a part of an error's location is not a field, but a member of a union type."""
-    return part in ("str", "int", "float", "bool") or (isinstance(part, str) and "[" in part)
-
-
-def _shown(value: object) -> str:
-    """The invalid value, if it is short enough to help."""
-    if value is None or isinstance(value, dict | list):
-        return ""
-    text = repr(value)
-    return f" (got {text})" if len(text) <= 100 else ""
 
 
 async def _refuse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -101,6 +101,7 @@ class OpenAIRequest:
 
     path: str
     body: Mapping[str, Any]
+    ignored: Mapping[str, str] = field(default_factory=dict)  # fields without effect, and why: for a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +113,42 @@ class ErrorDetail:
     type: str
     param: str | None = None
     code: str | None = None
+    request_id: str = ""
 
 
 class InvalidProtocolRequest(Exception):
     """Raised by an adapter for a request that it can't translate; the client gets it as a 422."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 422
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
+        self.status = status
+
+
+class InvalidResponse(Exception):
+    """An engine's response does not conform to OpenAI's API. An adapter may raise it too."""
+
+
+@dataclass(slots=True)
+class BegunStream:
+    """A stream whose first events Berth has sent, because its model was not ready yet."""
+
+    response_id: str
+    created_at: int
+    num_events: int = 0
+    is_continued: bool = False  # by an adapter, with the same id
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What an adapter may know of a request besides its body."""
+
+    owner: str = ""  # of what the request creates
+    begun: BegunStream | None = None
 
 
 class StreamTranslator(ABC):
@@ -140,6 +167,17 @@ class StreamTranslator(ABC):
     def end(self) -> bytes:
         """The last bytes of the stream; called once, unless the stream breaks."""
 
+    def may_end(self) -> bool:
+        """Whether a stream that stops here without `[DONE]` is complete."""
+        return True
+
+    def comment(self, text: bytes) -> bytes:
+        """A sign of life while the model loads or reads its prompt: one of the engine's or Berth's comments.
+
+        A protocol whose clients count only its own events as life writes such an event here.
+        """
+        return b":" + text + b"\n\n" if self.media_type == EVENT_STREAM else b""
+
     def error(self, body: Json) -> bytes:
         """The last bytes of a stream that breaks; `body` is from `create_error_response`."""
         return sse_event(body)
@@ -151,6 +189,11 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
     name: ClassVar[str]  # the value of `protocol:` in models.yaml
     route: ClassVar[str]  # its path, POST only
     request_schema: ClassVar[type[ProtocolRequest]]  # RequestT, for validation
+    headers_with_id: ClassVar[Sequence[bytes]] = ()  # of its responses, besides x-request-id
+
+    def for_request(self, context: RequestContext) -> Self:
+        """The adapter for one request; another object if it keeps state for it."""
+        return self
 
     @abstractmethod
     def create_prompt(self, request: RequestT) -> str | Sequence[ChatMessage]:

@@ -7,7 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from api.protocols.base import ErrorDetail, InvalidProtocolRequest, Json, ProtocolAdapter, to_json
+from api.protocols.base import (
+    ErrorDetail,
+    InvalidProtocolRequest,
+    InvalidResponse,
+    Json,
+    ProtocolAdapter,
+    to_json,
+)
 
 logger = logging.getLogger("berth.protocols")
 
@@ -18,18 +25,14 @@ class AdapterFailed(Exception):
     """An adapter raised an unexpected exception, which has been logged."""
 
 
-class InvalidResponse(Exception):
-    """An engine's response does not conform to OpenAI's API."""
-
-
 def ask_adapter(adapter: ProtocolAdapter[Any], call: Callable[[], T]) -> T:
-    """Call an adapter's code. Raises InvalidProtocolRequest, and AdapterFailed for anything else it raises.
+    """Call an adapter's code. Raises InvalidProtocolRequest, InvalidResponse, else AdapterFailed.
 
     Plug-ins are third-party code: any mistake in them must end in a clean error for one request.
     """
     try:
         return call()
-    except InvalidProtocolRequest:
+    except (InvalidProtocolRequest, InvalidResponse):
         raise
     except Exception as exc:  # the root of third-party code, which may raise anything
         logger.exception("protocol adapter %r failed", adapter.name)
@@ -40,7 +43,7 @@ def error_response(adapter: ProtocolAdapter[Any], error: ErrorDetail) -> tuple[i
     """Status and body of an error; OpenAI's if the adapter fails here too."""
     try:
         status, body = ask_adapter(adapter, lambda: _checked(adapter.create_error_response(error)))
-    except (AdapterFailed, InvalidProtocolRequest):
+    except (AdapterFailed, InvalidProtocolRequest, InvalidResponse):
         return ProtocolAdapter.create_error_response(adapter, failure_of(adapter))
     return status, body
 

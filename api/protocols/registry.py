@@ -16,7 +16,11 @@ from typing import Any
 
 from api.protocols.app import OPENAI_ROUTES
 from api.protocols.base import ProtocolAdapter, ProtocolRequest
+from api.protocols.chat.adapter import ChatProtocol
 from api.protocols.generate import GenerateProtocol
+from api.protocols.messages.adapter import CountTokensProtocol, MessagesProtocol
+from api.protocols.responses.adapter import InputTokensProtocol, ResponsesProtocol
+from api.protocols.responses.store import ResponseStore
 
 logger = logging.getLogger("berth.protocols")
 
@@ -61,6 +65,17 @@ def load_protocols(plugins: Iterable[str] = ()) -> tuple[ProtocolAdapter[Any], .
             )
         adapters[adapter.name] = adapter
     return tuple(adapters.values())
+
+
+def dialect_adapters(store: ResponseStore) -> tuple[ProtocolAdapter[Any], ...]:
+    """The adapters of APIs under /v1, used only for engines that don't have those themselves."""
+    return (
+        MessagesProtocol(),
+        CountTokensProtocol(),
+        ResponsesProtocol(store),
+        InputTokensProtocol(store),
+        ChatProtocol(),
+    )
 
 
 def _find(plugin: str) -> object:

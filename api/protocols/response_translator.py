@@ -7,6 +7,8 @@ responses are short and translated when complete. Knows nothing of request bodie
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, Generic
 
 from api.http.asgi import Message, RawHeaders, Send
@@ -17,6 +19,7 @@ from api.protocols.base import (
     EVENT_STREAM,
     ErrorDetail,
     InvalidProtocolRequest,
+    InvalidResponse,
     ProtocolAdapter,
     RequestT,
     StreamTranslator,
@@ -24,7 +27,6 @@ from api.protocols.base import (
 )
 from api.protocols.errors import (
     AdapterFailed,
-    InvalidResponse,
     ask_adapter,
     error_response,
     failure_of,
@@ -60,12 +62,19 @@ class ResponseTranslator(Generic[RequestT]):
         translator: StreamTranslator | None,
         send: Send,
         request_id: bytes,
+        *,
+        warning: bytes = b"",
     ) -> None:
+        """`warning`: the value of a `Warning` header to be added; empty = none."""
         self._adapter = adapter
+        self._added: RawHeaders = [(name, request_id) for name in adapter.headers_with_id]
+        if warning:
+            self._added.append((b"warning", warning))
         self._request = request
         self._translator = translator
         self._send = send
         self._request_id = request_id
+        self._sent_status = 0
         self._status = 0  # of the inner application's response; 0 = not begun
         self._headers: RawHeaders = []
         self._write: Callable[[bytes, bool], Awaitable[None]] = self._drop
@@ -73,11 +82,17 @@ class ResponseTranslator(Generic[RequestT]):
         self._stream: StreamTranslation | None = None
         self._is_complete = False
 
+    @property
+    def status(self) -> int:
+        """Of the response to the client."""
+        return self._sent_status
+
     async def send(self, message: Message) -> None:
         """ASGI's `send` for the inner application."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             self._headers = [pair for pair in message["headers"] if pair[0] not in _BODY_HEADERS]
+            self._headers += self._added
             await self._begin(message["headers"])
         elif message["type"] == "http.response.body" and not self._is_complete:
             await self._write(message.get("body", b""), not message.get("more_body", False))
@@ -110,6 +125,7 @@ class ResponseTranslator(Generic[RequestT]):
         headers = [*self._headers, (b"content-type", translator.media_type.encode())]
         if not find_header(headers, b"x-accel-buffering"):
             headers.append((b"x-accel-buffering", b"no"))
+        self._sent_status = self._status
         await self._send({"type": "http.response.start", "status": self._status, "headers": headers})
 
     async def _drop(self, _body: bytes, _is_last: bool) -> None:
@@ -169,14 +185,17 @@ class ResponseTranslator(Generic[RequestT]):
         if self._stream is None:
             await self._send_error(error)
         else:
+            error = replace(error, request_id=self._request_id.decode("latin-1"))
             await self._send_piece([*before, self._stream.error(error)], more_body=True)
 
     async def _send_error(self, error: ErrorDetail) -> None:
+        error = replace(error, request_id=self._request_id.decode("latin-1"))
         status, body = error_response(self._adapter, error)
         await self._send_whole(status, to_json(body))
 
     async def _send_whole(self, status: int, body: bytes) -> None:
         self._is_complete = True
+        self._sent_status = status
         await send_json(self._send, status, self._headers, body, self._request_id)
 
     async def _send_piece(self, pieces: list[bytes], *, more_body: bool) -> None:
@@ -191,7 +210,6 @@ class StreamTranslation:
         self._translator = translator
         self._reader = EventReader()
         self._is_ended = False
-        self._passes_comments = translator.media_type == EVENT_STREAM
 
     def translate(self, body: bytes, pieces: list[bytes], *, is_last: bool) -> ErrorDetail | None:
         """Append the translation of `body` to `pieces`; returns the error, if the stream reports one.
@@ -200,8 +218,9 @@ class StreamTranslation:
         """
         for item in self._reader.feed(body):
             if isinstance(item, SseComment):
-                if self._passes_comments:
-                    pieces.append(b":" + item.text + b"\n\n")
+                if not self._is_ended:
+                    comment = partial(self._translator.comment, item.text)
+                    pieces.append(ask_adapter(self._adapter, comment))
             elif not self._is_ended:
                 error = self._translate_event(item, pieces)
                 if error is not None:
@@ -209,6 +228,8 @@ class StreamTranslation:
         if is_last and not self._reader.is_between_events:
             raise InvalidResponse("it ends in the middle of an event")
         if is_last and not self._is_ended:
+            if not self._translator.may_end():
+                raise InvalidResponse("it ended before it was complete")
             self._end(pieces)
         return None
 

@@ -13,7 +13,7 @@ from api.access.keys import caller_of, is_admin
 from api.http.asgi import Receive, Scope, Send
 from api.http.client_errors import CLIENT_GONE, ClientGone, WrongBody
 from api.http.dispatch import raw_path, split_proxy_path
-from api.http.errors import error_for
+from api.http.errors import RequestRefused, error_for
 from api.http.respond import send_error
 from api.http.response_channel import (
     Handler,
@@ -207,7 +207,10 @@ class DataPlane(RoutedApp):
             if isinstance(exc, UpstreamError):
                 call.log_failure(exc)
                 call.target.failed()
-            await send_error(send, error, call.request.target, call.request.headers.request_id)
+            await send_error(send, error, call.target.path, call.request.headers.request_id)
+        except RequestRefused as refused:
+            status = refused.error.status
+            await send_error(send, refused.error, call.target.path, call.request.headers.request_id)
         except ResponseCut as exc:
             # Returning without the last message makes any server close the connection without a clean end.
             if channel is not None:
@@ -237,6 +240,9 @@ class DataPlane(RoutedApp):
                 else:
                     pool, lease, receive = await self._acquire(call, receive)
                 pace = Pace(self._pace, lease, client)
+                if (translation := call.target.translation) is not None:
+                    respond = partial(_exchange_by, call, pool, lease, receive, pace)
+                    return await translation.run(respond, send, call.request.headers.request_id)
                 exchange = Exchange(call.request, pool, lease, call.metrics, receive, send, channel, pace)
                 return await exchange.run(sent)
             except (UpstreamRefused, UpstreamBroken) as error:
@@ -259,6 +265,13 @@ class DataPlane(RoutedApp):
             call.metrics.queue_wait_s.observe(queued_s)
         pool = self.pools.pool_for(lease.instance_id, lease.endpoint)
         return pool, lease, await call.target.prepare(lease, call.request, receive)
+
+
+async def _exchange_by(
+    call: Call, pool: UpstreamPool, lease: UpstreamLease, receive: Receive, pace: Pace, send: Send
+) -> int:
+    """An exchange whose response goes out by `send` alone."""
+    return await Exchange(call.request, pool, lease, call.metrics, receive, send, None, pace).run()
 
 
 def _wakes_none(scope: Scope, path: bytes) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from api.http.asgi import Message, Receive
+from api.http.asgi import Message, Receive, Send
 from api.http.client_errors import ClientGone
 from api.proxy.upstream_request import UpstreamRequest
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.types import Endpoint
 
 # While a client waits, we read from it to notice a disconnect, and keep what it sends: up to this much, then
@@ -48,6 +49,13 @@ class Leases(Protocol):
         """As `Target.acquire`. Raises InstanceFailedToStart, StartTooSlow and what `try_lease` raises."""
 
 
+class Translation(Protocol):
+    """Translates one response on its way to the client."""
+
+    async def run(self, exchange: Callable[[Send], Awaitable[int]], send: Send, request_id: bytes) -> int:
+        """Run the exchange with a `send` that translates; the status. Raises what `Exchange.run` raises."""
+
+
 class Target(ABC):
     """Where one request goes: an instance, a model, or another node. Made for that request."""
 
@@ -56,6 +64,7 @@ class Target(ABC):
     name: str  # for log lines
     path: bytes  # path and query for the engine, as sent to it
     headers: Sequence[tuple[bytes, bytes]] = ()  # besides the client's
+    translation: Translation | None = None  # set in `prepare`, if its engine speaks another API
 
     @abstractmethod
     def try_acquire(self) -> UpstreamLease | None:
@@ -64,6 +73,10 @@ class Target(ABC):
     @abstractmethod
     async def acquire(self) -> UpstreamLease:
         """A lease as soon as there is one. Cancelling leaves the queue. Raises ManagerError."""
+
+    def load_progress(self) -> LoadProgress | None:
+        """How far the start of its engine is, while the request waits for it; None = unknown."""
+        return None
 
     async def prepare(self, lease: UpstreamLease, request: UpstreamRequest, receive: Receive) -> Receive:
         """Adapt the request to the engine of its lease; returns a `receive` for the adapted body."""

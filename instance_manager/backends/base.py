@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from instance_manager.backends.engine_choice import ChoiceFacts
+from instance_manager.backends.load_signs import ANY_ENGINE, LoadSign
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.progress_metrics import ProgressMetrics
 from instance_manager.backends.runner_kind import RunnerKind
@@ -76,7 +77,10 @@ class Backend(ABC):
     without_sleep: ClassVar[str] = "has no sleep mode"  # said of an engine whose plan has no sleep style
     progress: ProgressMetrics | None = None  # None = whether it is stuck can't be known
     log_patterns: LogPatterns = ANY_SERVER
+    load_signs: ClassVar[Sequence[LoadSign]] = ANY_ENGINE  # in its log, of how far its start is
     routes: ClassVar[EngineRoutes] = EngineRoutes()
+    # APIs that every version of it has; whether it has another one, Berth asks each process once.
+    speaks: ClassVar[frozenset[str]] = frozenset({"/v1/chat/completions", "/v1/completions"})
 
     overhead: ClassVar[Overhead] = Overhead(256 * _MIB, 512 * _MIB)
     allocates_on_use: ClassVar[bool] = False  # so that a measured peak may be less than what it will hold

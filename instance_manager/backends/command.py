@@ -48,6 +48,8 @@ class CommandBackend(Backend):
         reads="/api/tags",
     )
 
+    speaks = frozenset()  # it may be any server
+
     def __init__(self, others: Sequence[Backend]) -> None:
         """`others`: the command may be any of them, so their log lines and counters count."""
         self.log_patterns = reduce(or_, (one.log_patterns for one in others), _LOG_PATTERNS)

@@ -53,6 +53,12 @@ class EngineBackend(VllmLike):
         ),
         noise=(r" INFO engine\.(requests|stats): ",),
     )
+    speaks = VllmLike.speaks | {
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+    }
     overhead = engine_memory.OVERHEAD
     allocates_on_use = True
     checks_files = True

@@ -7,6 +7,7 @@ from functools import partial
 from hashlib import blake2b
 
 from instance_manager.backends.checkpoint import Checkpoint
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import takes_adapters
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
@@ -99,6 +100,12 @@ class Model:
     def is_starting(self) -> bool:
         """Whether a replica is starting or waking and needs nothing further."""
         return self.is_loading or any(one.state.is_pending for one in self.replicas.values())
+
+    @property
+    def load_progress(self) -> LoadProgress | None:
+        """How far the start of a replica is; None = unknown, or none is starting."""
+        found = (one.load_progress for one in self.replicas.values())
+        return next((progress for progress in found if progress is not None), None)
 
     @property
     def is_changing(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from instance_manager.backends import Backend, backend_of
+from instance_manager.backends.load_signs import LoadProgress, read_progress
 from instance_manager.config import ManagerConfig
 from instance_manager.lifecycle import spawning
 from instance_manager.lifecycle.container_failures import classify_container_exit, not_executed
@@ -37,6 +38,7 @@ from instance_manager.types import Container, FailureClass, InstanceFailure
 
 logger = logging.getLogger("berth.manager")
 
+_MAX_LOAD_LINES = 100  # the latest, in which a sign of its start's progress is looked for
 _ADOPTION_TIMEOUT_S = 30.0  # a long prefill may keep an engine from answering for seconds
 
 
@@ -128,6 +130,11 @@ class EngineHandle:
         if found.was_ready:
             return adopted(ready_timeout_s=_ADOPTION_TIMEOUT_S)
         return adopted(age_s=max(0.0, time.time() - found.status.started_at))
+
+    def load_progress(self) -> LoadProgress | None:
+        """How far its start is, by its log."""
+        lines = self._log.lines.since(self._log_mark)[-_MAX_LOAD_LINES:]
+        return read_progress([*lines, self._log.unfinished_line], self._backend.load_signs)
 
     async def wait_ready(
         self,

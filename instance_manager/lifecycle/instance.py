@@ -11,7 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from instance_manager.backends import LaunchPlan
+from instance_manager.backends import LaunchPlan, backend_of
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.events import EventLog
@@ -106,6 +107,7 @@ class Instance:
         self.log_path = log_path
         self._events = events
         self._clock = clock
+        self._read_load: Callable[[], LoadProgress | None] | None = None
         self._changed = asyncio.Event()  # replaced each time it is set
 
     @property
@@ -164,6 +166,7 @@ class Instance:
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
             isolates_tenants=self.plan.isolates_tenants,
+            speaks=dict.fromkeys(backend_of(self.spec.engine).speaks, True),
         )
 
     def set_initial_state(
@@ -198,6 +201,16 @@ class Instance:
         elif state is InstanceState.FAILED:
             self.failure = failure
         self._publish_state(previous)
+
+    @property
+    def load_progress(self) -> LoadProgress | None:
+        """How far its start is; None if it isn't starting, or that is unknown."""
+        is_loading = self.state is InstanceState.HEALTH_CHECKING and self._read_load is not None
+        return self._read_load() if is_loading and self._read_load is not None else None
+
+    def set_load_reader(self, read: Callable[[], LoadProgress | None]) -> None:
+        """Called by its run: reads how far the start of its process is."""
+        self._read_load = read
 
     def set_policy(self, idle_timeout_s: float | None, pinned: bool | None) -> None:
         """Called by the manager: change what is not None. Equal values, as in each request, are no event."""
@@ -272,6 +285,7 @@ class Instance:
             expires_at=None if expires is None else self._at(expires),
             last_active=self.last_active_at,
             in_flight=self.gate.in_flight,
+            load=self.load_progress,
         )
         return InstanceView(self.stored("", None, is_wanted=False), live)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instance_manager.backends import backend_of
+from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import mask_params
 from instance_manager.state.stores.records import InstanceRecord
 
@@ -19,6 +20,7 @@ class LiveFacts:
     expires_at: float | None = None
     last_active: float | None = None
     in_flight: int | None = None
+    load: LoadProgress | None = None  # while it starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class InstanceView:
             "memory_bytes": record.memory_bytes,
             "created_at": record.created_at,
             "ready_at": ready_at,
+            "load_phase": None if live.load is None else live.load.phase,
+            "load_progress": None if live.load is None else live.load.fraction,
             "load_seconds": None if ready_at is None else ready_at - record.started_at,
             "restarts": max(0, record.generation - 1),
             "log_path": record.log_path,

@@ -183,6 +183,7 @@ class RunLoop:
 
     async def _wait_healthy(self, engine: EngineHandle) -> None:
         instance, context, desired = self._instance, self._context, self._desired
+        instance.set_load_reader(engine.load_progress)
         is_ready = False
         while not (is_ready or self.is_over):  # another sleep level is no reason to give up
             is_ready = await engine.wait_ready(context.client, instance, context.config, desired.changed)

@@ -44,6 +44,11 @@ class LogFile:
         """The file with the rotated part."""
         return backup_of(self.path)
 
+    @property
+    def unfinished_line(self) -> str:
+        """What the engine has written after its last complete line, such as a progress bar."""
+        return _text(self._partial)
+
     async def open_for_engine(self) -> int:
         """A file descriptor in append mode for the child; following starts at the current end."""
         descriptor, self._offset = await asyncio.to_thread(_open_append, self.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from instance_manager.errors import IdempotencyKeyReused
 from instance_manager.state.stores.base import StateStore

@@ -14,7 +14,7 @@ import pytest
 
 from api.control.app import ROUTERS
 from api.control.docs_page import describe, render
-from api.gateway.gateway import UNVERSIONED
+from api.gateway.engine_paths import UNVERSIONED
 from api.protocols.registry import load_protocols
 from tests.berth_process import running_berth
 

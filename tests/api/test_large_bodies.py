@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from api.protocols.app import MAX_COMMAS
+from api.protocols.request_translator import MAX_COMMAS
 from tests.api.test_gateway import berth_with
 from tests.berth_process import BerthProcess
 from tests.fake_engine import command

@@ -30,7 +30,8 @@ from tests.instance_manager.conftest import LOOPS, ManagerFactory, fake, fake_vl
 RECORD = {
     *("instance_id", "model_name", "served_model_name", "engine", "status", "status_reason", "host", "port"),
     *("pid", "pid_start_time", "params", "command", "timeout", "expires_at", "last_active", "in_flight"),
-    *("devices", "memory_bytes", "created_at", "ready_at", "load_seconds", "restarts", "log_path", "error"),
+    *("devices", "memory_bytes", "created_at", "ready_at", "load_phase", "load_progress", "load_seconds"),
+    *("restarts", "log_path", "error"),
     *("profile", "pinned", "sleep_level", "container"),
 }
 

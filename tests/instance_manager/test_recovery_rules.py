@@ -125,7 +125,8 @@ SHOWN = (
     '"params": {"dtype": "auto", "hf_token": "***", "max_model_len": 8}, '
     '"command": ["vllm", "serve", "--port", "9000"], "container": null, "timeout": 7.0, "expires_at": null, '
     '"last_active": null, "in_flight": null, "devices": ["0", "1"], "memory_bytes": 4096, '
-    '"created_at": 1.0, "ready_at": 4.5, "load_seconds": 2.5, "restarts": 2, '
+    '"created_at": 1.0, "ready_at": 4.5, "load_phase": null, "load_progress": null, '
+    '"load_seconds": 2.5, "restarts": 2, '
     '"log_path": "/logs/one.log", "error": {"class": "crashed", "message": "m", "exit_code": 3, '
     '"signal": null, "log_tail": ["a"]}, "owner": "berth", "owner_is_alive": false}'
 )

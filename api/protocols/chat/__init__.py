@@ -1,0 +1,1 @@
+"""OpenAI's chat completions for engines that speak completions alone."""

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API for engines that speak chat completions alone."""
