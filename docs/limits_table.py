@@ -76,7 +76,7 @@ _BERTH_CONSTANTS = (
     ("its nesting", "engine.server.protocol.limits.MAX_JSON_DEPTH", "levels", "400"),
     ("`model`, in JSON, forms and queries", "api.http.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("a translated body of another protocol", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
-    ("commas between its values", "api.protocols.app.MAX_COMMAS", "", "422"),
+    ("commas between its values", "api.protocols.request_translator.MAX_COMMAS", "", "422"),
     (
         "a body that the response cache handles",
         "api.gateway.response_cache.MAX_BODY_BYTES",

@@ -32,7 +32,7 @@ RECORD = {
     *("pid", "pid_start_time", "params", "command", "timeout", "expires_at", "last_active", "in_flight"),
     *("devices", "memory_bytes", "created_at", "ready_at", "load_phase", "load_progress", "load_seconds"),
     *("restarts", "log_path", "error"),
-    *("profile", "pinned", "sleep_level", "container"),
+    *("profile", "pinned", "sleep_level", "engine_reason", "container"),
 }
 
 
