@@ -54,6 +54,9 @@ UNVERSIONED: Mapping[bytes, bytes] = {
     b"/classify": b"/classify",
     b"/tokenize": b"/tokenize",
     b"/detokenize": b"/detokenize",
+    b"/api/v0/chat/completions": b"/v1/chat/completions",  # LM Studio's
+    b"/api/v0/completions": b"/v1/completions",
+    b"/api/v0/embeddings": b"/v1/embeddings",
 }
 _MAX_FAST_BODY = 64 * 1024  # bytes of a body that may take the fast path
 

@@ -14,7 +14,7 @@ from cli.server import Server
 from cli.session import Session, with_session
 from cli.startup import following
 from cli.tables import Record
-from cli.target import Target, find
+from cli.target import Target, find, state_of
 
 _LONGEST_S = 3600.0  # the server's longest wait for a start
 _GRACE_S = 30.0  # for its response after that
@@ -91,7 +91,7 @@ def _act(session: Session, name: str, verb: str, **params: Any) -> None:
     if session.as_json:
         session.print_json(record)
     else:
-        session.say(f"{target} is {record['status']}")
+        session.say(f"{target} is {state_of(record)}")
 
 
 def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
@@ -115,11 +115,11 @@ def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **para
 
 def _outcome(target: Target, record: Record, instance: Record | None, took_s: float) -> str:
     """The outcome in one line."""
-    line = f"{target} is {record['status']}"
-    if record["status"] in _UP:
+    line = f"{target} is {state_of(record)}"
+    if state_of(record) in _UP:
         where = f" on port {instance['port']}" if instance is not None else ""
         return f"{line}{where} ({took_s:.1f} s)"
-    if record["status"] in STARTING:
+    if state_of(record) in STARTING:
         return f"{line}; `berth ps --watch` shows its progress"
     return line
 

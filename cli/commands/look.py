@@ -53,7 +53,7 @@ def ps(
             return
         answer = unless_not_admin(lambda: _instances(server, include_ended))
         if answer is None:
-            _print_entries(session, server, is_shown=lambda one: include_ended or one["status"] in _UP)
+            _print_entries(session, server, is_shown=lambda one: include_ended or one["state"] in _UP)
         elif session.as_json:
             session.print_json(answer)
         else:
@@ -68,8 +68,8 @@ def list_models(session: Session) -> None:
     """
     with session.server() as server:
         answer = unless_not_admin(lambda: server.get("/models"))
-        if answer is None:
-            _print_entries(session, server)
+        if answer is None or any("state" in one and "pinned" not in one for one in answer["data"]):
+            _print_entries(session, server)  # which has aliases, and other nodes' models
             return
     if session.as_json:
         session.print_json(answer)
@@ -110,8 +110,8 @@ def _print_record(session: Session, record: Record) -> None:
     if session.as_json:
         session.print_json(record)
         return
-    is_model = "status" in record and "problem" in record
-    session.say(details({**record, "status": model_status(record)} if is_model else record))
+    is_model = "state" in record and "problem" in record
+    session.say(details({**record, "state": model_status(record)} if is_model else record))
 
 
 def _print_entries(
