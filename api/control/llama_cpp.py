@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from api.access.keys import caller_of, is_admin, may_use
 from api.control.catalog import Files, delete_files
@@ -107,7 +107,8 @@ async def stream_model_events(request: Request, fleet: Models, facts: Facts, eve
     wants_events = "text/event-stream" in request.headers.get("accept", "")
     if not wants_events and fleet.known("sse") is not None:
         model = find_usable(request, fleet, "sse")
-        return model_record(model, facts) if is_admin(request.scope) else error_response(_ADMIN_ONLY)
+        is_allowed = is_admin(request.scope)
+        return JSONResponse(model_record(model, facts)) if is_allowed else error_response(_ADMIN_ONLY)
     return StreamingResponse(
         _lines(request, fleet, events), media_type="text/event-stream", headers=UNBUFFERED
     )

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from api.control.model_view import LoadState, exit_code_of, load_state, openai_entry, state_of_replicas
+from api.control.model_view import LoadState, exit_code_of, openai_entry, state_of_replicas
 from instance_manager.broadcast.ring import BroadcastRing
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.facts_reader import FactsReader
@@ -22,6 +22,7 @@ from instance_manager.hub.pull import Pulls
 from instance_manager.types import Event
 
 _CAPACITY = 1000
+_LONGEST_START_S = 24 * 3600.0
 ALL = "*"  # in place of a model
 _UNSETTLED = ("state", "problem")  # within the transition that is told
 
@@ -89,8 +90,7 @@ class ModelEvents:
 
     async def _tell_outcome(self, model: Model) -> None:
         """Unless an event of an instance has told it."""
-        while load_state(model) is LoadState.LOADING:
-            await self._fleet.wait_until_up(model, 60.0)
+        await self._fleet.wait_until_up(model, _LONGEST_START_S)
         self._tell_state(model.name, state_of_replicas(model), model)
 
     def _on_event(self, event: Event) -> None:

@@ -40,15 +40,19 @@ _WORDS = {
     InstanceState.HEALTH_CHECKING: LoadState.LOADING,
     InstanceState.WAKING: LoadState.LOADING,
     InstanceState.RUNNING: LoadState.LOADED,
-    InstanceState.STOPPING: LoadState.LOADED,  # it holds its memory still
     InstanceState.SLEEPING: LoadState.SLEEPING,
 }
 _BEST_FIRST = (LoadState.LOADED, LoadState.LOADING, LoadState.SLEEPING)
 
 
 def state_of_replicas(model: Model) -> LoadState:
-    """The best state among a model's processes."""
-    words = {_WORDS.get(one.state) for one in model.replicas.values()}
+    """The best state among a model's processes. One that is being stopped holds its memory still."""
+    words = {
+        (LoadState.LOADED if one.ready_at else LoadState.LOADING)
+        if one.state is InstanceState.STOPPING
+        else _WORDS.get(one.state)
+        for one in model.replicas.values()
+    }
     return next((word for word in _BEST_FIRST if word in words), LoadState.UNLOADED)
 
 

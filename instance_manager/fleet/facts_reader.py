@@ -19,6 +19,7 @@ from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import InstanceSpec
 
 _FILES = ("", "config.json", "tokenizer_config.json", "chat_template.jinja")  # that decide the facts
@@ -77,8 +78,8 @@ class FactsReader:
             path = locate(planned.model, planned.environ, planned.params.get("revision"))
         if path is None:
             return _as_served(ModelFacts(), planned)
-        is_hub_id = not Path(planned.model or "").is_absolute()
-        return _as_served(replace(self._read(path), is_in_cache=is_hub_id), planned)
+        is_in_cache = path.is_relative_to(hub_cache(planned.environ))
+        return _as_served(replace(self._read(path), is_in_cache=is_in_cache), planned)
 
     def _read(self, path: Path) -> ModelFacts:
         version = tuple(_modified_ns(path / name) for name in _FILES)
