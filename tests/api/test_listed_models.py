@@ -48,7 +48,7 @@ def test_an_alias_has_an_entry_with_its_model(tmp_path: Path) -> None:
             assert client.get(f"/v1/models/{alias}").json() == entries[alias]
         assert entries["stays"]["parent"] is None
         assert ask(client, "nick two").status_code == 200
-        assert client.get("/v1/models/nick").json()["status"] == "running"
+        assert client.get("/v1/models/nick").json()["state"] == "running"
         assert client.get("/v1/models/").json() == client.get("/v1/models").json(), "a slash too many"
         refused = ask(client, "BROKEN")
         assert (refused.status_code, "'broken'" in refused.text) == (404, True), "capitals are hinted at"
@@ -116,7 +116,7 @@ def test_an_engines_adapters_and_other_names_are_its_models(tmp_path: Path) -> N
         own = {"model_name": str(tmp_path), "engine": "vllm", "params": {"served_model_name": ["one", "two"]}}
         client.post("/instances", json=own, params={"wait": 30}).raise_for_status()
         for name in ("one", "two"):
-            assert client.get(f"/v1/models/{name}").json()["status"] == "running"
+            assert client.get(f"/v1/models/{name}").json()["state"] == "running"
             assert client.post("/v1/echo", json={"model": name}).status_code == 200
 
 
