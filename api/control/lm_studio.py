@@ -208,9 +208,8 @@ def _kind(facts: ModelFacts) -> str:
 
 def _publisher(model: Model) -> str:
     """The owner on the hub; empty for a model from elsewhere."""
-    name = model.profile.model if model.profile else model.name
-    owner, slash, _ = name.partition("/")
-    return owner if slash else ""
+    names = (model.name, model.profile.model if model.profile else "")
+    return next((name.partition("/")[0] for name in names if "/" in name and name[0] != "/"), "")
 
 
 def _quantization(facts: ModelFacts) -> dict[str, Any] | None:
