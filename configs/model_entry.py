@@ -219,11 +219,24 @@ class ModelEntry(ModelDefaults):
     path: FolderPath | None = Field(None, description="The model's folder, relative to this file's folder")
     model: Text | None = Field(None, description="A hub id; without `path` and `model`, the entry's own name")
     aliases: Names = Field((), description="Other names that clients can use")
+    alias_params: dict[Text, JsonObject] = Field(
+        {}, description="By alias: fields to set in the body of each request that uses this name"
+    )
+    metadata: JsonObject = Field({}, description="Shown to clients in /v1/models, as it is")
+    unlisted: bool = Field(False, description="Usable, but in no list of models for clients")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if self.path is not None and self.model is not None:
             raise ValueError("`path` and `model` exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_alias_params(self) -> Self:
+        if unknown := self.alias_params.keys() - set(self.aliases):
+            raise ValueError(
+                f"`alias_params` names {min(unknown)!r}, which isn't one of `aliases`; add it there"
+            )
         return self
 
     @property

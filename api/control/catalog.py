@@ -18,7 +18,6 @@ from api.control.model_events import ModelEvents
 from api.control.model_view import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.backends import backend_of
-from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
 from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.fleet import Fleet
@@ -86,10 +85,6 @@ class ModelFiles:
         self.facts = FactsReader(fleet.manager.config)  # of the models
         self.on_changed: Callable[[], None] = lambda: None  # called when models are new, gone or changed
         self._apply(self._scan())
-
-    @property
-    def config(self) -> ManagerConfig:
-        return self._fleet.manager.config
 
     async def refresh(self) -> frozenset[str]:
         """Scan the folders again; returns the names of changed models."""
@@ -286,12 +281,14 @@ async def delete_model(name: str, files: Files, fleet: Models, pulls: AllPulls, 
     model = fleet.find(name)
     if model.profile is not None and model.profile.source is ModelSource.CATALOG and model.live:
         raise WrongState(f"model {name!r} is running; stop it first")
-    await delete_files(model, name, files, pulls, events)
+    await delete_files(model, name, fleet, files, pulls, events)
 
 
-async def delete_files(model: Model, name: str, files: ModelFiles, pulls: Pulls, events: ModelEvents) -> None:
+async def delete_files(
+    model: Model, name: str, fleet: Fleet, files: ModelFiles, pulls: Pulls, events: ModelEvents
+) -> None:
     """Delete the files of the model with this hub id. Raises as `remove_model` does."""
-    config = files.config
+    config = fleet.manager.config
     await remove_model(
         name,
         env=config.engine_env,

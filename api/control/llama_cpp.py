@@ -90,7 +90,7 @@ async def delete_model(
     found = fleet.find(model)
     if found.live and files.facts.of(found).is_in_cache:
         await fleet.stop(found)
-    await delete_files(found, model, files, pulls, events)
+    await delete_files(found, model, fleet, files, pulls, events)
     return _DONE
 
 

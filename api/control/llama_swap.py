@@ -29,6 +29,7 @@ _WORDS = {
 }  # of all others: "starting"
 _ALL_LOGS, _OWN_LOG = "upstream", "proxy"  # llama-swap's names
 
+Force = Annotated[bool, Query(description="Do not wait for requests in flight")]
 Tail = Annotated[int, Query(ge=0, le=100_000, description="Number of most recent lines of each engine")]
 
 
@@ -54,15 +55,15 @@ def _running(model: Model, *, public: bool) -> dict[str, Any]:
 
 @router.get("/unload", summary="Stop all models", response_class=PlainTextResponse)
 @router.post("/unload", summary="Stop all models", response_class=PlainTextResponse)
-async def unload(fleet: Models) -> str:
-    """Requests in flight are completed first; the next request for a model starts it again."""
-    await _stop_all(fleet)
+async def unload(fleet: Models, force: Force = False) -> str:
+    """Requests in flight are completed first, unless forced; the next request for a model starts it again."""
+    await _stop_all(fleet, force)
     return "OK"
 
 
 @router.post("/api/models/unload", summary="Stop all models")
-async def unload_all(fleet: Models) -> dict[str, str]:
-    await _stop_all(fleet)
+async def unload_all(fleet: Models, force: Force = False) -> dict[str, str]:
+    await _stop_all(fleet, force)
     return {"msg": "ok"}
 
 
@@ -72,9 +73,9 @@ async def unload_one(name: str, fleet: Models) -> str:
     return "OK"
 
 
-async def _stop_all(fleet: Fleet) -> None:
+async def _stop_all(fleet: Fleet, force: bool) -> None:
     up = [model for model in fleet.models if model.live or model.is_starting or model.start_requested]
-    await asyncio.gather(*(fleet.stop(model) for model in up))
+    await asyncio.gather(*(fleet.stop(model, force=force) for model in up))
 
 
 @router.get("/logs", summary="The last lines of all engines' logs", response_class=PlainTextResponse)

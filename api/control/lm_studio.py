@@ -9,12 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import StrictBool, StrictInt, StrictStr
 
-from api.access.keys import may_use
 from api.control.deps import AllDownloads, Facts, Manager, Models
 from api.control.dialect_body import DialectBody, NamedModel, documented, read_body
 from api.control.error_response import error_response
 from api.control.model_view import LoadState, load_state
-from api.control.models import find_usable
+from api.control.models import find_usable, listed_for
 from api.http.errors import ApiError, api_error
 from instance_manager.errors import InstanceNotFound
 from instance_manager.fleet.model_facts import ModelFacts
@@ -56,13 +55,13 @@ class DownloadRequest(NamedModel):
 @router.get("/api/v1/models", summary="The models, as LM Studio lists them")
 async def list_models(request: Request, fleet: Models, facts: Facts) -> dict[str, Any]:
     """Those that the caller's key may use."""
-    usable = [model for model in fleet.models if may_use(request.scope, model)]
+    usable = listed_for(request, fleet)
     return {"models": [_entry(model, facts.of(model)) for model in usable]}
 
 
 @router.get("/api/v0/models", summary="The models, as earlier versions of LM Studio list them")
 async def list_models_v0(request: Request, fleet: Models, facts: Facts) -> dict[str, Any]:
-    usable = [model for model in fleet.models if may_use(request.scope, model)]
+    usable = listed_for(request, fleet)
     return {"object": "list", "data": [_entry_v0(model, facts.of(model)) for model in usable]}
 
 

@@ -35,7 +35,7 @@ Wait = Annotated[
 async def list_openai_models(request: Request, fleet: Models, facts: Facts) -> dict[str, Any]:
     """The models that the caller's key may use, including those of other nodes on the same state store."""
     caller, public = caller_of(request.scope), not is_admin(request.scope)
-    usable = [model for model in fleet.models if may_use(request.scope, model)]
+    usable = listed_for(request, fleet)
     local = [entry for model in usable for entry in openai_entries(model, facts, public=public)]
     remote = [
         hide_path(remote_entry(name, record), public=public)
@@ -57,6 +57,15 @@ async def get_openai_model(name: str, request: Request, fleet: Models, facts: Fa
     return next(entry for entry in entries if entry["id"] == name)
 
 
+def listed_for(request: Request, fleet: Fleet) -> list[Model]:
+    """The models that the caller's key may use, without those that are in no list for clients."""
+    return [
+        model
+        for model in fleet.models
+        if may_use(request.scope, model) and not (model.profile is not None and model.profile.unlisted)
+    ]
+
+
 def find_usable(request: Request, fleet: Fleet, name: str) -> Model:
     """The model of this name. Raises ModelNotFound, also for one that the caller's key may not use."""
     model = fleet.find(name)
@@ -74,11 +83,14 @@ async def list_models(
     files: Files,
     reload: Annotated[str, Query(description="Any value: look at the folders of models again first")] = "",
 ) -> dict[str, Any]:
-    """With a key for requests: what `/v1/models` tells it. Also models that are being downloaded."""
+    """With a key for requests: what `/v1/models` tells it, else also what is unlisted.
+
+    Includes models that are being downloaded.
+    """
     public = not is_admin(request.scope)
     if reload and not public:
         await files.refresh()
-    usable = [model for model in fleet.models if may_use(request.scope, model)]
+    usable = listed_for(request, fleet) if public else fleet.models
     coming = [
         downloading(Model(name, None, 0, lambda: 0.0), progress, facts, public=public)
         for name, progress in sorted(pulls.progress().items())

@@ -53,6 +53,16 @@ def test_a_model_can_be_started_used_stopped_and_removed(url: str) -> None:
     assert berth(url, "show", replica).returncode == 4
 
 
+def test_all_models_are_stopped_at_once(url: str) -> None:
+    answer(url, "start", "team/quiet")
+    assert "all models are stopped" in berth(url, "stop", "--all").stdout
+    assert answer(url, "show", "team/quiet")["state"] == "stopped"
+    assert answer(url, "stop", "--all", "--force") == {"msg": "ok"}
+    for wrong in (("stop",), ("stop", "team/quiet", "--all")):
+        ran = berth(url, *wrong)
+        assert (ran.returncode, "--all" in ran.stderr) == (2, True)
+
+
 def test_the_models_are_listed(url: str) -> None:
     header, *rows = berth(url, "list").stdout.splitlines()
     assert header.split()[:3] == ["NAME", "STATUS", "SIZE"]
