@@ -61,7 +61,8 @@ def stop(
     instance becomes stopped, and its next start is no longer delayed.
     """
     if all_models is (name is not None):
-        raise wrong_use("name a model or an instance, or give --all", "`berth ps` shows what runs")
+        given = "NAME and --all exclude each other" if all_models else "NAME or --all is missing"
+        raise wrong_use(given, "`berth stop --help` explains both")
     if name is not None:
         _act(session, name, "stop", force=force or None)
         return

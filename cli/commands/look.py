@@ -68,7 +68,7 @@ def list_models(session: Session) -> None:
     """
     with session.server() as server:
         answer = unless_not_admin(lambda: server.get("/models"))
-        if answer is None or any("state" in one and "pinned" not in one for one in answer["data"]):
+        if answer is None or not answer["data"] or _is_for_requests(answer["data"][0]):
             _print_entries(session, server)  # which has aliases, and other nodes' models
             return
     if session.as_json:
@@ -77,6 +77,11 @@ def list_models(session: Session) -> None:
         session.say(entry_table(answer["data"], session.out.width))
     else:
         session.say(model_table(answer["data"], time.time(), session.out.width))
+
+
+def _is_for_requests(record: Record) -> bool:
+    """Whether it is what Berth shows to a key for requests."""
+    return "state" in record and "pinned" not in record
 
 
 @with_session
