@@ -188,7 +188,7 @@ class FakeEngine:
         elif path == "/props" and self._args.llama:
             _send(connection, 200, {"total_slots": 4, "model_alias": self._name})
         elif path == "/slots" and self._args.llama:
-            _send(connection, 200, [{"id": number, "is_processing": False} for number in range(4)])
+            _send(connection, 200, json.dumps([{"id": number} for number in range(4)]))
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:

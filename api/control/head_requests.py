@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from api.http.asgi import App, Message, Receive, Scope, Send
 
-
 _ACTING = "/unload"  # the GET that changes something, for llama-swap's scripts: a HEAD of it is 405
 
 

@@ -116,8 +116,8 @@ def test_what_a_load_cannot_change_is_refused_by_name(client: httpx.Client) -> N
         assert (refused.status_code, error["param"] in str(body)) == (400, True), error
     failed = client.post("/api/v1/models/load", json={"model": "broken"})
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "instance_failed")
-    for path, body in (("load", {"model": "none"}), ("unload", {"instance_id": "none"})):
-        assert client.post(f"/api/v1/models/{path}", json=body).status_code == 404
+    assert client.post("/api/v1/models/load", json={"model": "none"}).status_code == 404
+    assert client.post("/api/v1/models/unload", json={"instance_id": "none"}).status_code == 404
     assert client.post("/api/v1/models/unload", json={"model": "plain"}).status_code == 422
     warned = client.post("/api/v1/models/load", json={"model": "plain", "wish": 1})
     assert "wish (unknown field)" in warned.headers["warning"]
