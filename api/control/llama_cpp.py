@@ -37,7 +37,7 @@ _LONGEST_LOAD_S = 3600.0
 _YES = ("true", "1")
 
 Named = Annotated[str, Query(description="A model's name or alias")]
-Autoload = Annotated[str, Query(description="`true`: start the model, and wait until it runs")]
+Autoload = Annotated[str, Query(description="`true`: start the model, and wait; `false`: it must be loaded")]
 
 
 @router.post("/models/load", summary="Start a model, without waiting", openapi_extra=documented(NamedModel))
@@ -45,7 +45,7 @@ async def load_model(request: Request, response: Response, fleet: Models, events
     body = await read_body(NamedModel, request, response)
     model = fleet.find(body.model)
     if load_state(model) in (LoadState.LOADED, LoadState.LOADING) and not _is_stopping(model):
-        return _refused(f"model {body.model!r} is already {load_state(model)}")
+        return _refused("model is already running")
     model.reset_backoff()
     fleet.request_start(model)
     events.watch_start(model)
@@ -62,7 +62,7 @@ async def unload_model(request: Request, response: Response, fleet: Models, down
         return _DONE
     model = fleet.find(body.model)
     if load_state(model) is LoadState.UNLOADED:
-        return _refused(f"model {body.model!r} is not running")
+        return _refused("model is not running")
     await fleet.stop(model)
     return _DONE
 
@@ -144,7 +144,10 @@ async def get_props(
     model: Named = "",
     autoload: Autoload = "",
 ) -> Any:
-    """A running llama.cpp answers itself; of any other model this is what Berth knows."""
+    """A running llama.cpp answers itself; of any other model this is what Berth knows.
+
+    With `autoload=false`, as in llama.cpp: 400 if the model isn't loaded, 503 while it is being loaded.
+    """
     if not model:
         return {
             "role": "router",
@@ -157,6 +160,8 @@ async def get_props(
         }
     found = find_usable(request, fleet, model)
     await _autoload(fleet, found, autoload)
+    if autoload and (refusal := _not_loaded(found)) is not None:
+        return refusal
     page = await engine_page(found, "/props")
     if page is not None:
         return page
@@ -174,8 +179,8 @@ async def get_slots(request: Request, fleet: Models, model: Named = "", autoload
     page = await engine_page(found, "/slots")
     if page is not None:
         return page
-    if load_state(found) is not LoadState.LOADED:
-        return _refused(f"model {model!r} is not loaded")
+    if (refusal := _not_loaded(found)) is not None:
+        return refusal
     message = (
         f"the engine of model {model!r} has no slots: only llama.cpp has, unless started with --no-slots"
     )
@@ -190,6 +195,16 @@ async def _autoload(fleet: Fleet, model: Model, wish: str) -> None:
     await fleet.wait_until_up(model, _LONGEST_LOAD_S)
     if model.error is not None and not model.awake:
         raise model.error
+
+
+def _not_loaded(model: Model) -> Response | None:
+    state = load_state(model)
+    if state is LoadState.UNLOADED:
+        return _refused("model is not loaded")
+    if state is LoadState.LOADING:
+        message = f"model {model.name!r} is being loaded"
+        return error_response(api_error(503, message, "unavailable_error", retry_after_s=1))
+    return None
 
 
 def _props_of(model: Model, facts: ModelFacts, *, build: str, public: bool) -> dict[str, Any]:
@@ -213,4 +228,5 @@ def _is_stopping(model: Model) -> bool:
 
 
 def _refused(message: str) -> Response:
+    """Some clients compare messages: llama.cpp's are used where it has one."""
     return error_response(api_error(400, message, "invalid_request_error", param="model"))
