@@ -11,7 +11,7 @@ import pytest
 
 from instance_manager.config import ManagerConfig
 from instance_manager.fleet.facts_reader import FactsReader
-from instance_manager.fleet.model_facts import ModelFacts, read_facts
+from instance_manager.fleet.model_facts import ModelFacts, read_facts, with_description
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
 
@@ -152,3 +152,34 @@ def test_broken_files_tell_nothing(tmp_path: Path, content: bytes) -> None:
 def test_an_unknown_engine_and_missing_files_tell_nothing(tmp_path: Path) -> None:
     assert served(tmp_path / "none") == ModelFacts()
     assert served(write(tmp_path / "m", DECODER), "no-such-engine") == ModelFacts()
+
+
+HEADER = {
+    "architecture": "qwen3",
+    "quantization": "Q4_K_M",
+    "context_length": 40960,
+    "vocabulary_size": 9,
+    "embedding_length": 4,
+    "pooling": None,
+    "mmproj": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "embeddings", "rerank"),
+    [
+        (HEADER, None, None),
+        (HEADER | {"pooling": "mean"}, True, False),
+        (HEADER | {"pooling": "rank"}, False, True),
+    ],
+)
+def test_a_gguf_header_tells_more(
+    tmp_path: Path, header: dict[str, Any], embeddings: bool | None, rerank: bool | None
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    profile = ModelProfile(name="one", model=str(tmp_path), engine="engine", description=header)
+    facts = FactsReader(ManagerConfig(log_dir=tmp_path)).of(Model("one", profile, 0, lambda: 0.0))
+    assert (facts.format, facts.family, facts.quantization) == ("gguf", "qwen3", "Q4_K_M")
+    assert (facts.context_length, facts.vocabulary_size, facts.hidden_size) == (40960, 9, 4)
+    assert (facts.embeddings, facts.rerank, facts.inputs) == (embeddings, rerank, ("text",))
+    assert with_description(facts, HEADER | {"mmproj": "mmproj.gguf"}).inputs == ()
