@@ -102,6 +102,8 @@ def openai_entry(model: Model, facts: ModelFacts, *, public: bool) -> dict[str, 
     profile = model.profile
     replica = next(iter(model.replicas.values()), None)
     limit = (replica.plan.params if replica else profile.params if profile else {}).get("max_model_len")
+    if limit is None and profile is not None and profile.description is not None:
+        limit = profile.description["context_length"]  # what the model was trained for
     created = min((instance.created_at for instance in model.replicas.values()), default=0)
     entry = {
         "id": model.name,
@@ -191,6 +193,7 @@ def model_record(model: Model, facts: FactsReader) -> dict[str, Any]:
         "unlisted": profile.unlisted if profile else False,
         "size_bytes": profile.size_bytes if profile else None,
         "modified": profile.modified if profile else None,
+        "description": profile.description if profile else None,
         "pinned": profile.pinned if profile else any(instance.pinned for instance in live),
         "params": mask_params(profile.params if profile else (latest.plan.params if latest else {})),
         "devices": list(profile.devices) if profile and profile.devices is not None else None,
