@@ -139,6 +139,7 @@ def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
     assert reader.of(model).context_length == 4096
     write(folder, DECODER | {"max_position_embeddings": 1})
     os.utime(folder / "config.json", ns=(1, 1))
+    reader.read([profile])
     assert reader.of(model).context_length == 1
 
 
@@ -183,3 +184,13 @@ def test_a_gguf_header_tells_more(
     assert (facts.context_length, facts.vocabulary_size, facts.hidden_size) == (40960, 9, 4)
     assert (facts.embeddings, facts.rerank, facts.inputs) == (embeddings, rerank, ("text",))
     assert with_description(facts, HEADER | {"mmproj": "mmproj.gguf"}).inputs == ()
+
+
+def test_an_equal_profile_of_a_later_scan_is_the_same(tmp_path: Path) -> None:
+    """A fleet keeps the profiles that a scan has not changed."""
+    folder = write(tmp_path / "m", DECODER)
+    first, second = (ModelProfile(name="one", model=str(folder), engine="engine") for _ in range(2))
+    reader, model = FactsReader(ManagerConfig(log_dir=tmp_path)), Model("one", first, 0, lambda: 0.0)
+    reader.read([second])
+    (folder / "config.json").unlink()
+    assert reader.of(model).context_length == 4096, "as read"
