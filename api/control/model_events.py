@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from api.control.model_view import LoadState, exit_code_of, openai_entry, state_of_replicas
+from api.control.model_view import LoadState, exit_code_of, load_progress, openai_entry, state_of_replicas
 from instance_manager.broadcast.ring import BroadcastRing
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.facts_reader import FactsReader
@@ -22,7 +22,8 @@ from instance_manager.hub.pull import Pulls
 from instance_manager.types import Event
 
 _CAPACITY = 1000
-_LONGEST_START_S = 24 * 3600.0
+_PROGRESS_INTERVAL_S = 0.5
+_STATUS = "model_status"
 ALL = "*"  # in place of a model
 _UNSETTLED = ("state", "problem")  # within the transition that is told
 
@@ -71,9 +72,6 @@ class ModelEvents:
     def watch_start(self, model: Model) -> None:
         """A start was requested: it is told now, and so is its failure before there was a process."""
         self._tell_state(model.name, LoadState.LOADING, model)
-        task = asyncio.create_task(self._tell_outcome(model), name=f"load of {model.name}")
-        self._loads.add(task)
-        task.add_done_callback(self._loads.discard)
 
     def removed(self, model: str) -> None:
         self._tell(ModelEvent(model, "model_remove"))
@@ -88,9 +86,23 @@ class ModelEvents:
             pass
         self._ring.close()
 
-    async def _tell_outcome(self, model: Model) -> None:
-        """Unless an event of an instance has told it."""
-        await self._fleet.wait_until_up(model, _LONGEST_START_S)
+    def _follow_load(self, model: Model) -> None:
+        task = asyncio.create_task(self._tell_progress(model), name=f"load of {model.name}")
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def _tell_progress(self, model: Model) -> None:
+        """Until the start is over; then how it ended, unless an event of an instance has told that."""
+        shown = None
+        while self._last.get(model.name) is LoadState.LOADING and (
+            model.is_starting or model.start_requested
+        ):
+            await asyncio.sleep(_PROGRESS_INTERVAL_S)
+            progress = load_progress(model)
+            if progress is not None and progress != shown:
+                data = {"status": LoadState.LOADING.value, "progress": progress}
+                self._tell(ModelEvent(model.name, _STATUS, data))
+                shown = progress
         self._tell_state(model.name, state_of_replicas(model), model)
 
     def _on_event(self, event: Event) -> None:
@@ -114,10 +126,12 @@ class ModelEvents:
         if state is LoadState.UNLOADED:
             del self._last[name]
             data["exit_code"] = 0 if model is None else exit_code_of(model)
+        elif state is LoadState.LOADING and model is not None:
+            self._follow_load(model)
         elif state is LoadState.LOADED and model is not None:
             entry = openai_entry(model, self._facts.of(model), public=True)
             data["info"] = {name: value for name, value in entry.items() if name not in _UNSETTLED}
-        self._tell(ModelEvent(name, "model_status", data))
+        self._tell(ModelEvent(name, _STATUS, data))
 
     def _on_download(self, model: str, outcome: Line | ManagerError | None) -> None:
         if outcome is None:

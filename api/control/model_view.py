@@ -20,6 +20,7 @@ from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceFailure, InstanceState
 
 _SETTLED = (InstanceState.RUNNING, InstanceState.SLEEPING)
+_PHASES = ("download", "weights", "warm-up")  # in this order
 _NO_CODE = 1  # llama.cpp's exit code for a process that a signal ended
 
 Progress = Mapping[str, Mapping[str, int]]  # by file: bytes `done` of `total`
@@ -78,12 +79,23 @@ def exit_code_of(model: Model) -> int:
     return _NO_CODE if code is None else code
 
 
+def load_progress(model: Model) -> dict[str, Any] | None:
+    """llama.cpp's `progress` of a start, with phases in place of the parts of a model. None = unknown."""
+    found = getattr(model, "load_progress", None)  # a phase and its fraction, where engines' logs are read so
+    if found is None:
+        return None
+    progress = {"stages": list(_PHASES), "current": found.phase}
+    return progress if found.fraction is None else {**progress, "value": found.fraction}
+
+
 def status_object(model: Model, *, public: bool) -> dict[str, Any]:
     """llama.cpp's `status`."""
     status: dict[str, Any] = {"value": load_state(model).value}
     live = next(iter(model.live), None)
     if live is not None and live.command and not public:
         status["args"] = mask_command(live.command)
+    if status["value"] == LoadState.LOADING and (progress := load_progress(model)) is not None:
+        status["progress"] = progress
     if model.status == "failed":
         status |= {"failed": True, "exit_code": exit_code_of(model) or _NO_CODE}
     return status
