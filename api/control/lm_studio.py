@@ -28,7 +28,7 @@ _HUB = "huggingface.co/"
 
 
 class LoadRequest(NamedModel):
-    """The body of `POST /api/v1/models/load`. The last four are hints, which change no answer."""
+    """The body of `POST /api/v1/models/load`. The last three are hints, which change no answer."""
 
     context_length: StrictInt | None = None
     num_experts: StrictInt | None = None
@@ -37,7 +37,6 @@ class LoadRequest(NamedModel):
     eval_batch_size: Any = None
     flash_attention: Any = None
     offload_kv_cache_to_gpu: Any = None
-    ttl: Any = None
 
 
 class UnloadRequest(DialectBody):
