@@ -224,7 +224,7 @@ def _props_of(model: Model, facts: ModelFacts, *, build: str, public: bool) -> d
 
 
 def _is_stopping(model: Model) -> bool:
-    return all(one.state is InstanceState.STOPPING for one in model.live)
+    return bool(model.live) and all(one.state is InstanceState.STOPPING for one in model.live)
 
 
 def _refused(message: str) -> Response:
