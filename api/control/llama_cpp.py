@@ -203,7 +203,8 @@ def _not_loaded(model: Model) -> Response | None:
         return _refused("model is not loaded")
     if state is LoadState.LOADING:
         message = f"model {model.name!r} is being loaded"
-        return error_response(api_error(503, message, "unavailable_error", retry_after_s=1))
+        error = api_error(503, message, "unavailable_error", code="instance_starting", retry_after_s=1)
+        return error_response(error)
     return None
 
 
