@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
-from api.access.engine_routes import RequestRoutes
+from api.access.engine_routes import SAFE_METHODS, RequestRoutes
 from api.access.key_store import Keys, KeyStore
 from api.access.keys import (
     ANONYMOUS,
@@ -38,6 +38,8 @@ from api.telemetry.access_log import log_answered
 _ENGINES = RequestRoutes()
 
 _POLICY_VIOLATION = 1008  # a WebSocket close code
+_BY_NAME = b"/upstream/"
+_UNLOAD = b"/unload"  # the one GET that stops something
 _FETCH_SITE = b"sec-fetch-site"  # the origin of a browser's request; pages cannot forge it
 _OWN_PAGES = (b"", b"same-origin", b"none")  # not a browser, a page of Berth's own, or a typed address
 
@@ -51,13 +53,15 @@ class AccessControl(RoutedApp):
         keys: Keys | KeyStore,
         *,
         inference_paths: frozenset[bytes] = frozenset(),
+        read_paths: frozenset[bytes] = frozenset(),
         names_served_by: Callable[[str], tuple[str, ...]] = lambda _instance_id: (),
         on_refused: Callable[[str, int], None] = lambda _method, _status: None,
         origins: Origins | None = None,
         request_routes: RequestRoutes = _ENGINES,
     ) -> None:
-        """`inference_paths`: paths for request keys besides `/v1/…` and `/proxy/…`.
+        """`inference_paths`: paths for request keys besides `/v1/…`, `/proxy/…` and `/upstream/…`.
 
+        `read_paths`: further ones, for reading only; one that ends in a slash: everything below.
         `names_served_by`: the names of an instance's model, for keys limited to some models.
         `on_refused` is called with the method and status of each refused request.
         `origins`: pages of these, in a browser on this machine, may send requests to engines without a key.
@@ -65,6 +69,7 @@ class AccessControl(RoutedApp):
         """
         self._app = app
         self._inference_paths = inference_paths
+        self._read_paths = read_paths
         self._names_served_by = names_served_by
         self._on_refused = on_refused
         self._origins = origins
@@ -93,6 +98,7 @@ class AccessControl(RoutedApp):
             self._inference_paths,
             method=scope.get("method", "POST"),  # a WebSocket has none, and may carry anything
             routes=self._request_routes,
+            read_paths=self._read_paths,
         )
         if required is Access.OPEN:
             return None
@@ -120,8 +126,9 @@ class AccessControl(RoutedApp):
         return is_local(scope.get("client"), headers)
 
     def _is_forwarded(self, path: bytes) -> bool:
-        """Whether a path leads to engines, which a link must not start, wake or use."""
-        return path.startswith((b"/proxy/", b"/v1/")) or path in self._inference_paths
+        """Whether a path leads to engines, which a link must not start, wake, use or stop."""
+        leads = path.startswith((b"/proxy/", b"/v1/", _BY_NAME)) or path in self._inference_paths
+        return leads or path == _UNLOAD
 
     def _is_allowed_page(self, scope: Scope) -> bool:
         """Whether, without keys, a browser on this machine sends this for a page of an allowed origin.
@@ -205,13 +212,19 @@ def required_access(
     *,
     method: str = "POST",
     routes: RequestRoutes = _ENGINES,
+    read_paths: frozenset[bytes] = frozenset(),
 ) -> Access:
     """The access that a path (as sent by the client) requires.
 
-    `routes`: the engines' routes for request keys.
+    `routes`: the engines' routes for request keys. Below `/upstream/` the gateway checks them: it knows where
+    a model's name ends.
     """
     if path == b"/health" or path.startswith(b"/health/"):
         return Access.OPEN
+    if path.startswith(_BY_NAME):
+        return Access.INFERENCE
+    if method in SAFE_METHODS and _is_below(path, read_paths):
+        return Access.INFERENCE
     if path.startswith(b"/proxy/"):
         _, _, forwarded = path.removeprefix(b"/proxy/").partition(b"/")
     elif path.startswith(b"/v1/"):
@@ -219,6 +232,10 @@ def required_access(
     else:
         return Access.INFERENCE if path in inference_paths else Access.ADMIN
     return Access.INFERENCE if routes.has(forwarded, method) else Access.ADMIN
+
+
+def _is_below(path: bytes, paths: frozenset[bytes]) -> bool:
+    return path in paths or any(path.startswith(one) for one in paths if one.endswith(b"/"))
 
 
 def is_local(client: tuple[str, int] | None, headers: RawHeaders) -> bool:

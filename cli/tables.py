@@ -90,7 +90,7 @@ def model_row(record: Record, now: float) -> Row:
 
 def entry_row(entry: Record) -> Row:
     """One line of `berth list` for a key that only allows requests: OpenAI's entry has fewer fields."""
-    status = model_status(entry) if "status" in entry else NOTHING
+    status = model_status(entry) if "state" in entry else NOTHING
     return entry["id"], status, _shown(entry.get("max_model_len")), _shown(entry.get("problem"))
 
 
@@ -99,7 +99,7 @@ def problem_of(record: Record) -> str | None:
     if problem := record.get("problem"):
         return str(problem)
     error = record.get("error")
-    if not error or record["status"] != "failed":
+    if not error or record["state"] != "failed":
         return None
     return str(error["message"]).removeprefix(f"model {record['name']!r}: ")
 
@@ -200,8 +200,8 @@ def _instance_status(record: Record) -> str:
 
 def model_status(record: Record) -> str:
     """A stopped model that no engine can run is 'unsupported'; one whose last start failed is 'failed'."""
-    is_down = record["status"] == "stopped"
-    return "unsupported" if is_down and record.get("problem") else str(record["status"])
+    is_down = record["state"] == "stopped"
+    return "unsupported" if is_down and record.get("problem") else str(record["state"])
 
 
 def _idle_until(record: Record, now: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -54,6 +54,11 @@ def unless_not_admin(ask: Callable[[], T]) -> T | None:
         if exc.code != _ADMIN_KEY_REQUIRED:
             raise
         return None
+
+
+def state_of(record: Mapping[str, Any]) -> str:
+    """Of an instance, or of a model, whose `status` is an object in llama.cpp's words."""
+    return str(record["state"] if "state" in record else record["status"])
 
 
 def record_for(server: Server, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from api.access.engine_routes import RequestRoutes
 from api.access.key_store import KeyStore
 from api.auth import AccessControl
-from api.control import usage_report
+from api.control import read_paths, usage_report
 from api.control.app import create_control_app
 from api.control.catalog import ModelFiles
 from api.control.metrics_page import MetricsPage
@@ -21,6 +21,7 @@ from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.gateway.stored_responses import StoredResponses
 from api.gateway.translation import Dialects
+from api.gateway.upstream_routes import UpstreamRoutes
 from api.http.dispatch import Dispatcher
 from api.http.route import RoutedApp
 from api.protocols.app import ProtocolApp
@@ -104,16 +105,19 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
     door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
     routes = ModelRoutes(gateway, door, protocols.routes, has_fast_path=cache is None)
-    dispatcher = Dispatcher(control, data_plane, routes)
+    request_routes = RequestRoutes(settings.request_paths)
+    by_name = UpstreamRoutes(fleet, data_plane, request_routes, peer_routes)
+    dispatcher = Dispatcher(control, data_plane, routes, by_name)
     origins = origins_of(settings)
     access = AccessControl(
         dispatcher,
         keys,
         inference_paths=frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH},
+        read_paths=read_paths.READ_PATHS,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,
         origins=origins,
-        request_routes=RequestRoutes(settings.request_paths),
+        request_routes=request_routes,
     )
     return Application(Cors(access, origins) if origins else access, manager, pulls)
 

@@ -255,6 +255,11 @@ class ModelEntry(ModelDefaults):
         description="A hub id, of GGUF files `owner/name:Q4_K_M`; default without `path`: the entry's name",
     )
     aliases: Names = Field((), description="Other names that clients can use")
+    alias_params: dict[Text, JsonObject] = Field(
+        {}, description="By alias: fields to set in the body of each request that uses this name"
+    )
+    metadata: JsonObject = Field({}, description="Shown to clients in /v1/models, as it is")
+    unlisted: bool = Field(False, description="Usable, but in no list of models for clients")
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -267,6 +272,14 @@ class ModelEntry(ModelDefaults):
         for name in _CONTAINER_FIELDS:
             if getattr(self, name) and self.runtime is None:
                 raise ValueError(f"`{name}` needs a `runtime`: docker or podman")
+        return self
+
+    @model_validator(mode="after")
+    def _check_alias_params(self) -> Self:
+        if unknown := self.alias_params.keys() - set(self.aliases):
+            raise ValueError(
+                f"`alias_params` names {min(unknown)!r}, which isn't one of `aliases`; add it there"
+            )
         return self
 
     @property

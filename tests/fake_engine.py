@@ -125,6 +125,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--metrics-delay", type=float, default=0.0, metavar="S", help="before /metrics")
     parser.add_argument("--metrics-page", metavar="FILE", help="what /metrics answers; a page by default")
     parser.add_argument("--chunk-delay", type=float, default=0.01, metavar="S", help="between two SSE chunks")
+    parser.add_argument("--llama", action="store_true", help="/props and /slots as llama.cpp has them")
     arguments, unknown = parser.parse_known_args()
     if unknown and "FAKE_VLLM" not in os.environ:  # vLLM has more flags
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -222,6 +223,10 @@ class FakeEngine:
         elif path == "/grow":  # by as many MB as the body says
             self._ballast.append(bytearray(os.urandom(1 << 20)) * int(body))
             _send(connection, 200, {})
+        elif path == "/props" and self._args.llama:
+            _send(connection, 200, {"total_slots": 4, "model_alias": self._name})
+        elif path == "/slots" and self._args.llama:
+            _send(connection, 200, json.dumps([{"id": number} for number in range(4)]))
         elif path == "/env":
             _send(connection, 200, dict(os.environ))
         else:

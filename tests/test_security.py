@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from api.control.read_paths import READ_PATHS
 from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -96,6 +97,9 @@ def test_every_route_requires_an_admin_unless_listed(berth: BerthProcess, method
         assert nobody.request(method, path).status_code == 401
         if path.startswith("/v1/models") or path == "/usage":  # each key gets its own list
             assert user.request(method, path).status_code == 200
+        elif method == "GET" and path.encode() in READ_PATHS | {b"/api/v0/models/a"}:
+            with user.stream(method, path) as response:  # of the models that the key may use
+                assert response.status_code in (200, 400, 404)
         else:
             assert code_of(user.request(method, path)) == (403, "admin_key_required")
 

@@ -204,7 +204,7 @@ def test_the_list_of_models_includes_those_of_peers(harbour: Harbour) -> None:
     with harbour.one.client() as client:
         listed = client.get("/v1/models", headers=USER).json()["data"]
         (entry,) = [one for one in listed if one["id"] == name]
-        assert entry["status"] == "running"
+        assert (entry["status"], entry["state"]) == ({"value": "loaded"}, "running")
         assert client.get(f"/v1/models/{name}", headers=USER).json() == entry
         limited = {"Authorization": "Bearer limited-key"}
         assert client.get("/v1/models", headers=limited).json()["data"] == []

@@ -14,7 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 
-from api.control import catalog, docs_page, instances, metrics_page, models, ops, pull, streams, usage_report
+from api.control import (
+    catalog,
+    docs_page,
+    instances,
+    llama_cpp,
+    llama_swap,
+    lm_studio,
+    metrics_page,
+    models,
+    ops,
+    pull,
+    streams,
+    usage_report,
+)
 from api.control.body_check import BodyCheck
 from api.control.body_limit import BodyLimit
 from api.control.catalog import ModelFiles
@@ -22,6 +35,7 @@ from api.control.error_response import error_response
 from api.control.forwarded import with_forwarded
 from api.control.head_requests import HeadRequests
 from api.control.metrics_page import MetricsPage
+from api.control.model_events import ModelEvents
 from api.control.schemas import ErrorEnvelope
 from api.http.asgi import App, Message, Receive, Scope, Send
 from api.http.errors import api_error, error_for
@@ -30,15 +44,16 @@ from api.telemetry.access_log import log_answered
 from instance_manager.backends.params import is_secret
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.fleet import Fleet
+from instance_manager.hub.downloads import Downloads
 from instance_manager.hub.pull import Pulls
 from instance_manager.manager import InstanceManager
 
 logger = logging.getLogger("berth")
 
 # A model's name may be any path, so fixed paths below /models come first.
-ROUTERS = tuple(
-    part.router for part in (instances, streams, ops, metrics_page, usage_report, pull, catalog, models)
-)
+_DIALECTS = (llama_cpp, llama_swap, lm_studio)
+_PARTS = (instances, streams, ops, metrics_page, usage_report, pull, *_DIALECTS, catalog, models)
+ROUTERS = tuple(part.router for part in _PARTS)
 _MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values are never quoted in errors
 DESCRIPTION = "Starts LLM engines, each on a port of its own, and forwards OpenAI traffic to them."
 
@@ -58,9 +73,14 @@ def create_control_app(
     `translated`: the routes of protocol adapters, for the OpenAPI document.
     """
 
+    downloads = Downloads(pulls, model_files.refresh)
+    events = ModelEvents(fleet, pulls, model_files.facts)
+    model_files.on_changed = events.reloaded
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with pulls.run(), manager.run(), fleet.run(), model_files.watching():
+        downloading = downloads.run()
+        async with pulls.run(), downloading, manager.run(), fleet.run(), events.run(), model_files.watching():
             fleet.preload()
             yield
 
@@ -76,7 +96,10 @@ def create_control_app(
     app.state.manager = manager
     app.state.fleet = fleet
     app.state.model_files = model_files
+    app.state.facts = model_files.facts
     app.state.pulls = pulls
+    app.state.downloads = downloads
+    app.state.model_events = events
     app.state.metrics_page = metrics_page
     app.state.translated = tuple(translated)
     for router in ROUTERS:

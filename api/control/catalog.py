@@ -13,10 +13,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from api.access.key_store import Keys, KeyStore
-from api.control.models import model_record
+from api.control.deps import AllPulls, Events, Facts, Models
+from api.control.model_events import ModelEvents
+from api.control.model_view import model_record
 from api.control.schemas import Device, Seconds
 from instance_manager.backends import backend_of
 from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec, ManagerError, WrongState
+from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
@@ -80,6 +83,8 @@ class ModelFiles:
         self._source = source
         self.list_gpus = list_gpus  # blocks for milliseconds
         self.warnings: list[str] = []  # of the last scan
+        self.facts = FactsReader(fleet.manager.config)  # of the models
+        self.on_changed: Callable[[], None] = lambda: None  # called when models are new, gone or changed
         self._apply(self._scan())
 
     async def refresh(self) -> frozenset[str]:
@@ -149,6 +154,7 @@ class ModelFiles:
             for profile in profiles
             if (problem := problem_of(profile, config, gpus)) is not None
         }
+        self.facts.read(profiles)
         return _CatalogSnapshot(profiles, problems, [*remarks, *grouped_problems(problems)])
 
     def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
@@ -160,6 +166,8 @@ class ModelFiles:
         changed = self._fleet.set_profiles(snapshot.profiles)
         for model in self._fleet.models:
             model.start_problem = snapshot.problems.get(model.name)
+        if changed:
+            self.on_changed()
         return changed
 
     def _check_startable(self, profile: ModelProfile) -> None:
@@ -236,16 +244,11 @@ def _files(request: Request) -> ModelFiles:
     return files
 
 
-def _fleet(request: Request) -> Fleet:
-    fleet: Fleet = request.app.state.fleet
-    return fleet
-
-
 Files = Annotated[ModelFiles, Depends(_files)]
 
 
 @router.post("/reload", summary="Reload models.yaml, the model folders and the API keys file")
-async def reload_catalog(files: Files, fleet: Annotated[Fleet, Depends(_fleet)]) -> dict[str, Any]:
+async def reload_catalog(files: Files, fleet: Models) -> dict[str, Any]:
     """Running engines are not affected. `warnings`: models that can't be started, and missing folders."""
     changed = await files.reload_all()
     return {"models": len(fleet.models), "changed": sorted(changed), "warnings": files.warnings}
@@ -256,7 +259,8 @@ async def patch_model(
     name: str,
     body: ModelPatch,
     files: Files,
-    fleet: Annotated[Fleet, Depends(_fleet)],
+    fleet: Models,
+    facts: Facts,
     restart: Annotated[bool, Query(description="Restart running replicas with the new entry")] = False,
 ) -> dict[str, Any]:
     """Omitted fields stay, also within `params`, as do the file's comments. Applies at the next start."""
@@ -270,21 +274,22 @@ async def patch_model(
             await fleet.manager.stop(instance.instance_id)
         if live:
             fleet.request_start(model)
-    return model_record(model)
+    return model_record(model, facts)
 
 
 @router.delete("/models/{name:path}", status_code=204, summary="Delete a downloaded model's files")
-async def delete_model(
-    name: str,
-    files: Files,
-    request: Request,
-    fleet: Annotated[Fleet, Depends(_fleet)],
-) -> None:
+async def delete_model(name: str, files: Files, fleet: Models, pulls: AllPulls, events: Events) -> None:
     """Its entry in models.yaml stays; folders in MODEL_DIRS are never touched."""
-    pulls: Pulls = request.app.state.pulls
     model = fleet.find(name)
     if model.profile is not None and model.profile.source is ModelSource.CATALOG and model.live:
         raise WrongState(f"model {name!r} is running; stop it first")
+    await delete_files(model, name, fleet, files, pulls, events)
+
+
+async def delete_files(
+    model: Model, name: str, fleet: Fleet, files: ModelFiles, pulls: Pulls, events: ModelEvents
+) -> None:
+    """Delete the files of the model with this hub id. Raises as `remove_model` does."""
     config = fleet.manager.config
     is_found = model.profile is not None and model.profile.source is ModelSource.DISCOVERED
     is_tagged = split_tag(model.name)[1] is not None
@@ -300,3 +305,4 @@ async def delete_model(
         ),
     )
     await files.refresh()
+    events.removed(model.name)

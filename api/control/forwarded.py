@@ -49,6 +49,8 @@ def with_forwarded(document: dict[str, Any], translated: Iterable[str] = ()) -> 
         )
     more = "Any method, path and body, and WebSockets: forwarded to the instance's engine unchanged."
     _add(paths, "/proxy/{instance_id}/{path}", _ANY, BY_INSTANCE, "Any route of the instance's engine", more)
+    more = "As by instance; a model that doesn't run is started. A model's name may have slashes."
+    _add(paths, "/upstream/{model}/{path}", _ANY, BY_INSTANCE, "Any route of the model's engine", more)
     return {**document, "paths": paths}
 
 

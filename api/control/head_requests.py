@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from api.http.asgi import App, Message, Receive, Scope, Send
 
+_ACTING = "/unload"  # the GET that changes something, for llama-swap's scripts: a HEAD of it is 405
+
 
 class HeadRequests:
     """An ASGI middleware that runs HEAD requests as GET and drops the body."""
@@ -16,7 +18,7 @@ class HeadRequests:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["type"] != "http" or scope["method"] != "HEAD" or scope["path"] == _ACTING:
             await self._app(scope, receive, send)
             return
 

@@ -24,6 +24,9 @@ UNVERSIONED: Mapping[bytes, bytes] = {
     b"/classify": b"/classify",
     b"/tokenize": b"/tokenize",
     b"/detokenize": b"/detokenize",
+    b"/api/v0/chat/completions": b"/v1/chat/completions",  # LM Studio's
+    b"/api/v0/completions": b"/v1/completions",
+    b"/api/v0/embeddings": b"/v1/embeddings",
 }
 
 

@@ -147,7 +147,7 @@ class OutgoingBody:
 
 def has_filters(profile: ModelProfile | None) -> bool:
     """Whether this model's profile changes each request's body."""
-    return profile is not None and bool(profile.set_params or profile.strip_params)
+    return profile is not None and bool(profile.set_params or profile.strip_params or profile.alias_params)
 
 
 def changes_of(
@@ -161,6 +161,8 @@ def changes_of(
     if profile is not None:
         strip |= profile.strip_params & fields.keys()
         changes |= profile.set_params
+        if profile.alias_params:
+            changes |= profile.alias_params.get(str(fields.get("model")), {})
     return strip, changes
 
 

@@ -10,6 +10,7 @@ from api.http.response_channel import Handler
 from api.http.route import RoutedApp, Router
 
 _PREFIX = b"/proxy/"
+_BY_NAME = b"/upstream/"
 
 
 class ModelRouter(Router, Protocol):
@@ -19,18 +20,28 @@ class ModelRouter(Router, Protocol):
 
 
 class Dispatcher(RoutedApp):
-    """`data_plane` gets http and websocket under /proxy/, `models` what it is for, `control` the rest."""
+    """`data_plane` gets http and websocket under /proxy/, `by_name` under /upstream/, `models` what it is
+    for, `control` the rest."""
 
-    def __init__(self, control: App, data_plane: Router, models: ModelRouter | None = None) -> None:
+    def __init__(
+        self,
+        control: App,
+        data_plane: Router,
+        models: ModelRouter | None = None,
+        by_name: Router | None = None,
+    ) -> None:
         self._control = Handler(control)
         self._data_plane = data_plane
         self._models = models
+        self._by_name = by_name
 
     def route(self, scope: Scope) -> Handler:
         if scope["type"] != "lifespan" and raw_path(scope).startswith(_PREFIX):
             return self._data_plane.route(scope)
         if scope["type"] == "http" and self._models is not None and self._models.is_for(scope):
             return self._models.route(scope)
+        if self._by_name is not None and scope["type"] != "lifespan" and raw_path(scope).startswith(_BY_NAME):
+            return self._by_name.route(scope)
         return self._control
 
 

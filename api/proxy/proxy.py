@@ -75,8 +75,7 @@ class DataPlane(RoutedApp):
         instance_id, path = target.name, target.path
         peer = None if self._peer_routes is None else self._peer_routes.to_instance(scope, instance_id)
         if scope["type"] == "websocket":
-            to = peer or target
-            await forward_websocket(to, self._metrics, scope, receive, send, self._pace.stall_s)
+            await self.forward_any(scope, receive, send, peer or target)
         elif self._sleep is not None and peer is None and _wakes_none(scope, path):
             asleep = SleepTarget(self._sleep, self._leases, instance_id, path, scope["method"])
             await self._forward_to_sleeping(self._sleep, scope, receive, send, asleep)
@@ -107,6 +106,13 @@ class DataPlane(RoutedApp):
     def close(self) -> None:
         """Close idle connections; requests in flight close theirs as they end."""
         self.pools.close()
+
+    async def forward_any(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        """Forward an HTTP request or a WebSocket to its target."""
+        if scope["type"] == "websocket":
+            await forward_websocket(target, self._metrics, scope, receive, send, self._pace.stall_s)
+        else:
+            await self.forward(scope, receive, send, target)
 
     async def forward(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
         """Forward one HTTP request to its target."""

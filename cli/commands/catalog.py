@@ -132,7 +132,7 @@ def _patch(session: Session, model: str, changes: dict[str, Any], removed: list[
             timeout_s=_DRAIN_S,
         )
     _check_is_removed(record, removed)
-    starts = restart and record["status"] in STARTING
+    starts = restart and record["state"] in STARTING
     if session.as_json and not starts:
         session.print_json(record)
         return

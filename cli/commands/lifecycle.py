@@ -8,23 +8,28 @@ from typing import Annotated, Any
 import typer
 
 from cli.completion import complete_names
-from cli.errors import CliError, ExitCode
+from cli.errors import CliError, ExitCode, wrong_use
 from cli.replicas import latest
 from cli.server import Server
 from cli.session import Session, with_session
 from cli.startup import following
 from cli.tables import Record
-from cli.target import Target, find
+from cli.target import Target, find, state_of
 
 _LONGEST_S = 3600.0  # the server's longest wait for a start
 _GRACE_S = 30.0  # for its response after that
 _UP = frozenset({"running"})
 STARTING = frozenset({"starting", "health_checking", "waking"})
 _LOG_LINES = 10
+_UNLOAD = "/api/models/unload"  # of all models
 _FAILED = "instance_failed"  # the code of errors
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names)
+]
+OptionalName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="A model, or an instance's id", autocompletion=complete_names),
 ]
 Wait = Annotated[
     float, typer.Option(min=0, max=_LONGEST_S, help="Seconds to wait until it runs; 0 = don't wait")
@@ -46,15 +51,27 @@ def restart(session: Session, name: Name, wait: Wait = 600) -> None:
 @with_session
 def stop(
     session: Session,
-    name: Name,
+    name: OptionalName = None,
+    all_models: Annotated[bool, typer.Option("--all", "-a", help="Stop all models")] = False,
     force: Annotated[bool, typer.Option("--force", help="Don't wait for requests in flight")] = False,
 ) -> None:
-    """Stop a model or an instance.
+    """Stop a model or an instance, or all models.
 
     Requests in flight are completed first. The next request for a model starts it again. A failed model or
     instance becomes stopped, and its next start is no longer delayed.
     """
-    _act(session, name, "stop", force=force or None)
+    if all_models is (name is not None):
+        given = "NAME and --all exclude each other" if all_models else "NAME or --all is missing"
+        raise wrong_use(given, "`berth stop --help` explains both")
+    if name is not None:
+        _act(session, name, "stop", force=force or None)
+        return
+    with session.server() as server, session.waiting("stop all models"):
+        answer = server.request("POST", _UNLOAD, params={"force": force or None}, timeout_s=_LONGEST_S)
+    if session.as_json:
+        session.print_json(answer)
+    else:
+        session.say("all models are stopped")
 
 
 @with_session
@@ -91,7 +108,7 @@ def _act(session: Session, name: str, verb: str, **params: Any) -> None:
     if session.as_json:
         session.print_json(record)
     else:
-        session.say(f"{target} is {record['status']}")
+        session.say(f"{target} is {state_of(record)}")
 
 
 def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **params: Any) -> None:
@@ -115,11 +132,11 @@ def bring_up(session: Session, name: str, verb: str, *, timeout_s: float, **para
 
 def _outcome(target: Target, record: Record, instance: Record | None, took_s: float) -> str:
     """The outcome in one line."""
-    line = f"{target} is {record['status']}"
-    if record["status"] in _UP:
+    line = f"{target} is {state_of(record)}"
+    if state_of(record) in _UP:
         where = f" on port {instance['port']}" if instance is not None else ""
         return f"{line}{where} ({took_s:.1f} s)"
-    if record["status"] in STARTING:
+    if state_of(record) in STARTING:
         return f"{line}; `berth ps --watch` shows its progress"
     return line
 

@@ -53,7 +53,7 @@ def ps(
             return
         answer = unless_not_admin(lambda: _instances(server, include_ended))
         if answer is None:
-            _print_entries(session, server, is_shown=lambda one: include_ended or one["status"] in _UP)
+            _print_entries(session, server, is_shown=lambda one: include_ended or one["state"] in _UP)
         elif session.as_json:
             session.print_json(answer)
         else:
@@ -68,8 +68,8 @@ def list_models(session: Session) -> None:
     """
     with session.server() as server:
         answer = unless_not_admin(lambda: server.get("/models"))
-        if answer is None:
-            _print_entries(session, server)
+        if answer is None or not answer["data"] or _is_for_requests(answer["data"][0]):
+            _print_entries(session, server)  # which has aliases, and other nodes' models
             return
     if session.as_json:
         session.print_json(answer)
@@ -77,6 +77,11 @@ def list_models(session: Session) -> None:
         session.say(entry_table(answer["data"], session.out.width))
     else:
         session.say(model_table(answer["data"], time.time(), session.out.width))
+
+
+def _is_for_requests(record: Record) -> bool:
+    """Whether it is what Berth shows to a key for requests."""
+    return "state" in record and "pinned" not in record
 
 
 @with_session
@@ -110,8 +115,8 @@ def _print_record(session: Session, record: Record) -> None:
     if session.as_json:
         session.print_json(record)
         return
-    is_model = "status" in record and "problem" in record
-    session.say(details({**record, "status": model_status(record)} if is_model else record))
+    is_model = "state" in record and "problem" in record
+    session.say(details({**record, "state": model_status(record)} if is_model else record))
 
 
 def _print_entries(

@@ -71,6 +71,7 @@ class Backend(ABC):
     # is the engine. None = it can't run in one.
     in_image: ClassVar[tuple[str, ...] | None] = None
     image: ClassVar[str | None] = None  # where a model's entry names none
+    takes_modalities: ClassVar[bool] = False  # images and sound, where the model's files have parts for them
 
     api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
     metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format
@@ -112,6 +113,10 @@ class Backend(ABC):
         `params`: merged flags. `may_download`: it will fetch missing files.
         """
         return None
+
+    def calls_tools(self, params: Mapping[str, Any]) -> bool:
+        """Whether, with these flags, it turns a model's text into tool calls where the template has tools."""
+        return True
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         """The memory of an instance that has never run."""

@@ -73,6 +73,7 @@ class Fleet:
             manager, self._registry, planner, self._scaler, config.scale, self._news, clock
         )
         self.known = self._registry.known
+        self.having_replica = self._registry.having_replica
         self.adapter_in = self._registry.adapter_in
         self.find = self._registry.find
         self.names_like = self._registry.names_like

@@ -29,6 +29,9 @@ class ModelProfile(ReplicaOptions):
     engine_reason: str = field(default="", compare=False)  # why it is this engine
     params: Mapping[str, Any] = field(default_factory=dict)  # the engine's flags in snake_case
     aliases: tuple[str, ...] = ()
+    alias_params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # as set_params, by alias
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # shown to clients
+    unlisted: bool = False  # not shown to them in lists
     idle_timeout_s: float | None = None  # 0 = never
     min_replicas: int = 0
     max_replicas: int = 1

@@ -20,6 +20,7 @@ from instance_manager.hub.process import HubProcessDied, Line, hub_process
 logger = logging.getLogger("berth.manager")
 
 _Key = tuple[str, str | None]  # model and revision
+Listener = Callable[[str, Line | ManagerError | None], None]  # model; outcome, None until then
 
 
 class _LineBroadcast:
@@ -50,6 +51,14 @@ class _LineBroadcast:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def progress(self) -> dict[str, dict[str, int]]:
+        """Bytes `done` of `total` by file, of the files that have begun."""
+        return {
+            str(line["file"]): {"done": line["completed"], "total": line["total"]}
+            for _, line in self._newest.values()
+            if line.get("file") is not None
+        }
 
     async def follow(self) -> AsyncGenerator[Line]:
         """The newest line of each subject, then changes, then the outcome, which may be raised."""
@@ -90,6 +99,16 @@ class Pulls:
         self._ending: dict[_Key, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._is_closed = False
+        self._listeners: list[Listener] = []
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` with the model whenever its download goes on, and with the outcome at its end."""
+        self._listeners.append(listener)
+
+    def progress(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Of each model that is being downloaded: bytes `done` of `total`, by file."""
+        running = self._downloads.values()
+        return {one.key[0]: one.lines.progress() for one in running if not one.lines.is_over}
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -178,14 +197,20 @@ class Pulls:
                         outcome = line
                     else:
                         download.lines.post(line)
+                        self._tell(model, None)
             self._conclude(download, outcome)
         except ManagerError as exc:
-            download.lines.close(exc)
+            self._conclude(download, exc)
         except Exception:  # the task's root: no listener may wait for ever
             logger.exception("the download of %s failed", model)
-            download.lines.close(HubProcessDied(f"the download of {model} failed; see Berth's log"))
+            self._conclude(download, HubProcessDied(f"the download of {model} failed; see Berth's log"))
 
-    def _conclude(self, download: _Download, outcome: Line) -> None:
-        if "error" not in outcome:
+    def _conclude(self, download: _Download, outcome: Line | ManagerError) -> None:
+        if not isinstance(outcome, ManagerError) and "error" not in outcome:
             self._on_downloaded(download.key[0])
         download.lines.close(outcome)
+        self._tell(download.key[0], outcome)
+
+    def _tell(self, model: str, outcome: Line | ManagerError | None) -> None:
+        for listener in self._listeners:
+            listener(model, outcome)

@@ -88,14 +88,14 @@ def test_flags_the_engine_would_refuse_are_refused_before_a_stop(
     client: httpx.Client, catalog: Path, params: dict[str, Any], message: str
 ) -> None:
     started = client.post("/models/demo/start?wait=60").json()
-    assert started["status"] == "running", started
+    assert started["state"] == "running", started
     for path in ("/models/demo", "/models/demo?restart=true"):
         error = refused(client.patch(path, json={"timeout": 700, "params": params}))
         assert error["param"] == f"params.{next(iter(params))}"
         assert message in error["message"]
     assert catalog.read_text() == CATALOG
     assert client.get("/models/demo").json()["replicas"] == started["replicas"]
-    assert client.get("/models/demo").json()["status"] == "running"
+    assert client.get("/models/demo").json()["state"] == "running"
     error = refused(client.post("/instances", json={"model_name": "berth-demo", "params": params}))
     assert message in error["message"]
 
@@ -111,7 +111,7 @@ def test_a_restart_with_invalid_flags_in_the_file_stops_nothing(client: httpx.Cl
     ):
         assert "max_model_len=abc" in refused(restart)["message"]
     record = client.get("/models/demo").json()
-    assert (record["replicas"], record["status"]) == (started["replicas"], "running")
+    assert (record["replicas"], record["state"]) == (started["replicas"], "running")
     assert "max_model_len=abc" in record["problem"]
 
 

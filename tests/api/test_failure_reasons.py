@@ -112,11 +112,11 @@ def test_an_instance_that_could_not_start_is_its_models_problem(tmp_path: Path) 
     with running_berth(tmp_path) as berth, berth.client() as client:
         make_bad(berth, {})
         record = client.get("/models/bad").json()
-        assert (record["status"], record["error"]["class"]) == ("failed", "crashed")
+        assert (record["state"], record["error"]["class"]) == ("failed", "crashed")
         assert SECRET in record["problem"]
         client.post("/instances/bad/stop").raise_for_status()
         record = client.get("/models/bad").json()
-        assert (record["status"], record["problem"], record["error"]) == ("stopped", None, None)
+        assert (record["state"], record["problem"], record["error"]) == ("stopped", None, None)
 
 
 def test_without_keys_local_callers_get_the_log(tmp_path: Path) -> None:

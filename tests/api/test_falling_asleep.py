@@ -51,7 +51,7 @@ def streaming(client: httpx.Client) -> Iterator[None]:
 
 def sleep(client: httpx.Client, pool: ThreadPoolExecutor) -> Any:
     put_to_sleep = pool.submit(client.post, "/models/berth-demo/sleep")
-    eventually(lambda: client.get("/models/berth-demo").json()["status"] != "running")
+    eventually(lambda: client.get("/models/berth-demo").json()["state"] != "running")
     return put_to_sleep
 
 
@@ -83,9 +83,9 @@ def test_reads_do_not_keep_an_engine_from_falling_asleep(client: httpx.Client) -
             assert client.get(f"{own}/v1/models").status_code == 200
             assert client.get(f"{own}/is_sleeping").json() == {"is_sleeping": False}
         assert put_to_sleep.result(timeout=30).status_code == 200
-    assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+    assert client.get("/models/berth-demo").json()["state"] == "sleeping"
     assert client.get(f"{own}/v1/models").status_code == 200
-    assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+    assert client.get("/models/berth-demo").json()["state"] == "sleeping"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -76,11 +76,11 @@ def replicas(client: httpx.Client, model: str) -> list[dict[str, Any]]:
 def test_a_request_by_name_or_alias_starts_the_model(client: httpx.Client) -> None:
     listed = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
     assert {"plain", "berth-demo"} <= listed.keys()
-    assert listed["plain"]["status"] == "stopped"
+    assert listed["plain"]["state"] == "stopped"
 
     assert ask(client, "gpt-fake").json()["choices"][0]["text"] == " token0 token1"
 
-    assert client.get("/v1/models/plain").json()["status"] == "running"
+    assert client.get("/v1/models/plain").json()["state"] == "running"
     record = client.get("/models/gpt-fake").json()
     assert (record["name"], record["source"], len(record["replicas"])) == ("plain", "catalog", 1)
     assert client.post("/chat/completions", json={"model": "plain", "messages": []}).status_code == 200
@@ -177,7 +177,7 @@ def test_a_failed_start_ends_all_waiting_requests_and_is_not_repeated_at_once(
     again = ask(client, "broken")
     assert again.status_code == 503
     assert 1 <= int(again.headers["retry-after"]) <= 10
-    assert client.get("/models/broken").json()["status"] == "failed"
+    assert client.get("/models/broken").json()["state"] == "failed"
 
 
 def test_a_disconnect_during_a_start_does_not_stop_it(client: httpx.Client) -> None:
@@ -185,14 +185,14 @@ def test_a_disconnect_during_a_start_does_not_stop_it(client: httpx.Client) -> N
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/completions", json={"model": "slow", "prompt": "a"}, timeout=0.3)
     started = client.post("/models/slow/start", params={"wait": 30}).json()
-    assert started["status"] == "running"
+    assert started["state"] == "running"
     assert (started["queued"], started["in_flight"]) == (0, 0)
 
 
 def test_a_keep_alive_of_zero_unloads_after_the_request(client: httpx.Client) -> None:
     assert ask(client, "gone", keep_alive=0).status_code == 200
     deadline = time.monotonic() + 20
-    while client.get("/models/gone").json()["status"] != "stopped":
+    while client.get("/models/gone").json()["state"] != "stopped":
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert ask(client, "gone", keep_alive="5m").status_code == 200
@@ -220,7 +220,7 @@ def test_without_autostart_a_stopped_model_is_refused(tmp_path: Path) -> None:
         refused = ask(client, "one")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "instance_not_running")
         started = client.post("/models/one/start", params={"wait": 30})
-        assert started.json().get("status") == "running", started.text
+        assert started.json().get("state") == "running", started.text
         assert ask(client, "one").status_code == 200
 
 
@@ -278,7 +278,7 @@ def test_a_sleeping_model_is_woken_by_a_request(client: httpx.Client) -> None:
     own = f"/instances/{record['instance_id']}"
     for level in (1, 2):
         asleep = client.post("/models/berth-demo/sleep", params={"level": level}).json()
-        assert asleep["status"] == "sleeping"
+        assert asleep["state"] == "sleeping"
         assert client.get(own).json()["sleep_level"] == level
         assert ask(client, "berth-demo", temperature=0).json()["choices"] == before
     assert client.post(f"{own}/sleep").json()["status"] == "sleeping"
@@ -286,7 +286,7 @@ def test_a_sleeping_model_is_woken_by_a_request(client: httpx.Client) -> None:
         f"/proxy/{record['instance_id']}/v1/completions", json={"prompt": "a", "max_tokens": 1}
     )
     assert through_proxy.status_code == 200
-    assert client.post("/models/berth-demo/wake").json()["status"] == "running"
+    assert client.post("/models/berth-demo/wake").json()["state"] == "running"
     (now,) = replicas(client, "berth-demo")
     assert (now["pid"], now["restarts"]) == (record["pid"], 0)
 
@@ -296,7 +296,7 @@ def test_an_idle_instance_may_sleep_instead_of_being_stopped(tmp_path: Path) -> 
     with berth_with(tmp_path, {}, **settings) as berth, client_of(berth) as client:
         assert ask(client, "berth-demo").status_code == 200
         deadline = time.monotonic() + 20
-        while client.get("/models/berth-demo").json()["status"] != "sleeping":
+        while client.get("/models/berth-demo").json()["state"] != "sleeping":
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert ask(client, "berth-demo").status_code == 200
@@ -391,7 +391,7 @@ def test_a_request_of_an_engine_that_was_stopped_is_not_retried(client: httpx.Cl
             time.sleep(0.02)
         client.post("/models/stopped/stop", params={"force": "true"}).raise_for_status()
         assert asked.result(timeout=10).status_code == 502
-        assert client.get("/models/stopped").json()["status"] == "stopped"
+        assert client.get("/models/stopped").json()["state"] == "stopped"
 
 
 def test_a_request_while_its_model_stops_waits_and_starts_it_again(client: httpx.Client) -> None:

@@ -13,6 +13,8 @@ from api.control.app import ROUTERS
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 
+# GET stops all models; is refused without a model; is 404 for a job that there isn't.
+OTHERS = {"/unload", "/slots", "/api/v1/models/download/status/{job_id}"}
 PATHS = sorted(
     {
         route.path.replace("{instance_id}", "a").replace("{name:path}", "a")
@@ -20,6 +22,7 @@ PATHS = sorted(
         for route in router.routes
         if isinstance(route, Route) and "GET" in (route.methods or ())
     }
+    - OTHERS
 )
 # Two answers to GET differ in these, too.
 CHANGING = {"x-request-id", "content-length"}
@@ -80,6 +83,11 @@ def test_head_of_a_post_route_is_405(client: httpx.Client) -> None:
     answer = client.head("/instances/a/stop")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert "HEAD" in client.put("/instances").headers["allow"]
+
+
+def test_head_stops_no_models(client: httpx.Client) -> None:
+    assert client.head("/unload").status_code == 405
+    assert client.get("/instances/a").json()["status"] == "running"
 
 
 def test_the_connection_stays_usable_after_a_head(berth: BerthProcess) -> None:

@@ -48,7 +48,7 @@ def test_an_alias_has_an_entry_with_its_model(tmp_path: Path) -> None:
             assert client.get(f"/v1/models/{alias}").json() == entries[alias]
         assert entries["stays"]["parent"] is None
         assert ask(client, "nick two").status_code == 200
-        assert client.get("/v1/models/nick").json()["status"] == "running"
+        assert client.get("/v1/models/nick").json()["state"] == "running"
         assert client.get("/v1/models/").json() == client.get("/v1/models").json(), "a slash too many"
         refused = ask(client, "BROKEN")
         assert (refused.status_code, "'broken'" in refused.text) == (404, True), "capitals are hinted at"
@@ -116,7 +116,7 @@ def test_an_engines_adapters_and_other_names_are_its_models(tmp_path: Path) -> N
         own = {"model_name": str(tmp_path), "engine": "vllm", "params": {"served_model_name": ["one", "two"]}}
         client.post("/instances", json=own, params={"wait": 30}).raise_for_status()
         for name in ("one", "two"):
-            assert client.get(f"/v1/models/{name}").json()["status"] == "running"
+            assert client.get(f"/v1/models/{name}").json()["state"] == "running"
             assert client.post("/v1/echo", json={"model": name}).status_code == 200
 
 
@@ -151,3 +151,44 @@ def test_model_paths_are_shown_only_to_admins(tmp_path: Path) -> None:
     assert for_admins["named"] == str(tmp_path / "secret" / "place")
     own = {"named": "named", "berth-demo": "berth-demo"}
     assert for_requests == for_admins | own
+
+
+def test_an_unlisted_model_is_used_but_not_listed_and_metadata_is_shown(tmp_path: Path) -> None:
+    metadata = {"team": "search", "cost": {"per_token": 0.5}}
+    catalog = {
+        "hidden": {"command": command(), "unlisted": True},
+        "shown": {"command": command(), "metadata": metadata},
+    }
+    with berth_with(tmp_path, catalog) as berth, client_of(berth) as client:
+        for path, key in (("/v1/models", "id"), ("/api/v1/models", "key"), ("/api/v0/models", "id")):
+            answer = client.get(path).json()
+            names = {one[key] for one in answer.get("data", answer.get("models"))}
+            assert ("hidden" in names, "shown" in names) == (False, True), path
+        records = {one["name"]: one for one in client.get("/models").json()["data"]}
+        assert records["hidden"]["unlisted"] is True, "an admin sees it"
+        assert client.get("/v1/models/hidden").json()["id"] == "hidden"
+        assert client.get("/v1/models/shown").json()["metadata"] == metadata
+        assert "metadata" not in client.get("/v1/models/hidden").json()
+        assert ask(client, "hidden").status_code == 200
+
+
+def test_an_alias_may_set_fields_of_its_requests(tmp_path: Path) -> None:
+    entry = {
+        "command": command(),
+        "aliases": ["think:high", "think:low", "plain"],
+        "alias_params": {"think:high": {"effort": "high", "temperature": 1}, "think:low": {"effort": "low"}},
+        "filters": {"set_params": {"temperature": 0}},
+    }
+    with berth_with(tmp_path, {"think": entry}) as berth, client_of(berth) as client:
+        for name, expected in (
+            ("think:high", {"temperature": 1, "effort": "high"}),
+            ("think:low", {"temperature": 0, "effort": "low"}),
+            ("plain", {"temperature": 0, "effort": "own"}),
+            ("think", {"temperature": 0, "effort": "own"}),
+        ):
+            answer = client.post("/v1/echo", json={"model": name, "effort": "own"})
+            assert json.loads(answer.json()["body"]) == {"model": "think", **expected}, name
+        entry["alias_params"] = {"nobody": {}}
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {"think": entry}}))
+        refused = client.post("/reload")
+        assert (refused.status_code, "'nobody'" in refused.text) == (422, True)

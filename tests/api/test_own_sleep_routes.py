@@ -38,7 +38,7 @@ def test_the_sleep_is_noticed_at_once_and_the_next_request_wakes_it(berth: Berth
         for level in (1, 2):
             sleep(f"/sleep?level={level}")
             assert status() == ("sleeping", level)
-            assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+            assert client.get("/models/berth-demo").json()["state"] == "sleeping"
             assert ask(client, "berth-demo", temperature=0).json()["choices"] == before, "by name"
             assert status() == ("running", None)
 

@@ -24,8 +24,8 @@ def test_a_get_starts_and_wakes_nothing(tmp_path: Path) -> None:
         for _ in range(3):  # on one connection: also by the fast path
             assert client.get(own).json()["data"][0]["id"] == "berth-demo", "it responds asleep"
             assert client.head(own).status_code in (200, 405)
-        assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+        assert client.get("/models/berth-demo").json()["state"] == "sleeping"
         assert client.get("/v1/completions?model=berth-demo").status_code == 409
-        assert client.get("/models/berth-demo").json()["status"] == "sleeping"
+        assert client.get("/models/berth-demo").json()["state"] == "sleeping"
         assert ask(client, "berth-demo").status_code == 200
-        assert client.get("/models/berth-demo").json()["status"] == "running"
+        assert client.get("/models/berth-demo").json()["state"] == "running"

@@ -42,7 +42,7 @@ def client(berth: BerthProcess) -> Iterator[httpx.Client]:
     """Exactly one model runs, and it is not the requested one."""
     with client_of(berth) as client:
         for model in client.get("/models").json()["data"]:
-            if model["status"] == "running" and model["name"] != "other":
+            if model["state"] == "running" and model["name"] != "other":
                 client.post(f"/models/{quote(model['name'])}/stop")
         assert ask(client, "other").status_code == 200
         yield client
@@ -88,7 +88,7 @@ def test_a_request_reaches_the_model_it_names_and_no_other(
     pieces = (body[start : start + 65_536] for start in range(0, len(body), 65_536))
     answer = client.post(path, content=pieces if is_chunked else body, headers={"content-type": kind})
     assert answer.status_code == 200, answer.text
-    assert client.get("/models/wanted").json()["status"] == "running"
+    assert client.get("/models/wanted").json()["state"] == "running"
     assert answer.json()["bytes"] > len(body) - 20
     assert "nick" not in answer.json()["body"], "an engine doesn't know the alias"
 
@@ -143,14 +143,14 @@ def test_a_body_counts_for_any_method(client: httpx.Client) -> None:
     for method in ("PUT", "DELETE", "GET"):  # the last starts nothing
         answer = client.request(method, "/v1/things", content=b'{"model": "wanted"}', headers=JSON)
         assert asked_for(answer) == "wanted"
-    assert client.get("/models/wanted").json()["status"] == "running"
+    assert client.get("/models/wanted").json()["state"] == "running"
 
 
 def test_a_request_without_a_model_goes_to_the_only_running_one(client: httpx.Client) -> None:
     for body in (b"", b"{}", b'{"model": null}'):
         assert client.post("/v1/embeddings", content=body, headers=JSON).status_code == 200
     assert client.post("/v1/files", content=form(("a", b"b")), headers={"content-type": FORM}).is_success
-    assert client.get("/models/wanted").json()["status"] == "stopped"
+    assert client.get("/models/wanted").json()["state"] == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_every_listed_name_can_be_used(client: httpx.Client, name: str) -> None:
     assert f"\r\n\r\n{name}\r\n" in upload["body"]
     encoded = client.post("/v1/embeddings", data={"model": name}).json()["body"]
     assert httpx.QueryParams(encoded)["model"] == name
-    assert client.post(f"/models/{quote(name, safe='')}/stop").json()["status"] == "stopped"
+    assert client.post(f"/models/{quote(name, safe='')}/stop").json()["state"] == "stopped"
 
 
 def test_fields_for_berth_do_not_reach_engines(client: httpx.Client) -> None:

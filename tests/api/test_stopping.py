@@ -36,7 +36,7 @@ def posted(client: httpx.Client, path: str, **params: Any) -> dict[str, Any]:
 def failed_replica(client: httpx.Client) -> str:
     """The instance created by a start of `broken`."""
     assert client.post("/models/broken/start", params={"wait": 30}).status_code == 503
-    assert client.get("/models/broken").json()["status"] == "failed"
+    assert client.get("/models/broken").json()["state"] == "failed"
     records = client.get("/instances", params={"status": "failed"}).json()["data"]
     (replica,) = [one for one in records if one["profile"] == "broken"]
     assert replica["error"]["class"] == "crashed"
@@ -63,7 +63,7 @@ def test_a_stop_clears_a_failure_and_its_back_off(client: httpx.Client, by: str)
     assert "the next start is tried in" in refused.json()["error"]["message"]
     posted(client, "/models/broken/stop" if by == "model" else f"/instances/{replica}/stop")
     model = client.get("/models/broken").json()
-    assert (model["status"], model["error"]) == ("stopped", None)
+    assert (model["state"], model["error"]) == ("stopped", None)
     record = client.get(f"/instances/{replica}").json()
     assert (record["status"], record["error"]) == ("stopped", None)
     again = client.post("/v1/completions", json={"model": "broken", "prompt": "a"})  # it is tried at once
@@ -79,19 +79,19 @@ def test_a_start_refused_without_an_instance_is_cleared_too(tmp_path: Path) -> N
     settings = {"MODELS_FILE": str(tmp_path / "models.yaml"), "HOST_MEMORY": "0.0001"}
     with running_berth(tmp_path, **settings) as berth, berth.client() as client:
         assert client.post("/models/big/start", params={"wait": 30}).status_code == 503
-        assert client.get("/models/big").json()["status"] == "failed"
+        assert client.get("/models/big").json()["state"] == "failed"
         stopped = posted(client, "/models/big/stop")
-        assert (stopped["status"], stopped["error"]) == ("stopped", None)
+        assert (stopped["state"], stopped["error"]) == ("stopped", None)
 
 
 def test_sleep_at_level_3_is_a_stop(client: httpx.Client) -> None:
     """For any engine: this one can't sleep."""
     for path in ("/models/sound", None):
-        assert posted(client, "/models/sound/start", wait=30)["status"] == "running"
+        assert posted(client, "/models/sound/start", wait=30)["state"] == "running"
         (replica,) = client.get("/models/sound").json()["replicas"]
         assert client.post(f"/instances/{replica}/sleep", params={"level": 2}).status_code == 409
         asleep = posted(client, f"{path or f'/instances/{replica}'}/sleep", level=3)
-        assert asleep["status"] == "stopped"
+        assert asleep["state" if path else "status"] == "stopped"
         assert client.get(f"/instances/{replica}").json()["pid"] is None
-    assert posted(client, "/models/sound/sleep", level=3)["status"] == "stopped"  # as `stop` is, of what has
+    assert posted(client, "/models/sound/sleep", level=3)["state"] == "stopped"  # as `stop` is, of what has
     assert client.post("/models/sound/sleep", params={"level": 4}).status_code == 422

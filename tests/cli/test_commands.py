@@ -32,7 +32,7 @@ def test_a_model_can_be_started_used_stopped_and_removed(url: str) -> None:
     assert started.returncode == 0, started.stderr
     assert started.stdout.startswith("model team/quiet is running on port ")
     assert Path(started.stdout.splitlines()[1].removeprefix("log: ")).is_file()
-    assert answer(url, "show", "team/quiet")["status"] == "running"
+    assert answer(url, "show", "team/quiet")["state"] == "running"
 
     header, *rows = berth(url, "ps").stdout.splitlines()
     assert header.split()[:6] == ["NAME", "ID", "STATUS", "PORT", "LAST", "USED"]
@@ -45,12 +45,22 @@ def test_a_model_can_be_started_used_stopped_and_removed(url: str) -> None:
     assert f"instance {replica} is stopped" in berth(url, "stop", replica).stdout
     assert replica not in berth(url, "ps").stdout
     assert replica in berth(url, "ps", "--all").stdout
-    assert answer(url, "restart", "team/quiet")["status"] == "running"
-    assert answer(url, "stop", "team/quiet", "--force")["status"] == "stopped"
+    assert answer(url, "restart", "team/quiet")["state"] == "running"
+    assert answer(url, "stop", "team/quiet", "--force")["state"] == "stopped"
 
     assert "--yes" in berth(url, "rm", replica).stderr  # there is no terminal to ask at
     assert answer(url, "rm", replica, "--yes") == {"object": "instance", "name": replica, "deleted": True}
     assert berth(url, "show", replica).returncode == 4
+
+
+def test_all_models_are_stopped_at_once(url: str) -> None:
+    answer(url, "start", "team/quiet")
+    assert "all models are stopped" in berth(url, "stop", "--all").stdout
+    assert answer(url, "show", "team/quiet")["state"] == "stopped"
+    assert answer(url, "stop", "--all", "--force") == {"msg": "ok"}
+    for wrong in (("stop",), ("stop", "team/quiet", "--all")):
+        ran = berth(url, *wrong)
+        assert (ran.returncode, "--all" in ran.stderr) == (2, True)
 
 
 def test_the_models_are_listed(url: str) -> None:
@@ -103,7 +113,7 @@ def test_the_catalog_is_reloaded(url: str, catalog: Path) -> None:
     before = catalog.read_text()
     catalog.write_text(before + "  fresh:\n    engine: command\n    command: [cat]\n")
     answer(url, "reload")
-    assert answer(url, "show", "fresh")["status"] == "stopped"
+    assert answer(url, "show", "fresh")["state"] == "stopped"
     catalog.write_text(before + "  fresh: 7\n")
     wrong = berth(url, "reload")
     catalog.write_text(before)
@@ -220,7 +230,7 @@ def test_commands_have_other_names(url: str) -> None:
 
 
 def test_sleep_at_level_3_is_a_stop(url: str) -> None:
-    assert answer(url, "start", "team/quiet")["status"] == "running"
+    assert answer(url, "start", "team/quiet")["state"] == "running"
     assert "model team/quiet is stopped" in berth(url, "sleep", "team/quiet", "--level", "3").stdout
 
 
@@ -357,9 +367,9 @@ def test_a_changed_and_restarted_model_runs_when_the_command_returns(url: str, c
         ran = berth(url, "assign", "changing", "--param", "max_num_seqs=3", "--restart")
         assert ran.returncode == 0, ran.stderr
         assert "is running on port" in ran.stdout and "is changed" in ran.stderr
-        assert answer(url, "sleep", "changing")["status"] == "sleeping"
-        assert answer(url, "assign", "changing", "--timeout", "77", "--restart")["status"] == "running"
-        assert answer(url, "stop", "changing")["status"] == "stopped"
+        assert answer(url, "sleep", "changing")["state"] == "sleeping"
+        assert answer(url, "assign", "changing", "--timeout", "77", "--restart")["state"] == "running"
+        assert answer(url, "stop", "changing")["state"] == "stopped"
         quiet = berth(url, "assign", "changing", "--timeout", "78", "--restart")
         assert quiet.stdout == "model changing is changed\n", "what didn't run isn't started"
     finally:

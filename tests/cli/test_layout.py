@@ -35,7 +35,7 @@ INSTANCE: dict[str, Any] = {
 }
 MODEL: dict[str, Any] = {
     "name": "small",
-    "status": "stopped",
+    "state": "stopped",
     "pinned": True,
     "size_bytes": 2**20,
     "memory_bytes": None,
@@ -95,14 +95,14 @@ def test_a_model_that_cannot_run_is_not_shown_as_stopped() -> None:
     assert text.endswith(f"small: {problem}")
     assert problem in model_table([MODEL | {"problem": problem}], NOW, 10_000).plain.splitlines()[1]
     assert "stopped" in model_table([MODEL | {"problem": None}], NOW, 80).plain
-    failed = model_table([MODEL | {"problem": "crashed: no", "status": "failed"}], NOW, 80).plain
+    failed = model_table([MODEL | {"problem": "crashed: no", "state": "failed"}], NOW, 80).plain
     assert "failed" in failed and "unsupported" not in failed, "the engine was tried"
 
 
 @pytest.mark.parametrize("width", [80, 10_000])
 def test_a_request_key_also_sees_why_a_model_cannot_run(width: int) -> None:
     problem = "it has quantised weights, which the embedded engine can't compute with"
-    entries = [{"id": name, "status": "stopped", "problem": p} for name, p in (("a", problem), ("b", None))]
+    entries = [{"id": name, "state": "stopped", "problem": p} for name, p in (("a", problem), ("b", None))]
     lines = entry_table(entries, width).plain.splitlines()
     assert lines[1].split()[:2] == ["a", "unsupported"] and lines[2].split()[:2] == ["b", "stopped"]
     assert (lines[1] if width > 80 else lines[-1]).endswith(problem)
@@ -111,7 +111,7 @@ def test_a_request_key_also_sees_why_a_model_cannot_run(width: int) -> None:
 
 def test_a_failed_start_is_shown_below_the_table() -> None:
     failed = MODEL | {
-        "status": "failed",
+        "state": "failed",
         "error": {"class": "crashed", "message": "crashed: because\nof this"},
     }
     assert model_table([failed], NOW, 80).plain.endswith("small: crashed: because of this")

@@ -56,7 +56,7 @@ CLIENTS = (
     Client("litellm", CHAT, "python", "with_litellm.py", ACTS, "openai", {"error": "context"}),
     Client("litellm", MESSAGES, "python", "with_litellm.py", ACTS, "anthropic", {"error": "context"}),
     Client("llama-index-llms-openai-like", CHAT, "frameworks", "with_llama_index.py", (*MAKES, "embeddings")),
-    Client("llm", CHAT, "frameworks", "llm_command.py", ("answer", "stream")),
+    Client("llm", CHAT, "python", "llm_command.py", ("answer", "stream")),
     Client("mirascope", CHAT, "frameworks", "with_mirascope.py", MAKES),
     Client("openai-agents", CHAT, "python", "with_openai_agents.py", ACTS, "chat"),
     Client("openai-agents", RESPONSES, "python", "with_openai_agents.py", ACTS, "responses"),

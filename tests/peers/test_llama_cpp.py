@@ -123,7 +123,7 @@ def test_deleting_it_ends_it_and_frees_its_port(both: Clients) -> None:
     family = family_of(record["pid"])
     assert control.delete(f"/instances/{record['instance_id']}").status_code == 204
     assert_gone(family, record["port"])
-    assert control.get("/models/llama").json()["status"] == "stopped"
+    assert control.get("/models/llama").json()["state"] == "stopped"
 
 
 def test_an_instance_by_hand_and_a_berth_that_ends_leave_nothing(

@@ -136,13 +136,13 @@ def test_it_sleeps_and_wakes_where_it_can_and_else_says_why_not(both: Clients, n
     before, _ = ask(chat, "sleeper")
     for level in (1, 2):
         asleep = control.post("/models/sleeper/sleep", params={"level": level})
-        assert asleep.json()["status"] == "sleeping", asleep.text
+        assert asleep.json()["state"] == "sleeping", asleep.text
         assert replica_of(control, "sleeper")["sleep_level"] == level
         woken_at = time.perf_counter()
         assert ask(chat, "sleeper")[0] == before
         note(f"vLLM: answer from level {level} after", time.perf_counter() - woken_at)
     assert replica_of(control, "sleeper")["restarts"] == 0
-    assert control.post("/models/sleeper/stop").json()["status"] == "stopped"
+    assert control.post("/models/sleeper/stop").json()["state"] == "stopped"
 
 
 def test_a_dead_worker_is_noticed_and_the_next_request_brings_a_new_one(both: Clients, note: Note) -> None:
@@ -177,7 +177,7 @@ def test_deleting_it_ends_all_its_processes_and_frees_its_port(both: Clients, no
     note("vLLM: deleted after", time.perf_counter() - began)
     assert deleted.status_code == 204, deleted.text
     assert_gone(family, record["port"])
-    assert control.get("/models/guest").json()["status"] == "stopped"
+    assert control.get("/models/guest").json()["state"] == "stopped"
 
 
 def test_by_hand_it_is_created_lost_started_again_and_gone_with_berth(

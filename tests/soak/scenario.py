@@ -166,7 +166,7 @@ def find_budget(plan: Plan, directory: Path) -> int:
 
 def _start(http: httpx.Client, name: str) -> None:
     response = http.post(f"/models/{name}/start", params={"wait": _START_TIMEOUT_S})
-    assert response.json().get("status") == "running", response.text
+    assert response.json().get("state") == "running", response.text
 
 
 def _wait_until_measured(http: httpx.Client, name: str) -> None:

@@ -56,8 +56,8 @@ BERTHS_OWN = (
     ("POST", f"/instances/{DEMO}/sleep"), ("POST", f"/instances/{DEMO}/restart"),
     ("GET", f"/instances/{DEMO}/logs"), ("POST", f"/models/{MODEL}/stop"), ("POST", "/models/cold/start"),
     ("POST", f"/models/{MODEL}/sleep"), ("PATCH", f"/models/{MODEL}"), ("POST", "/models/pull"),
-    ("GET", "/models"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/info"), ("POST", "/reload"),
-    ("GET", "/gpus"), ("GET", "/logs"),
+    ("POST", "/models/unload"), ("POST", "/models"), ("GET", "/unload"), ("GET", "/events"),
+    ("GET", "/metrics"), ("GET", "/info"), ("POST", "/reload"), ("GET", "/gpus"), ("GET", "/logs"),
 )  # fmt: skip
 
 
