@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,10 +14,9 @@ from api.control.schemas import STOP_LEVEL, SleepLevel
 from api.http.asgi import Scope
 from instance_manager.backends.params import mask_params
 from instance_manager.errors import ModelNotFound, WrongState
+from instance_manager.fleet.file_description import full_description
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
-from instance_manager.gguf.description import describe
-from instance_manager.gguf.folders import model_at
 from instance_manager.lifecycle.instance import failure_record
 from instance_manager.state.peers import names_of
 from instance_manager.state.stores.records import InstanceRecord
@@ -84,16 +82,9 @@ async def list_models(fleet: Models) -> dict[str, Any]:
 @router.get("/models/{name:path}", summary="Get one model's record")
 async def get_model(name: str, fleet: Models) -> dict[str, Any]:
     """For GGUF files, `description` is complete here, and lacks in lists what lies after the vocabulary."""
-    record = model_record(fleet.find(name))
-    if record["description"] is None:
-        return record
-    return record | {"description": await asyncio.to_thread(described, record)}
-
-
-def described(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What all of a GGUF file's header says of its model. Blocks: reads it, if it has changed."""
-    found = model_at(Path(record["model"]))
-    return record["description"] if found is None else describe(found, whole=True)
+    model = fleet.find(name)
+    about = await asyncio.to_thread(full_description, model.profile, fleet.manager.config)
+    return model_record(model) | {"description": about}
 
 
 @router.post("/models/{name:path}/start", summary="Start a replica unless one is running")

@@ -53,6 +53,12 @@ def split_tag(name: str) -> tuple[str, str | None]:
     return (base, tag) if colon and base and is_tag(tag) else (name, None)
 
 
+def as_listed(name: str) -> str:
+    """The name with its quantisation in capitals."""
+    base, tag = split_tag(name)
+    return name if tag is None else f"{base}:{tag.upper()}"
+
+
 def is_projector(name: str) -> bool:
     """Whether the file turns images or sound into a model's embeddings (`mmproj-F16.gguf`)."""
     return name.endswith(SUFFIX) and _PROJECTOR.search(PurePosixPath(name).name) is not None
