@@ -25,6 +25,7 @@ from instance_manager.gguf.names import (
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _OTHER_KINDS = ("model_index.json", "adapter_config.json")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_NO_LABEL = "\0"  # like no model's name
 _MAX_DEPTH = 2  # of folders within a repository
 
 
@@ -60,8 +61,10 @@ def only_model(folder: Path) -> GgufModel | None:
         return None
     if any(name in _OTHER_KINDS or name.endswith(_OTHER_WEIGHTS) for name in names):
         return None
-    models = models_of([folder_at(folder, "model", is_repository=_is_snapshot(folder))])
-    return next((model for model in models if "model" in (model.name, *model.aliases)), None)
+    is_repository = _is_snapshot(folder)
+    label = folder.parent.parent.name.rpartition("--")[2] if is_repository else _NO_LABEL
+    models = models_of([folder_at(folder, label, is_repository=is_repository)])
+    return next((model for model in models if label in (model.name, *model.aliases)), None)
 
 
 def find_below(root: Path, name: str) -> GgufModel | None:
