@@ -57,7 +57,7 @@ def only_model(folder: Path) -> GgufModel | None:
     """The model that a folder stands for: its default quantisation, if it has no other files to load."""
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (OSError, ValueError):
         return None
     if any(name in _OTHER_KINDS or name.endswith(_OTHER_WEIGHTS) for name in names):
         return None
@@ -156,12 +156,12 @@ def _snapshots(repository: Path) -> Iterator[Path]:
     try:
         with open(repository / "refs" / "main", encoding="utf-8") as file:
             main = file.read(100).strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         main = ""
     try:
         entries = [entry for entry in os.scandir(repository / "snapshots") if _COMMIT.fullmatch(entry.name)]
         entries.sort(key=lambda entry: (entry.name != main, -entry.stat().st_mtime))
-    except OSError:
+    except (OSError, ValueError):
         return
     yield from (Path(entry.path) for entry in entries)
 
