@@ -81,11 +81,6 @@ def sets_of(names: Iterable[str]) -> list[GgufSet]:
     return sorted(found, key=lambda one: (bool(one.missing), *_by_depth(one.files[0])))
 
 
-def parts_of(name: str, names: Iterable[str]) -> GgufSet | None:
-    """The model that the file `name` is of, or None if it isn't a model's."""
-    return next((one for one in sets_of([*names, name]) if name in one.files), None)
-
-
 def main_base(sets: Sequence[GgufSet], label: str, *, is_repository: bool) -> str | None:
     """The base of those models that are called `label`; None: several have nothing to do with that name.
 
