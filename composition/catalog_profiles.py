@@ -25,6 +25,7 @@ from instance_manager.backends import BACKENDS, EngineChoice, backend_of, choose
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidCatalog
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
+from instance_manager.gguf.names import as_listed
 from instance_manager.memory.gpu import GpuDriver
 from instance_manager.process.environment import child_environment
 from instance_manager.process.hub_cache import hub_cache
@@ -164,7 +165,7 @@ class CatalogProfiles:
         """The files that an entry's engine would load, if they are local; `on_disk`: by name."""
         if entry.path is not None:
             return gguf_at(entry.path) or files_at(entry.path)
-        return on_disk.get(entry.target) if self._finds_model(entry) else None
+        return on_disk.get(as_listed(entry.target)) if self._finds_model(entry) else None
 
     def _check(self, catalog: Catalog) -> None:
         for name, entry in catalog.models.items():

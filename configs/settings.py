@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     default_model: str = Field("berth-demo", description="Model for requests that name none")
     model_dirs: Locations = Field(
         tuple(dict.fromkeys((HOME / "models", CODE / "models"))),
-        description="Folders whose subfolders are models, or hub caches, separated as in PATH",
+        description="Folders with models (subfolders, GGUF files) or hub caches, separated as in PATH",
     )
     models_file: Location = Field(
         HOME / "configs" / "models.yaml",

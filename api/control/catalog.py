@@ -24,9 +24,8 @@ from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.fleet.startable import check_startable, grouped_problems, problem_of
-from instance_manager.gguf.names import split_tag
 from instance_manager.hub.pull import Pulls
-from instance_manager.hub.removal import is_among, paths_in_use, remove_model
+from instance_manager.hub.removal import remove_files_of
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices
 
@@ -289,20 +288,7 @@ async def delete_model(name: str, files: Files, fleet: Models, pulls: AllPulls, 
 async def delete_files(
     model: Model, name: str, fleet: Fleet, files: ModelFiles, pulls: Pulls, events: ModelEvents
 ) -> None:
-    """Delete the files of the model with this hub id. Raises as `remove_model` does."""
-    config = fleet.manager.config
-    is_found = model.profile is not None and model.profile.source is ModelSource.DISCOVERED
-    is_tagged = split_tag(model.name)[1] is not None
-    served = await asyncio.to_thread(paths_in_use, fleet.manager)
-    await remove_model(
-        model.name
-        if is_found or is_tagged
-        else name,  # of GGUF files, an alias stands for one quantisation only
-        env=config.engine_env,
-        model_dirs=config.model_dirs,
-        in_use=lambda repository: (
-            bool(model.live) or pulls.is_pulling(repository) or is_among(served, repository)
-        ),
-    )
+    """Delete the files of the model with this hub id. Raises as `remove_files_of` does."""
+    await remove_files_of(model, name, fleet.manager, pulls.is_pulling)
     await files.refresh()
     events.removed(model.name)

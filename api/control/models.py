@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -22,10 +20,9 @@ from api.control.model_view import (
 )
 from api.control.schemas import STOP_LEVEL, SleepLevel
 from instance_manager.errors import ModelNotFound, WrongState
+from instance_manager.fleet.file_description import full_description
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
-from instance_manager.gguf.description import describe
-from instance_manager.gguf.folders import model_at
 from instance_manager.state.peers import names_of
 
 router = APIRouter(tags=["models"])
@@ -111,16 +108,9 @@ async def list_models(
 @router.get("/models/{name:path}", summary="Get one model's record")
 async def get_model(name: str, fleet: Models, facts: Facts) -> dict[str, Any]:
     """For GGUF files, `description` is complete here, and lacks in lists what lies after the vocabulary."""
-    record = model_record(fleet.find(name), facts)
-    if record["description"] is None:
-        return record
-    return record | {"description": await asyncio.to_thread(described, record)}
-
-
-def described(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What all of a GGUF file's header says of its model. Blocks: reads it, if it has changed."""
-    found = model_at(Path(record["model"]))
-    return record["description"] if found is None else describe(found, whole=True)
+    model = fleet.find(name)
+    about = await asyncio.to_thread(full_description, model.profile, fleet.manager.config)
+    return model_record(model, facts) | {"description": about}
 
 
 @router.post("/models/{name:path}/start", summary="Start a replica unless one is running")

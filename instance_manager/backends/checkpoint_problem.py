@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instance_manager.backends.gguf_problem import problem_of_gguf
 from instance_manager.backends.quantisation_problem import quantisation_problem
-from instance_manager.gguf.models import problem_at
 
 _FAMILIES = (  # of decoders, with classes of the engine's own
     *("Gemma3", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Olmo3"),
@@ -63,8 +63,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     for a moment.
     """
     if path.suffix == ".gguf" and path.is_file():
-        problem = problem_at(path)  # the engine reads the rest of its header, and reports what it can't run
-        return None if problem is None else f"{problem}."
+        return problem_of_gguf(path)
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError:

@@ -25,6 +25,7 @@ from instance_manager.gguf.names import (
 _COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _OTHER_KINDS = ("model_index.json", "adapter_config.json")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_NO_LABEL = "\0"  # like no model's name
 _MAX_DEPTH = 2  # of folders within a repository
 
 
@@ -56,12 +57,14 @@ def only_model(folder: Path) -> GgufModel | None:
     """The model that a folder stands for: its default quantisation, if it has no other files to load."""
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (OSError, ValueError):
         return None
     if any(name in _OTHER_KINDS or name.endswith(_OTHER_WEIGHTS) for name in names):
         return None
-    models = models_of([folder_at(folder, "model", is_repository=_is_snapshot(folder))])
-    return next((model for model in models if "model" in (model.name, *model.aliases)), None)
+    is_repository = _is_snapshot(folder)
+    label = folder.parent.parent.name.rpartition("--")[2] if is_repository else _NO_LABEL
+    models = models_of([folder_at(folder, label, is_repository=is_repository)])
+    return next((model for model in models if label in (model.name, *model.aliases)), None)
 
 
 def find_below(root: Path, name: str) -> GgufModel | None:
@@ -153,12 +156,12 @@ def _snapshots(repository: Path) -> Iterator[Path]:
     try:
         with open(repository / "refs" / "main", encoding="utf-8") as file:
             main = file.read(100).strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         main = ""
     try:
         entries = [entry for entry in os.scandir(repository / "snapshots") if _COMMIT.fullmatch(entry.name)]
         entries.sort(key=lambda entry: (entry.name != main, -entry.stat().st_mtime))
-    except OSError:
+    except (OSError, ValueError):
         return
     yield from (Path(entry.path) for entry in entries)
 

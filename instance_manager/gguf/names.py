@@ -53,6 +53,12 @@ def split_tag(name: str) -> tuple[str, str | None]:
     return (base, tag) if colon and base and is_tag(tag) else (name, None)
 
 
+def as_listed(name: str) -> str:
+    """The name with its quantisation in capitals."""
+    base, tag = split_tag(name)
+    return name if tag is None else f"{base}:{tag.upper()}"
+
+
 def is_projector(name: str) -> bool:
     """Whether the file turns images or sound into a model's embeddings (`mmproj-F16.gguf`)."""
     return name.endswith(SUFFIX) and _PROJECTOR.search(PurePosixPath(name).name) is not None
@@ -73,11 +79,6 @@ def sets_of(names: Iterable[str]) -> list[GgufSet]:
             groups.setdefault((stem, count), {}).setdefault(number, name)
     found = [_set(stem, count, parts) for (stem, count), parts in groups.items()]
     return sorted(found, key=lambda one: (bool(one.missing), *_by_depth(one.files[0])))
-
-
-def parts_of(name: str, names: Iterable[str]) -> GgufSet | None:
-    """The model that the file `name` is of, or None if it isn't a model's."""
-    return next((one for one in sets_of([*names, name]) if name in one.files), None)
 
 
 def main_base(sets: Sequence[GgufSet], label: str, *, is_repository: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import ManagerError, ModelNotFound, WrongState
+from instance_manager.fleet.models import Model
+from instance_manager.fleet.profiles import ModelSource
 from instance_manager.gguf.names import sets_of, split_tag, with_tag
 from instance_manager.hub.files import check_hub_id
 from instance_manager.hub.process import HubProcessDied, hub_process
@@ -57,6 +60,24 @@ def is_among(paths: Sequence[str], model: str) -> bool:
 def _is_quantisation(path: Path, tag: str) -> bool:
     (found,) = sets_of([path.name]) or (None,)
     return found is not None and with_tag([found], tag) is not None
+
+
+async def remove_files_of(
+    model: Model, name: str, manager: InstanceManager, is_pulling: Callable[[str], bool]
+) -> int:
+    """Delete the files of a model that goes by `name`. Returns the bytes freed. Raises as `remove_model`.
+
+    An alias of a quantisation stands for that one, never for its whole repository.
+    """
+    is_found = model.profile is not None and model.profile.source is ModelSource.DISCOVERED
+    is_quantisation = split_tag(model.name)[1] is not None
+    served = await asyncio.to_thread(paths_in_use, manager)
+    return await remove_model(
+        model.name if is_found or is_quantisation else name,
+        env=manager.config.engine_env,
+        model_dirs=manager.config.model_dirs,
+        in_use=lambda repository: bool(model.live) or is_pulling(repository) or is_among(served, repository),
+    )
 
 
 async def remove_model(

@@ -116,6 +116,9 @@ def test_a_model_is_described(client: httpx.Client, name: str, home: Path) -> No
     assert {key: about[key] for key in expected} == expected
     assert TEMPLATE not in repr(about) and str(home) not in repr(about)
     assert client.get("/models/see").json()["name"] == "see:Q4_K_M"
+    assert client.get("/models/tagged").json()["description"] == about
+    listed = {one["name"]: one["description"] for one in client.get("/models").json()["data"]}
+    assert (listed["see:Q8_0"]["context_length"], listed["see:Q8_0"]["tensor_bytes"]) == (4096, None)
 
 
 def test_what_is_not_gguf_has_no_description(client: httpx.Client) -> None:

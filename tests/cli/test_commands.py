@@ -16,6 +16,7 @@ from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
 from tests.broken_checkpoints import DEMO, make_broken
 from tests.cli.command import berth, environment
 from tests.fake_hub import FakeHub, Refusal
+from tests.gguf_files import tiny
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -159,6 +160,17 @@ def test_a_download_can_be_followed_and_cancelled(url: str, hub: FakeHub) -> Non
     assert lines[-1]["status"] == "success"
     assert answer(url, "rm", "berth/demo", "-y")["deleted"] is True
     assert berth(url, "rm", "berth/demo", "-y").returncode == 4
+
+
+def test_the_quantisation_that_berth_chooses_is_named(url: str, hub: FakeHub) -> None:
+    hub.models["org/m-GGUF"] = {f"m-{tag}.gguf": tiny() for tag in ("Q2_K", "Q4_K_M")}
+    ran = berth(url, "pull", "org/m-GGUF")
+    assert ran.returncode == 0, ran.stderr
+    assert "takes org/m-GGUF:Q4_K_M" in ran.stderr.splitlines()
+    assert ran.stdout.startswith("org/m-GGUF:Q4_K_M: ")
+    error = berth(url, "pull", "org/m-GGUF:Q6_K").stderr.splitlines()[-1]
+    assert error == "berth: org/m-GGUF has no quantisation Q6_K; it has Q2_K, Q4_K_M"
+    assert answer(url, "rm", "org/m-GGUF:Q4_K_M", "-y")["deleted"] is True
 
 
 def test_the_hubs_refusal_is_shown(url: str, hub: FakeHub) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from composition.gguf_discovery import find_gguf, gguf_at
 from configs.discovery import FoundModel, scan_models
+from instance_manager.backends.model_paths import find_model
 from instance_manager.gguf.headers import header_at
 from instance_manager.gguf.models import problem_at
 from tests.configs.test_discovery import put, put_cached
@@ -188,3 +189,16 @@ def test_one_of_thousands_is_looked_at_alone(tmp_path: Path, monkeypatch: pytest
     assert len(reads) <= 4 * len(names)
     monkeypatch.setattr("os.scandir", lambda *_: pytest.fail("lists a folder"))
     assert {problem_at(tmp_path / name) for name in names} == {None}
+
+
+def test_a_folder_stands_for_its_default_unless_its_models_differ(tmp_path: Path) -> None:
+    put_gguf(tmp_path / "one", "x-Q8_0.gguf", "x-Q4_K_M.gguf")
+    found = gguf_at(tmp_path / "one")
+    assert found is not None and found.path.name == "x-Q4_K_M.gguf"
+    assert find_model(str(tmp_path / "one"), ()) == str(found.path)
+    for names in (("model.gguf", "other.gguf"), ("a-Q8_0.gguf", "b-Q8_0.gguf")):
+        folder = put_gguf(tmp_path / f"with-{names[0]}", *names)
+        assert gguf_at(folder) is None
+        assert find_model(str(folder), ()) == str(folder)
+    put(tmp_path / "one", "model.safetensors")
+    assert gguf_at(tmp_path / "one") is None

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
+from engine.checkpoint.gguf_config import ARCHITECTURES as GGUF_ARCHITECTURES
 from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.launch.preflight import check_checkpoint
 from engine.models.architecture import EncoderArchitecture
 from engine.models.registry import ARCHITECTURES
-from instance_manager.backends import BACKENDS, checkpoint_problem
+from instance_manager.backends import BACKENDS, checkpoint_problem, gguf_problem
 from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.backends.checkpoint_problem import problem_of
 from tests.broken_checkpoints import BROKEN, DEMO, changed, make_broken
-from tests.gguf_files import of_type, put_gguf, put_split
+from tests.gguf_files import of_type, put_gguf, put_split, tiny
 
 
 def engines_problem(directory: Path, params: dict[str, Any]) -> str | None:
@@ -112,6 +113,18 @@ def test_a_folder_with_one_gguf_model_is_the_engines_to_judge(tmp_path: Path) ->
 
 def test_a_gguf_file_is_the_engines_to_judge(tmp_path: Path) -> None:
     put_gguf(tmp_path, "m.gguf")
+    assert problem_of(tmp_path / "m.gguf", {}) is None
+
+
+def test_architectures_of_gguf_files_are_the_engines(tmp_path: Path) -> None:
+    assert GGUF_ARCHITECTURES.keys() == gguf_problem.ARCHITECTURES
+    put_gguf(tmp_path, "m.gguf", content=tiny("mamba"))
+    problem = problem_of(tmp_path / "m.gguf", {})
+    assert problem is not None
+    assert problem.startswith(
+        "it has a model of architecture 'mamba'; of GGUF files, the embedded engine runs"
+    )
+    put_gguf(tmp_path, "m.gguf", content=tiny("qwen3moe"))
     assert problem_of(tmp_path / "m.gguf", {}) is None
 
 

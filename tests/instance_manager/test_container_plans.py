@@ -245,7 +245,8 @@ def test_the_page_s_examples_are_valid() -> None:
     assert len(blocks) == 2
     for block in blocks:
         for name, entry in parse_catalog(block, Path("models.yaml"), engine_kinds()).models.items():
-            fields: dict[str, Any] = {"run_args": entry.run_args, "volumes": entry.volumes, "command": entry.command}
+            fields: dict[str, Any] = {"run_args": entry.run_args, "volumes": entry.volumes}
+            fields["command"] = entry.command
             one = InstanceSpec(
                 entry.target or name, entry.engine or "engine", runtime=entry.runtime, image=entry.image
             )

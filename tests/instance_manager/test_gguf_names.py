@@ -95,7 +95,7 @@ def test_a_quantisation_is_found_in_any_case_and_without_its_makers_mark() -> No
 
     def file(tag: str) -> str | None:
         found = with_tag(sets, tag)
-        return found and found.files[0]
+        return None if found is None else found.files[0]
 
     assert file("q4_k_m") == "m-Q4_K_M.gguf"
     assert file("Q4_K_XL") == file("UD-Q4_K_XL") == "m-UD-Q4_K_XL.gguf"
