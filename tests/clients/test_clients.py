@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.berth_process import BerthProcess, running_berth
+from tests.berth_process import BerthProcess, free_port, running_berth
+from tests.chat_engine import command
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).with_name("scripts")
@@ -25,15 +26,22 @@ OLD_PYTHON = CLIENTS / "old" / "bin" / "python"
 DEV_PYTHON = ROOT / ".venv" / "bin" / "python"
 NODE = Path("node")
 KEY = "a-key-for-requests"
+DOOR = "chats-alone"  # an engine that has chat completions and no other API
 
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
     folder = tmp_path_factory.mktemp("clients")
     catalog = folder / "models.yaml"
-    catalog.write_text(json.dumps({"models": {"story": {"model": "berth-demo", "aliases": ["gpt-4o-mini"]}}}))
+    port = free_port()
+    target = command("--target", f"http://127.0.0.1:{port}", "--as", "story")
+    models = {
+        "story": {"model": "berth-demo", "aliases": ["gpt-4o-mini"]},
+        DOOR: {"command": target, "env": {"TARGET_KEY": KEY}},
+    }
+    catalog.write_text(json.dumps({"models": models}))
     keys = {"API_KEYS": KEY, "ADMIN_API_KEYS": "an-admins-key"}
-    with running_berth(folder, MODELS_FILE=str(catalog), **keys) as berth:
+    with running_berth(folder, MODELS_FILE=str(catalog), APP_PORT=str(port), **keys) as berth:
         yield berth
 
 
@@ -72,9 +80,10 @@ def check_session(got: Any) -> None:
     assert got["streamed"]
 
 
+@pytest.mark.parametrize("model", ["story", DOOR])
 @pytest.mark.parametrize("provider", ["openai", "openai-chat", "anthropic", "compatible"])
-def test_the_ai_sdk(berth: BerthProcess, provider: str) -> None:
-    got = run(berth, NODE, "ai_sdk.mjs", provider)
+def test_the_ai_sdk(berth: BerthProcess, provider: str, model: str) -> None:
+    got = run(berth, NODE, "ai_sdk.mjs", provider, model=model)
     check_session(got)
     assert got["steps"] == 2
     assert "Berth" in got["plain"]
@@ -82,15 +91,17 @@ def test_the_ai_sdk(berth: BerthProcess, provider: str) -> None:
     assert got["tokens"] > 0
 
 
+@pytest.mark.parametrize("model", ["gpt-4o-mini", DOOR])
 @pytest.mark.parametrize("provider", ["chat", "responses"])
 @pytest.mark.parametrize("program", [DEV_PYTHON, PYTHON], ids=["pinned", "newer"])
-def test_the_openai_client(berth: BerthProcess, program: Path, provider: str) -> None:
-    check_session(run(berth, program, "openai_client.py", provider, model="gpt-4o-mini"))
+def test_the_openai_client(berth: BerthProcess, program: Path, provider: str, model: str) -> None:
+    check_session(run(berth, program, "openai_client.py", provider, model=model))
 
 
+@pytest.mark.parametrize("model", ["story", DOOR])
 @pytest.mark.parametrize("program", [DEV_PYTHON, OLD_PYTHON], ids=["new", "old"])
-def test_the_anthropic_client(berth: BerthProcess, program: Path) -> None:
-    got = run(berth, program, "anthropic_client.py")
+def test_the_anthropic_client(berth: BerthProcess, program: Path, model: str) -> None:
+    got = run(berth, program, "anthropic_client.py", model=model)
     check_session(got)
     assert got["error"] == "not_found_error"
 
@@ -102,9 +113,10 @@ def test_litellm(berth: BerthProcess, provider: str) -> None:
     assert got["error"] == "context"
 
 
+@pytest.mark.parametrize("model", ["story", DOOR])
 @pytest.mark.parametrize("provider", ["chat", "responses"])
-def test_openai_agents(berth: BerthProcess, provider: str) -> None:
-    check_session(run(berth, PYTHON, "with_openai_agents.py", provider))
+def test_openai_agents(berth: BerthProcess, provider: str, model: str) -> None:
+    check_session(run(berth, PYTHON, "with_openai_agents.py", provider, model=model))
 
 
 @pytest.mark.parametrize("provider", ["chat", "responses"])
