@@ -76,7 +76,16 @@ _BERTH_CONSTANTS = (
     ("its nesting", "engine.server.protocol.limits.MAX_JSON_DEPTH", "levels", "400"),
     ("`model`, in JSON, forms and queries", "api.http.named_model.MAX_NAME_BYTES", "bytes", "400"),
     ("a translated body of another protocol", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
-    ("commas between its values", "api.protocols.app.MAX_COMMAS", "", "422"),
+    ("commas between its values", "api.protocols.request_translator.MAX_COMMAS", "", "422"),
+    (
+        "Messages or Responses for an engine with chats alone",
+        "api.gateway.translation.MAX_BODY_BYTES",
+        "bytes",
+        "413",
+    ),
+    ("responses that Berth stores", "api.protocols.responses.store.MAX_STORED", "", "the oldest goes"),
+    ("their size", "api.protocols.responses.store.MAX_STORED_BYTES", "bytes", "the oldest goes"),
+    ("their time without use", "api.protocols.responses.store.MAX_AGE_S", "s", "forgotten"),
     (
         "a body that the response cache handles",
         "api.gateway.response_cache.MAX_BODY_BYTES",
