@@ -78,6 +78,15 @@ _BERTH_CONSTANTS = (
     ("a translated body of another protocol", "api.protocols.app.MAX_BODY_BYTES", "bytes", "413"),
     ("commas between its values", "api.protocols.request_translator.MAX_COMMAS", "", "422"),
     (
+        "Messages or Responses for an engine with chats alone",
+        "api.gateway.translation.MAX_BODY_BYTES",
+        "bytes",
+        "413",
+    ),
+    ("responses that Berth stores", "api.protocols.responses.store.MAX_STORED", "", "the oldest goes"),
+    ("their size", "api.protocols.responses.store.MAX_STORED_BYTES", "bytes", "the oldest goes"),
+    ("their time without use", "api.protocols.responses.store.MAX_AGE_S", "s", "forgotten"),
+    (
         "a body that the response cache handles",
         "api.gateway.response_cache.MAX_BODY_BYTES",
         "bytes",

@@ -23,7 +23,7 @@ from instance_manager.fleet.profiles import ModelProfile
 # Fields for Berth alone, not forwarded to engines.
 OWN_FIELDS = frozenset({"keep_alive"})
 
-_MAX_KEPT = 4 * 2**20  # bytes of a body that is kept for a retry
+MAX_KEPT = 4 * 2**20  # bytes of a body that is kept for a retry
 
 
 class RequestBody(Protocol):
@@ -63,7 +63,7 @@ class JsonBody:
         self._profile = profile
         self._json_workers = workers
         self.num_bytes = len(raw) if num_bytes is None else num_bytes
-        self.can_repeat = len(raw) <= _MAX_KEPT
+        self.can_repeat = len(raw) <= MAX_KEPT
 
     async def encode_for(self, served_name: str) -> bytes:
         raw, fields = self._raw, self._fields
@@ -107,7 +107,7 @@ class FormBody:
         self._is_url_encoded = is_url_encoded
         self.has_more = has_more
         self.num_bytes = len(raw)
-        self.can_repeat = not has_more and len(raw) <= _MAX_KEPT
+        self.can_repeat = not has_more and len(raw) <= MAX_KEPT
 
     async def encode_for(self, served_name: str) -> bytes:
         raw = self._raw

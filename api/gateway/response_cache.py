@@ -15,6 +15,7 @@ from datetime import date
 
 from api.access.keys import caller_of, is_limited_to_models
 from api.gateway.cacheable import CacheableRequest, is_good_answer, read_cacheable
+from api.gateway.sse_keep_alive import SIGN
 from api.http.asgi import App, Message, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
 from api.http.client_errors import ClientGone
@@ -165,7 +166,8 @@ class _Recording:
             message = {**message, "headers": [*headers, (b"x-berth-cache", b"miss")]}
             self.is_cut = True
         elif message["type"] == "http.response.body":
-            self._collect(message.get("body", b""))
+            if SIGN not in message:
+                self._collect(message.get("body", b""))
             if not message.get("more_body", False):
                 self.is_cut = False
                 await self._keep_whole()

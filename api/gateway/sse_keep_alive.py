@@ -27,6 +27,7 @@ _STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # else a proxy in front would buffer the comments
 )
+SIGN = "berth.sign"  # in a message: its body is no part of the engine's response
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 1024 * 1024  # of a whole response to a request for a stream
 _MAX_QUOTED = 500
@@ -136,7 +137,7 @@ class SseKeepAlive:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         while True:
             body = self._sign.write(self._progress())
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._send({"type": "http.response.body", "body": body, "more_body": True, SIGN: True})
             await asyncio.sleep(self._interval_s)
 
     async def _quiet(self) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from api.gateway.request_body import JsonBody, OutgoingBody
+from api.gateway.request_body import MAX_KEPT, JsonBody, OutgoingBody
 from api.http.asgi import Receive, Send
 from api.http.errors import ApiError, RequestRefused, error_for
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
@@ -93,6 +94,8 @@ class Translation:
     async def begin(self, endpoint: Endpoint) -> bool:
         """Whether this engine needs it. Raises RequestRefused."""
         self._steps = await self._dialects.steps(endpoint, self._path, self._body, self._model, self._context)
+        if len(self._body) > MAX_KEPT:  # it won't be sent again, so it need not be kept
+            self._body = b""
         return bool(self._steps)
 
     async def prepare(
@@ -105,6 +108,7 @@ class Translation:
         request.headers = request.headers.without(b"accept-encoding").without(b"content-type")
         request.headers = request.headers.with_more([(b"content-type", b"application/json")])
         body = JsonBody(translated.body, None, profile)
+        self._steps = [(adapter, replace(each, body=b"")) for adapter, each in self._steps]
         return await OutgoingBody(body, None).begin(served_name, request, receive)
 
     async def run(self, exchange: Callable[[Send], Awaitable[int]], send: Send, request_id: bytes) -> int:

@@ -70,7 +70,7 @@ class ChatReader:
 
     def read(self, answer: Mapping[str, Any]) -> list[ChatEvent]:
         """The events of a chunk, or of a whole response. Raises InvalidResponse."""
-        self.model = answer.get("model") or self.model
+        self.model = _text(answer.get("model")) or self.model
         if (usage := answer.get("usage")) is not None:
             self.usage = _usage(usage)
         events: list[ChatEvent] = []
@@ -94,11 +94,11 @@ class ChatReader:
         events: list[ChatEvent] = []
         if reasoning := message.get("reasoning_content") or message.get("reasoning"):
             events.append(Reasoning(_text(reasoning)))
-        if text := _text(message.get("content")) or message.get("refusal"):
+        if text := _text(message.get("content")) or _text(message.get("refusal")):
             events.append(Content(text))
         for call in message.get("tool_calls") or ():
             events += self._read_call(call)
-        if (reason := choice.get("finish_reason")) and not self.has_ended:
+        if (reason := choice.get("finish_reason")) and isinstance(reason, str) and not self.has_ended:
             self.has_ended = True
             stop = choice.get("stop_reason")
             if reason in ("stop", "function_call") and self._num_calls:
@@ -108,16 +108,16 @@ class ChatReader:
 
     def _read_call(self, call: Mapping[str, Any]) -> list[ChatEvent]:
         function = call.get("function") or {}
-        index, call_id, name = call.get("index"), call.get("id"), function.get("name")
+        index, call_id, name = call.get("index"), _text(call.get("id")), _text(function.get("name"))
         events: list[ChatEvent] = []
         if self._is_new(index, call_id, name):
             self._num_calls += 1
             self._call_key = (index, call_id)
-            events.append(CallBegun(call_id or f"call_{uuid.uuid4().hex[:24]}", name or ""))
+            events.append(CallBegun(call_id or f"call_{uuid.uuid4().hex[:24]}", name))
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        if arguments:
+        if isinstance(arguments, str) and arguments:
             events.append(CallArguments(arguments))
         return events
 
@@ -217,16 +217,20 @@ def _text(value: Any) -> str:
 def _usage(usage: Mapping[str, Any]) -> Usage:
     if not isinstance(usage, Mapping):
         raise InvalidResponse("its usage is not an object")
-    prompt = usage.get("prompt_tokens_details") or {}
-    completion = usage.get("completion_tokens_details") or {}
-    reasoning = completion.get("reasoning_tokens")
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     prompt_tokens = _count(usage.get("prompt_tokens"))
     return Usage(
         prompt_tokens,
         _count(usage.get("completion_tokens")),
-        min(_count(prompt.get("cached_tokens")), prompt_tokens),
+        min(_count(cached), prompt_tokens),
         reasoning if isinstance(reasoning, int) else None,
     )
+
+
+def _detail(usage: Mapping[str, Any], part: str, name: str) -> Any:
+    details = usage.get(part)
+    return details.get(name) if isinstance(details, Mapping) else None
 
 
 def _count(value: Any) -> int:

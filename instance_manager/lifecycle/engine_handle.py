@@ -38,7 +38,6 @@ from instance_manager.types import Container, FailureClass, InstanceFailure
 
 logger = logging.getLogger("berth.manager")
 
-_MAX_LOAD_LINES = 100  # the latest, in which a sign of its start's progress is looked for
 _ADOPTION_TIMEOUT_S = 30.0  # a long prefill may keep an engine from answering for seconds
 
 
@@ -133,8 +132,7 @@ class EngineHandle:
 
     def load_progress(self) -> LoadProgress | None:
         """How far its start is, by its log."""
-        lines = self._log.lines.since(self._log_mark)[-_MAX_LOAD_LINES:]
-        return read_progress([*lines, self._log.unfinished_line], self._backend.load_signs)
+        return read_progress(self._log.latest(self._log_mark), self._backend.load_signs)
 
     async def wait_ready(
         self,

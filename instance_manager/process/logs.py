@@ -22,6 +22,7 @@ logger = logging.getLogger("berth.manager")
 _CHUNK_BYTES = 256 * 1024
 _MAX_BACKLOG_BYTES = 8 * 1024 * 1024  # a follower further behind skips ahead
 _MAX_LINE_BYTES = 8 * 1024
+_NUM_LATEST = 100  # lines
 _POLL_MIN_S = 0.05
 _POLL_MAX_S = 0.5
 
@@ -44,10 +45,9 @@ class LogFile:
         """The file with the rotated part."""
         return backup_of(self.path)
 
-    @property
-    def unfinished_line(self) -> str:
-        """What the engine has written after its last complete line, such as a progress bar."""
-        return _text(self._partial)
+    def latest(self, after: int) -> list[str]:
+        """The latest lines above number `after`, and the one that the engine is writing: a progress bar."""
+        return [*self.lines.since(after)[-_NUM_LATEST:], _text(self._partial)]
 
     async def open_for_engine(self) -> int:
         """A file descriptor in append mode for the child; following starts at the current end."""

@@ -13,6 +13,7 @@ import pytest
 from tests.api.test_gateway import berth_with
 from tests.berth_process import BerthProcess
 from tests.chat_engine import command
+from tests.engine.server.claude_code import ASKED, ELSEWHERE, HEADERS, TOOLS, request_of
 
 ASK: dict[str, Any] = {"model": "teller", "max_tokens": 20}
 
@@ -282,6 +283,31 @@ def test_a_broken_stream_ends_with_an_error_and_never_cleanly(berth: BerthProces
     error = json.loads(data.removeprefix("data: "))
     assert (error["type"], error["error"]["type"]) == ("error", "api_error")
     assert "message_stop" not in received.decode()
+
+
+def test_claude_code(berth: BerthProcess) -> None:
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Port 81."}]}
+    turns = [*ELSEWHERE, ASKED, answer, {"role": "user", "content": "call"}]
+    body = request_of(3, turns, stream=True, model="claude-sonnet-4-5")
+    with berth.client() as http:
+        got = http.post("/v1/messages?beta=true", json=body, headers=HEADERS)
+        counted = http.post(
+            "/v1/messages/count_tokens?beta=true",
+            json={name: body[name] for name in ("model", "messages", "system", "tools")},
+            headers=HEADERS,
+        )
+    assert got.status_code == 200 and "event: message_stop" in got.text
+    assert got.text.count('"type":"tool_use"') == 2
+    assert counted.json() == {"input_tokens": 11}
+    chat = seen(berth)["body"]
+    assert not any("billing" in json.dumps(message) for message in chat["messages"])
+    assert [each["role"] for each in chat["messages"]][:3] == ["system", "user", "assistant"]
+    assert "web_search" in got.headers["warning"]
+    assert len(chat["tools"]) == len(TOOLS) - 1
+    assert all(each["function"]["parameters"]["type"] == "object" for each in chat["tools"])
+    calls = [call["id"] for each in chat["messages"] for call in each.get("tool_calls", [])]
+    results = [each["tool_call_id"] for each in chat["messages"] if each["role"] == "tool"]
+    assert set(results) <= set(calls)
 
 
 def tool(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from datetime import date
@@ -11,6 +12,8 @@ import pytest
 
 from api.gateway import response_cache as cache_module
 from api.gateway.response_cache import ResponseCache
+from api.gateway.signs_of_life import sign_of_life
+from api.gateway.sse_keep_alive import SseKeepAlive
 from tests.api.protocol_apps import JSON, SSE, Got, Inner, ask, chat_answer, chat_stream
 
 CHAT = "/v1/chat/completions"
@@ -59,6 +62,22 @@ async def test_streams_are_cached_whole() -> None:
     assert (second.events, second.header(b"content-type")) == (first.events, SSE[1])
     assert second.header(b"x-accel-buffering") == b"no"
     assert first.pieces[:2] == [b": waiting\n\n", chat_stream("a")[0]]  # as they arrived, not collected
+
+
+async def test_signs_of_life_are_not_part_of_a_cached_stream() -> None:
+    chunks = chat_stream("a", "b")
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        sign = sign_of_life(scope, CHAT, GREEDY, "r1", has_text=True)
+        async with SseKeepAlive(send, 0.01, [], CHAT.encode(), sign) as stream:
+            await asyncio.sleep(0.05)
+            await Inner(chunks, headers=[SSE])(scope, receive, stream.send)
+
+    cache = cache_around(slow)
+    first, second = [await ask(cache, CHAT, {**GREEDY, "stream": True}) for _ in range(2)]
+    assert (cache_status(first), cache_status(second)) == ("miss", "hit")
+    assert b"Loading demo" in first.body and first.body.endswith(b"".join(chunks))
+    assert second.body == b"".join(chunks)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 
 from tests.berth_process import BerthProcess
 from tests.clients.clients import run
-from tests.clients.conftest import MODELS
-from tests.clients.matrix import CLIENTS, Client, Does
+from tests.clients.conftest import CHATS_ALONE, MODELS
+from tests.clients.matrix import CHAT, CLIENTS, Client, Does
 
+TRANSLATED = [client for client in CLIENTS if client.api != CHAT]
 VECTOR_SIZE = 192  # of models/berth-demo
 
 
@@ -32,7 +33,17 @@ CHECKS: dict[Does, Check] = {
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_a_client(berth: BerthProcess, client: Client) -> None:
-    got = run(berth, client.environment, client.script, client.provider)
+    check(client, run(berth, client.environment, client.script, client.provider))
+
+
+@pytest.mark.parametrize("client", TRANSLATED, ids=lambda client: client.name)
+def test_a_client_of_another_api_on_an_engine_that_has_chats_alone(
+    berth: BerthProcess, client: Client
+) -> None:
+    check(client, run(berth, client.environment, client.script, client.provider, model=CHATS_ALONE))
+
+
+def check(client: Client, got: Any) -> None:
     done = {does: check.is_right(got[check.field]) for does, check in CHECKS.items() if check.field in got}
     assert done == dict.fromkeys(client.does, True), got
     assert got.items() >= client.prints.items()

@@ -37,17 +37,19 @@ def _function(tool: Mapping[str, Any], path: str) -> dict[str, Any]:
     function = {"name": string_of(tool, "name", path), "parameters": schema}
     if not function["name"]:
         raise invalid(f"{path}.name", "must not be empty")
-    if description := _description(tool):
+    if description := _description(tool, path):
         function["description"] = description
     if tool.get("strict") is not None:
         function["strict"] = tool["strict"]
     return function
 
 
-def _description(tool: Mapping[str, Any]) -> str:
+def _description(tool: Mapping[str, Any], path: str) -> str:
     description = str(tool.get("description") or "")
     if not (given := tool.get("input_examples")):
         return description
+    if not isinstance(given, list):
+        raise invalid(f"{path}.input_examples", "must be a list")
     examples = "\n".join(json.dumps(example, ensure_ascii=False) for example in given)
     return f"{description}\n\nExamples of its input:\n{examples}".strip()
 
@@ -64,10 +66,10 @@ def _choice_fields(choice: Mapping[str, Any], request: CountRequest, names: Any)
             problem = "can't run on this server" if name in given else "is not one of the tools"
             raise invalid("tool_choice.name", f"{name[:80]!r} {problem}")
         return {**fields, "tool_choice": {"type": "function", "function": {"name": name}}}
-    if kind not in _MODES:
+    if not isinstance(kind, str) or kind not in _MODES:
         raise invalid("tool_choice.type", f"must be auto, any, tool or none, not {kind!r}")
     if kind == "any" and not names:
         problem = "none of the tools can run on this server" if request.tools else "there are no tools"
         raise invalid("tool_choice", f"it forces a tool call, but {problem}")
     # Without tools some engines refuse a choice.
-    return {**fields, "tool_choice": _MODES[str(kind)]} if names else {}
+    return {**fields, "tool_choice": _MODES[kind]} if names else {}

@@ -161,7 +161,7 @@ def _reasoning_fields(request: InputRequest) -> dict[str, Any]:
     if effort == "none":
         given = (request.model_extra or {}).get("chat_template_kwargs") or {}
         return {"chat_template_kwargs": {"enable_thinking": False, **given}}
-    if effort not in _EFFORTS:
+    if not isinstance(effort, str) or effort not in _EFFORTS:
         raise invalid(
             "reasoning.effort", f"must be none, minimal, low, medium, high or xhigh, not {effort!r}"
         )

@@ -99,6 +99,8 @@ def _message(item: Item, path: str) -> list[Message]:
 def _part(part: Any, path: str) -> str | Message:
     """A part of a message: its text, or a part as chats have it. Raises InvalidProtocolRequest."""
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        raise invalid(path, "must be an object with a `type`")
     if kind in _TEXTS:
         return string_of(part, "text", path, "")
     if kind == "refusal":
@@ -115,8 +117,6 @@ def _part(part: Any, path: str) -> str | Message:
             raise invalid(f"{path}.file_data", "is missing; files by id or URL are not supported")
         data = {"filename": part.get("filename") or "file", "file_data": string_of(part, "file_data", path)}
         return {"type": "file", "file": data}
-    if kind is None:
-        raise invalid(path, "must be an object with a `type`")
     return readable_text(part)
 
 

@@ -147,7 +147,10 @@ class Toolbox:
 
     def _in_namespace(self, tool: Mapping[str, Any], path: str) -> Iterator[ToolFunction]:
         namespace = string_of(tool, "name", path)
-        for number, child in enumerate(tool.get("tools") or ()):
+        children = tool.get("tools") or []
+        if not isinstance(children, list):
+            raise invalid(f"{path}.tools", "must be a list of tools")
+        for number, child in enumerate(children):
             for each in self._functions_of(child, f"{path}.tools[{number}]"):
                 if namespace == _BARE_NAMESPACE:
                     yield each
