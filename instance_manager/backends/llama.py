@@ -15,9 +15,9 @@ from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.llama_cpp.help_text import KnownFlags
 from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files
 from instance_manager.backends.llama_cpp.params import (
+    DEFAULTS,
     OWNED,
     alias_of,
-    merged_defaults,
     pooling_flags,
     pools_by_own_flags,
     refuse_unusable,
@@ -100,12 +100,13 @@ class LlamaBackend(Backend):
         if program is None:
             raise InvalidSpec(f"engine 'llama': {problem_of_program(config.options)}", param="engine")
         check_params(spec.params, OWNED)
-        params = merge_params(merged_defaults({}), spec.params)
+        accepted = self._flags_of(program)
+        defaults = {name: value for name, value in DEFAULTS.items() if accepted.may_have(name)}
+        params = merge_params(defaults, spec.params)
         refuse_unusable(params)
         files = self._files(spec, config, params)
         header = {} if files.weights is None else read_header(files.weights)
         flags = _with_projector(translated(params, header), files)
-        accepted = self._flags_of(program)
         accepted.check(flags)
         alias = alias_of(params, spec.model_name)
         source = _source(files, program, is_offline=is_hub_offline(_environ(spec, config)))
