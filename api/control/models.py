@@ -15,7 +15,8 @@ from instance_manager.backends.params import mask_params
 from instance_manager.errors import ModelNotFound, WrongState
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
-from instance_manager.lifecycle.instance import failure_record
+from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.lifecycle.instance import Instance, failure_record
 from instance_manager.state.peers import names_of
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceState
@@ -191,6 +192,12 @@ def remote_entry(name: str, record: InstanceRecord) -> dict[str, Any]:
     }
 
 
+def _engine_reason(profile: ModelProfile | None, latest: Instance | None) -> str | None:
+    """Why the model has its engine."""
+    named = profile or (None if latest is None else latest.spec)
+    return None if named is None else named.engine_reason or None
+
+
 def model_record(model: Model) -> dict[str, Any]:
     """Everything known about a model. Times are seconds since the epoch."""
     profile = model.profile
@@ -209,7 +216,7 @@ def model_record(model: Model) -> dict[str, Any]:
         "name": model.name,
         "model": profile.model if profile else (latest.model_name if latest else model.name),
         "engine": profile.engine if profile else (latest.spec.engine if latest else None),
-        "engine_reason": (profile or latest.spec).engine_reason or None if profile or latest else None,
+        "engine_reason": _engine_reason(profile, latest),
         "status": model.status,
         "problem": model.problem(),
         "source": profile.source.value if profile else "instance",
