@@ -41,9 +41,9 @@ def find_files(
     located, quant = _locate(model, params, model_dirs, environ)
     if located is None:
         return LlamaFiles(None, model)
-    if located.is_file():
+    if located.is_file() and not quant:
         return LlamaFiles(located, projector=projector_beside(located))
-    weights = _choose(located, quant, model)
+    weights = _choose(located.parent if located.is_file() else located, quant, model)
     return LlamaFiles(weights, projector=projector_beside(weights))
 
 
