@@ -13,7 +13,7 @@ from instance_manager.backends.llama_cpp import memory
 from instance_manager.backends.llama_cpp.flags import FlagSet, in_process_flags, table
 from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.llama_cpp.help_text import KnownFlags
-from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files
+from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files, problem_of_files
 from instance_manager.backends.llama_cpp.params import (
     DEFAULTS,
     OWNED,
@@ -145,7 +145,9 @@ class LlamaBackend(Backend):
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
-        return self.problem_of_name(spec, config)
+        if (problem := self.problem_of_name(spec, config)) is not None:
+            return problem
+        return problem_of_files(self._files(spec, config, spec.params)) or _missing_files(spec.params)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         files = _files_at(load)
@@ -205,6 +207,15 @@ def _all_weights(params: Mapping[str, Any], files: LlamaFiles, otherwise: int) -
 
 
 _DRAFTS = ("model_draft", "spec_draft_model", "md")
+
+
+def _missing_files(params: Mapping[str, Any]) -> str | None:
+    """Files that flags name, and that aren't there."""
+    for name in ("mmproj", "mm", *_DRAFTS):
+        given = params.get(name)
+        if isinstance(given, str) and not Path(given).is_file():
+            return f"params.{name}: there is no file {given}"
+    return None
 
 
 def _size(path: Path) -> int:

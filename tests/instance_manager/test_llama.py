@@ -246,6 +246,24 @@ def test_a_folder_s_files_are_told_apart_by_their_quantisation(config: ManagerCo
         weights("none")
 
 
+def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, tmp_path: Path) -> None:
+    def problem(model: str, **params: Any) -> str:
+        found = BACKENDS["llama"].problem_of_start(InstanceSpec(model, "llama", params=params), config)
+        return found or ""
+
+    first = write_header(tmp_path / "m-00001-of-00003.gguf", {"general.architecture": "qwen3"})
+    assert problem(str(first)) == (
+        f"{tmp_path} lacks m-00002-of-00003.gguf and 1 more: its download isn't finished"
+    )
+    text = tmp_path / "text.gguf"
+    text.write_text("hello")
+    assert problem(str(text)) == f"{text} isn't a readable GGUF file"
+    whole = str(write_header(tmp_path / "whole.gguf", {"general.architecture": "qwen3"}))
+    assert problem(whole) == ""
+    assert problem(whole, mmproj="/none.gguf") == "params.mmproj: there is no file /none.gguf"
+    assert problem(whole, model_draft="/none.gguf") == "params.model_draft: there is no file /none.gguf"
+
+
 def test_a_name_of_the_hub_is_left_to_its_own_download(
     config: ManagerConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
