@@ -35,6 +35,7 @@ class LaunchPlan:
     sleep_style: SleepStyle | None = None  # None = it can't sleep
     runner: RunnerKind | None = None  # what it can serve; None = unknown
     isolates_tenants: bool = False  # it gets the tenant of each request
+    keeps_connections: bool = True  # else it may close one behind a response without saying so
 
 
 @dataclass(frozen=True, slots=True)

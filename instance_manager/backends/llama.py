@@ -115,8 +115,14 @@ class LlamaBackend(Backend):
         def argv(host: str, port: int) -> list[str]:
             return [*started, "--host", host, "--port", str(port)]
 
-        health_path = spec.health_path or "/health"
-        return LaunchPlan(argv, params, alias, health_path=health_path, runner=_runner(params, header, files))
+        return LaunchPlan(
+            argv,
+            params,
+            alias,
+            health_path=spec.health_path or "/health",
+            runner=_runner(params, header, files),
+            keeps_connections=False,  # it closes one after each stream, and its header says the opposite
+        )
 
     def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterator[str]:
         """Also reads the program's flags, for later plans."""

@@ -162,6 +162,7 @@ class Instance:
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
             isolates_tenants=self.plan.isolates_tenants,
+            keeps_connections=self.plan.keeps_connections,
         )
 
     def set_initial_state(

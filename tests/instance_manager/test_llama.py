@@ -73,6 +73,7 @@ def test_it_gets_its_model_its_name_its_address_and_metrics(config: ManagerConfi
     ]
     assert (made.served_model_name, made.health_path, made.must_name_model) == ("one", "/health", True)
     assert made.sleep_style is None and made.runner is RunnerKind.GENERATE
+    assert not made.keeps_connections  # it closes them behind streams, and its header says the opposite
     assert BACKENDS["llama"].api_key_variable == "LLAMA_API_KEY"
 
 
