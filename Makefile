@@ -61,7 +61,7 @@ test-vllm: $(DEV) ## A real vLLM behind Berth: VLLM_PYTHON=/path/to/its/bin/pyth
 	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_vllm.py
 
 test-llama-cpp: $(DEV) ## llama.cpp behind Berth: LLAMA_SERVER=/path/to/llama-server, LLAMA_PYTHON=… for llama-cpp-python's server
-	LLAMA_SERVER=$(LLAMA_SERVER) LLAMA_PYTHON=$(LLAMA_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_llama_server.py tests/peers/test_llama_cpp.py
+	LLAMA_SERVER=$(LLAMA_SERVER) LLAMA_PYTHON=$(LLAMA_PYTHON) $(BIN)/python -m pytest -rs -o 'norecursedirs=.*' tests/peers/test_llama_server.py tests/peers/test_xllamacpp.py tests/peers/test_llama_cpp.py
 
 conformance: $(DEV) ## Ask a server for what the API promises: BASE_URL=… [MODEL=…] [ARGS=…]
 	$(BIN)/python -m conformance --base-url $(BASE_URL) $(if $(MODEL),--model $(MODEL)) $(ARGS)

@@ -134,6 +134,7 @@ class Endpoint:
     served_name: str = ""  # the engine's name for its model; empty = the requested name
     adapters: tuple[str, ...] = ()  # further names it answers to: LoRA adapters
     isolates_tenants: bool = False  # hides what one of Berth's API keys has created from the others
+    keeps_connections: bool = True  # else each request needs a new one
     speaks: dict[str, bool] = field(default_factory=dict, compare=False)  # paths known to exist there, or not
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,25 @@ def profile_of(text: str, folder: Path) -> ModelProfile:
     values: dict[str, Any] = {"models_file": file, "model_dirs": [], "_env_file": None}
     settings = Settings(**values)
     return CatalogProfiles(settings, frozenset(), folder / "hub").profiles()[0]
+
+
+def test_a_profile_says_why_it_has_its_engine(tmp_path: Path) -> None:
+    """What the entry says counts first, then DEFAULT_ENGINE, then the files."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.safetensors").write_bytes(b"")
+    file = tmp_path / "models.yaml"
+    for entry, default, engine, reason in (
+        ("engine: vllm", "sglang", "vllm", "named in models.yaml"),
+        ("engine: auto", "sglang", "sglang", "DEFAULT_ENGINE=sglang"),
+        ("pinned: true", "sglang", "sglang", "DEFAULT_ENGINE=sglang"),
+        ("pinned: true", "auto", "vllm", "safetensors, a GPU, and VLLM_PYTHON is set"),
+    ):
+        file.write_text(f"models: {{a: {{path: files, {entry}}}}}")
+        values: dict[str, Any] = {"models_file": file, "model_dirs": [], "_env_file": None}
+        settings = Settings(**values, default_engine=default, vllm_python=sys.executable)
+        (profile,) = CatalogProfiles(settings, frozenset(), tmp_path / "hub", lambda: ["gpu"]).profiles()
+        assert (profile.engine, profile.engine_reason) == (engine, reason)
+        assert spec_of(profile).engine_reason == reason
 
 
 def test_an_entry_becomes_a_profile_and_a_spec(tmp_path: Path) -> None:

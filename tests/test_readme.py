@@ -83,7 +83,7 @@ def test_the_examples_of_catalogs_are_catalogs(tmp_path: Path) -> None:
         catalog.write_text(example)
         models = load_catalog(catalog, kinds=engine_kinds()).models
         engines |= {name: entry.engine for name, entry in models.items()}
-    expected = {"large": "vllm", "on-cpu": "vllm", "gguf": "command", "gguf-server": "command"}
+    expected = {"large": "vllm", "on-cpu": "vllm", "gguf": "llama", "gguf-python": "command", "qwen": "llama"}
     assert expected.items() <= engines.items()
 
 

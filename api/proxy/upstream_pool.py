@@ -109,7 +109,7 @@ class UpstreamPool:
         self.num_open += 1
 
     def connection_idle(self, connection: UpstreamConnection) -> None:
-        if self._is_closed:
+        if self._is_closed or not self.endpoint.keeps_connections:
             connection.abort()
             return
         connection.idle_since = time.monotonic()

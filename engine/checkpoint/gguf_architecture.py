@@ -81,6 +81,6 @@ class Architecture:
             return f"{prefix}{known[stem]}.{kind}"
         raise UnsupportedModel(
             f"The GGUF file has a tensor {stored!r}, which {self.name} doesn't have: llama.cpp may run it "
-            "(`engine: command` with llama-server).",
+            "(`engine: llama`).",
             advice=None,
         )

@@ -27,7 +27,7 @@ def architecture_of(file: GGUFFile) -> Architecture:
     if name not in ARCHITECTURES:
         raise UnsupportedModel(
             f"{file.path} has a model of architecture {name!r}; of GGUF files, the engine runs "
-            f"{', '.join(ARCHITECTURES)}: llama.cpp may run it (`engine: command` with llama-server).",
+            f"{', '.join(ARCHITECTURES)}: llama.cpp may run it (`engine: llama`).",
             advice=None,
         )
     return ARCHITECTURES[name].of(fields)

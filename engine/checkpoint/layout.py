@@ -64,7 +64,7 @@ def check_layout(directory: Path) -> None:
 def gguf(path: Path) -> UnsupportedModel:
     return UnsupportedModel(
         f"{path} holds GGUF weights only: name the .gguf file as the model, or run llama.cpp "
-        "(`engine: command` with llama-server).",
+        "(`engine: llama`).",
         advice=None,
     )
 

@@ -38,6 +38,7 @@ class LaunchPlan:
     runner: RunnerKind | None = None  # what it can serve; None = unknown
     isolates_tenants: bool = False  # it gets the tenant of each request
     container: ContainerPlan | None = None  # in which `argv` runs; None = it is a plain process
+    keeps_connections: bool = True  # else it may close one behind a response without saying so
 
 
 @dataclass(frozen=True, slots=True)

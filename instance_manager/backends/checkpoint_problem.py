@@ -89,10 +89,7 @@ def problem_of(path: Path, params: Mapping[str, Any], *, may_download: bool = Fa
     return _weights(path, names) or _tokenizer(names, params)
 
 
-_GGUF = (
-    "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: command` with "
-    "llama-server)."
-)
+_GGUF = "it holds GGUF weights only: name the .gguf file as the model, or run llama.cpp (`engine: llama`)."
 
 
 def _gguf_models(names: Iterable[str]) -> frozenset[str]:

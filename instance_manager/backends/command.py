@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from pathlib import Path
 
 from instance_manager.backends.base import Backend, EngineRoutes, LaunchPlan
 from instance_manager.backends.log_patterns import LogPatterns
@@ -17,6 +18,7 @@ from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec
 from instance_manager.types import FailureClass, InstanceSpec
 
+_CLOSING_PROGRAMS = frozenset({"llama-server"})  # see its own kind
 _PLACEHOLDER = re.compile(r"\{(port|host|model)\}")
 
 # Of llama.cpp's servers.
@@ -71,6 +73,7 @@ class CommandBackend(Backend):
             health_path=spec.health_path or "/health",
             must_name_model=False,
             runner=runner_of_command(command),
+            keeps_connections=Path(command[0]).name not in _CLOSING_PROGRAMS,
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:

@@ -13,11 +13,11 @@ from instance_manager.backends.llama_cpp import memory
 from instance_manager.backends.llama_cpp.flags import FlagSet, in_process_flags, table
 from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.llama_cpp.help_text import KnownFlags
-from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files
+from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files, problem_of_files
 from instance_manager.backends.llama_cpp.params import (
+    DEFAULTS,
     OWNED,
     alias_of,
-    merged_defaults,
     pooling_flags,
     pools_by_own_flags,
     refuse_unusable,
@@ -100,12 +100,13 @@ class LlamaBackend(Backend):
         if program is None:
             raise InvalidSpec(f"engine 'llama': {problem_of_program(config.options)}", param="engine")
         check_params(spec.params, OWNED)
-        params = merge_params(merged_defaults({}), spec.params)
+        accepted = self._flags_of(program)
+        defaults = {name: value for name, value in DEFAULTS.items() if accepted.may_have(name)}
+        params = merge_params(defaults, spec.params)
         refuse_unusable(params)
         files = self._files(spec, config, params)
         header = {} if files.weights is None else read_header(files.weights)
         flags = _with_projector(translated(params, header), files)
-        accepted = self._flags_of(program)
         accepted.check(flags)
         alias = alias_of(params, spec.model_name)
         source = _source(files, program, is_offline=is_hub_offline(_environ(spec, config)))
@@ -114,8 +115,14 @@ class LlamaBackend(Backend):
         def argv(host: str, port: int) -> list[str]:
             return [*started, "--host", host, "--port", str(port)]
 
-        health_path = spec.health_path or "/health"
-        return LaunchPlan(argv, params, alias, health_path=health_path, runner=_runner(params, header, files))
+        return LaunchPlan(
+            argv,
+            params,
+            alias,
+            health_path=spec.health_path or "/health",
+            runner=_runner(params, header, files),
+            keeps_connections=False,  # it closes one after each stream, and its header says the opposite
+        )
 
     def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterator[str]:
         """Also reads the program's flags, for later plans."""
@@ -144,7 +151,9 @@ class LlamaBackend(Backend):
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
-        return self.problem_of_name(spec, config)
+        if (problem := self.problem_of_name(spec, config)) is not None:
+            return problem
+        return problem_of_files(self._files(spec, config, spec.params)) or _missing_files(spec.params)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         files = _files_at(load)
@@ -204,6 +213,15 @@ def _all_weights(params: Mapping[str, Any], files: LlamaFiles, otherwise: int) -
 
 
 _DRAFTS = ("model_draft", "spec_draft_model", "md")
+
+
+def _missing_files(params: Mapping[str, Any]) -> str | None:
+    """Files that flags name, and that aren't there."""
+    for name in ("mmproj", "mm", *_DRAFTS):
+        given = params.get(name)
+        if isinstance(given, str) and not Path(given).is_file():
+            return f"params.{name}: there is no file {given}"
+    return None
 
 
 def _size(path: Path) -> int:

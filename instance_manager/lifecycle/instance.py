@@ -167,6 +167,7 @@ class Instance:
             adapters=adapter_names(self.plan.params),
             isolates_tenants=self.plan.isolates_tenants,
             speaks=dict.fromkeys(backend_of(self.spec.engine).speaks, True),
+            keeps_connections=self.plan.keeps_connections,
         )
 
     def set_initial_state(

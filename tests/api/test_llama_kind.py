@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     models = {
+        **{name: {"path": str(made / "models" / name)} for name in ("chat", "embeds", "huge", "tensors")},
         "named": {"path": str(made / "models/chat"), "engine": "llama", "max_model_len": 512},
         "unknown-flag": {"path": str(made / "models/chat"), "engine": "llama", "params": {"thread": 1}},
         "broken": {
@@ -47,7 +48,6 @@ def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
     settings = {
         "API_KEYS": "user-key",
         "ADMIN_API_KEYS": "admin-key",
-        "MODEL_DIRS": str(folder / "models"),
         "MODELS_FILE": str(folder / "models.yaml"),
         "LLAMA_SERVER": write_fake_llama(folder / "llama-server"),
         "HF_HUB_CACHE": str(folder / "cache"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,6 +183,24 @@ async def test_a_connection_that_the_engine_closes_is_not_reused() -> None:
             assert (body, head.get(b"connection")) == (b"bye", None)
         assert engine.num_connections == 2
         assert front.plane.pools.num_open == 0
+
+
+async def test_an_engine_that_closes_connections_without_saying_so_gets_new_ones() -> None:
+    """Of its kind it is known: a request sent on such a connection could not be sent again."""
+
+    async def script(wire: Wire) -> None:
+        await wire.read_message()
+        await wire.send(response(b"ok"))
+        await wire.read_message()  # never answered: as if it had been closed
+
+    async with upstream(script) as engine:
+        engine.endpoint = replace(engine.endpoint, keeps_connections=False)
+        async with berth(engine) as front:
+            for _ in range(3):
+                head, body = await front.ask(request(method="POST", body=b"{}"))
+                assert (head.status, body) == (200, b"ok")
+                assert front.plane.pools.num_open == 0
+        assert engine.num_connections == 3
 
 
 async def test_host_and_key_are_replaced_by_the_engines() -> None:

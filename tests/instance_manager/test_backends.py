@@ -119,6 +119,11 @@ def test_a_command_is_filled_in_literally() -> None:
     assert (made.health_path, made.must_name_model, made.params) == ("/ok", False, {})
 
 
+def test_a_command_that_is_llama_server_gets_a_connection_for_each_request() -> None:
+    assert not plan("command", command=["/opt/llama/llama-server", "{port}"]).keeps_connections
+    assert plan("command", command=["serve", "llama-server", "{port}"]).keeps_connections
+
+
 def test_a_model_name_with_placeholders_is_not_filled_in_again() -> None:
     made = plan_launch(InstanceSpec("{port}", "command", command=["{model}"]), CONFIG)
     assert made.argv("h", 7) == ["{port}"]

@@ -18,12 +18,16 @@ from instance_manager.errors import InvalidSpec, ModelNotFound
 from instance_manager.types import FailureClass, InstanceSpec
 from tests.fake_engine import write_fake_llama
 
+DEFAULTS = ["--metrics", "--threads-http", "64"]
+
 
 def write_header(path: Path, fields: Mapping[str, Any], size: int = 0) -> Path:
-    """A GGUF file with these keys and no tensors, of at least `size` bytes."""
+    """A GGUF file with these keys and one small tensor, of at least `size` bytes."""
     entries = b"".join(_text(key) + _entry(value) for key, value in fields.items())
+    tensor = _text("a") + struct.pack("<IQIQ", 1, 32, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields)) + entries + tensor
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + entries).ljust(size, b"\0"))
+    path.write_bytes((head + b"\0" * 256).ljust(size, b"\0"))
     return path
 
 
@@ -69,6 +73,7 @@ def test_it_gets_its_model_its_name_its_address_and_metrics(config: ManagerConfi
     ]
     assert (made.served_model_name, made.health_path, made.must_name_model) == ("one", "/health", True)
     assert made.sleep_style is None and made.runner is RunnerKind.GENERATE
+    assert not made.keeps_connections  # it closes them behind streams, and its header says the opposite
     assert BACKENDS["llama"].api_key_variable == "LLAMA_API_KEY"
 
 
@@ -145,7 +150,7 @@ def test_a_program_that_berth_has_not_asked_yet_is_not_held_to_the_table(model: 
     """It may be of a newer version; what the table knows is checked all the same."""
     config = ManagerConfig(options={"llama_server": "/bin/true"})
     made = plan_launch(InstanceSpec(model, "llama", params={"of_next_year": [1, 2], "new": True}), config)
-    assert flags_of(made) == ["--metrics", "--of-next-year", "1,2", "--new"]
+    assert flags_of(made) == [*DEFAULTS, "--of-next-year", "1,2", "--new"]
     with pytest.raises(InvalidSpec, match="must be one of on, off, auto"):
         plan_launch(InstanceSpec(model, "llama", params={"flash_attn": "maybe"}), config)
 
@@ -153,7 +158,7 @@ def test_a_program_that_berth_has_not_asked_yet_is_not_held_to_the_table(model: 
 def test_lists_are_separated_by_commas_and_pairs_by_spaces(model: str) -> None:
     config = ManagerConfig(options={"llama_server": "/bin/true"})
     params = {
-        "metrics": None,
+        **dict.fromkeys(("metrics", "threads_http")),
         "lora": ["/a.gguf", "/b,c.gguf"],
         "control_vector_layer_range": [3, 9],
         "chat_template_kwargs": {"enable_thinking": False},
@@ -175,7 +180,7 @@ def test_a_template_may_be_a_file_or_the_template_itself(model: str, tmp_path: P
         "chatml": ["--chat-template", "chatml"],
     }.items():
         made = plan_launch(InstanceSpec(model, "llama", params={"chat_template": given}), config)
-        assert flags_of(made) == [*flags, "--metrics"]
+        assert flags_of(made) == [*flags, *DEFAULTS]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,24 @@ def test_a_folder_s_files_are_told_apart_by_their_quantisation(config: ManagerCo
     (tmp_path / "models/none").mkdir()
     with pytest.raises(InvalidSpec, match=r"llama\.cpp runs GGUF files, and .* has none"):
         weights("none")
+
+
+def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, tmp_path: Path) -> None:
+    def problem(model: str, **params: Any) -> str:
+        found = BACKENDS["llama"].problem_of_start(InstanceSpec(model, "llama", params=params), config)
+        return found or ""
+
+    first = write_header(tmp_path / "m-00001-of-00003.gguf", {"general.architecture": "qwen3"})
+    assert problem(str(first)) == (
+        f"{tmp_path} lacks m-00002-of-00003.gguf and 1 more: its download isn't finished"
+    )
+    text = tmp_path / "text.gguf"
+    text.write_text("hello")
+    assert problem(str(text)) == f"{text} isn't a readable GGUF file"
+    whole = str(write_header(tmp_path / "whole.gguf", {"general.architecture": "qwen3"}))
+    assert problem(whole) == ""
+    assert problem(whole, mmproj="/none.gguf") == "params.mmproj: there is no file /none.gguf"
+    assert problem(whole, model_draft="/none.gguf") == "params.model_draft: there is no file /none.gguf"
 
 
 def test_a_name_of_the_hub_is_left_to_its_own_download(
@@ -308,7 +331,7 @@ def test_in_a_package_it_has_the_flags_of_the_launcher(
     params = {"max_model_len": 512, "cache_type_k": "q8_0", "flash_attn": False, "ngl": "all"}
     made = plan_launch(InstanceSpec(model, "llama", params=params), config)
     assert flags_of(made)[1:] == [
-        *("--ctx-size", "512", "--parallel", "1", "--metrics"),
+        *("--ctx-size", "512", "--parallel", "1", *DEFAULTS),
         *("--cache-type-k", "q8_0", "--flash-attn", "off", "-ngl", "all"),
     ]
     with pytest.raises(InvalidSpec, match="has no such flag"):

@@ -82,6 +82,7 @@ def catalog(models: Path) -> dict[str, Any]:
     return {
         "fox": entry(models, "fox", aliases=["gpt-fox"]),
         "hare": entry(models, "hare", max_model_len=512),
+        "one-at-a-time": entry(models, "fox", concurrency_limit=1),
         "embeds": entry(models, "fox", params={**PARAMS, "runner": "pooling"}),
         "cut": entry(models, "cut"),
         "text": entry(models, "text"),
@@ -183,6 +184,14 @@ def test_streams_at_once_are_each_whole(both: Clients) -> None:
     with ThreadPoolExecutor(8) as pool:
         streams = list(pool.map(lambda _: stream(chat, "fox", tokens=32)[0], range(8)))
     assert all("".join(pieces).startswith(alone[:10]) for pieces in streams)
+
+
+def test_streams_in_a_queue_are_each_whole(both: Clients) -> None:
+    """Each begins as the one before it ends, when the server closes that one's connection."""
+    _, chat = both
+    with ThreadPoolExecutor(4) as pool:
+        streams = list(pool.map(lambda _: stream(chat, "one-at-a-time", tokens=4)[0], range(40)))
+    assert len({"".join(pieces) for pieces in streams}) == 1
 
 
 @pytest.mark.parametrize(("name", "reason"), [("cut", "not within the file bounds"), ("text", "GGUF")])

@@ -49,6 +49,10 @@ class FlagSet:
         """Arguments for checked parameters, in their order. Lists are separated by commas."""
         return [part for name, value in params.items() for part in self._arguments(_kebab(name), value)]
 
+    def may_have(self, name: str) -> bool:
+        """Whether the program has this flag, as far as is known."""
+        return not self._is_complete or _kebab(name) in self._flags
+
     def _problem(self, name: str, value: Any) -> str | None:
         kebab = _kebab(name)
         flag = self._flags.get(kebab)

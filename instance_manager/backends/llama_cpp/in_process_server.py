@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,12 +85,15 @@ class _Parameters:
         self._package = package
         self.made = package.CommonParams()
 
+    def put(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self.made, name, value)
+
     def set(self, option: Option, value: str | bool) -> None:
         """Raises BadArgument."""
         try:
-            special = getattr(self, f"_set_{option.field.replace('.', '_')}", None)
-            if special is not None:
-                special(value)
+            if (special := _SPECIAL.get(option.field)) is not None:
+                special(self, value)
             else:
                 self._assign(option, self._converted(option, value))
         except (ValueError, TypeError, OSError, OverflowError, AssertionError) as error:
@@ -121,28 +124,28 @@ class _Parameters:
         named = {"ON": "ENABLED", "OFF": "DISABLED"} if enum == "llama_flash_attn_type" else {}
         return getattr(members, prefix + named.get(word, word))
 
-    def _set_fit_params(self, value: str) -> None:
+    def set_fit_params(self, value: str) -> None:
         if value not in ("on", "off"):
             raise ValueError("must be one of on, off")
-        self.made.fit_params = value == "on"
+        self.put(fit_params=value == "on")
 
-    def _set_model_alias(self, value: str) -> None:
-        self.made.model_alias = {name.strip() for name in value.split(",") if name.strip()}
+    def set_model_alias(self, value: str) -> None:
+        self.put(model_alias={name.strip() for name in value.split(",") if name.strip()})
 
-    def _set_hostnames(self, value: str) -> None:
-        self.made.hostnames = value.split(",")
+    def set_hostnames(self, value: str) -> None:
+        self.put(hostnames=value.split(","))
 
-    def _set_reranking(self, value: bool) -> None:
+    def set_reranking(self, value: bool) -> None:
         self.made.embedding = value
         self.made.pooling_type = self._package.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
 
-    def _set_timeout(self, value: str) -> None:
-        self.made.timeout_read = self.made.timeout_write = int(value)
+    def set_timeout(self, value: str) -> None:
+        self.put(timeout_read=int(value), timeout_write=int(value))
 
-    def _set_reasoning(self, value: str) -> None:
+    def set_reasoning(self, value: str) -> None:
         if value not in ("on", "off", "auto"):
             raise ValueError("must be one of on, off, auto")
-        self.made.enable_reasoning = {"on": 1, "off": 0, "auto": -1}[value]
+        self.put(enable_reasoning={"on": 1, "off": 0, "auto": -1}[value])
         if value != "auto":
             thinks = json.dumps(value == "on")
             self.made.default_template_kwargs = {
@@ -150,27 +153,27 @@ class _Parameters:
                 "enable_thinking": thinks,
             }
 
-    def _set_default_template_kwargs(self, value: str) -> None:
+    def set_default_template_kwargs(self, value: str) -> None:
         given = {name: json.dumps(item) for name, item in json.loads(value).items()}
         self.made.default_template_kwargs = {**self.made.default_template_kwargs, **given}
 
-    def _set_chat_template_file(self, value: str) -> None:
+    def set_chat_template_file(self, value: str) -> None:
         with open(value, encoding="utf-8") as file:
             self.made.chat_template = file.read()
 
-    def _set_tensor_split(self, value: str) -> None:
+    def set_tensor_split(self, value: str) -> None:
         shares = [float(part) for part in value.split(",")]
         self.made.tensor_split = shares + [0.0] * (len(self.made.tensor_split) - len(shares))
 
-    def _set_fit_params_target(self, value: str) -> None:
+    def set_fit_params_target(self, value: str) -> None:
         margins = [int(part) << 20 for part in value.split(",")]
         every = margins * len(self.made.fit_params_target) if len(margins) == 1 else margins
         self.made.fit_params_target = every[: len(self.made.fit_params_target)]
 
-    def _set_lora_adapters(self, value: str) -> None:
+    def set_lora_adapters(self, value: str) -> None:
         self._add_adapters([(path, 1.0) for path in _items(value)])
 
-    def _set_lora_scaled(self, value: str) -> None:
+    def set_lora_scaled(self, value: str) -> None:
         pairs = [item.rpartition(":") for item in _items(value)]
         self._add_adapters([(path, float(scale)) for path, _, scale in pairs])
 
@@ -181,6 +184,23 @@ class _Parameters:
             adapter.path, adapter.scale = path, scale
             adapters.append(adapter)
         self.made.lora_adapters = adapters
+
+
+# Flags that take more than one assignment, by field.
+_SPECIAL: Mapping[str, Callable[[_Parameters, Any], None]] = {
+    "fit_params": _Parameters.set_fit_params,
+    "model_alias": _Parameters.set_model_alias,
+    "hostnames": _Parameters.set_hostnames,
+    "reranking": _Parameters.set_reranking,
+    "timeout": _Parameters.set_timeout,
+    "reasoning": _Parameters.set_reasoning,
+    "default_template_kwargs": _Parameters.set_default_template_kwargs,
+    "chat_template_file": _Parameters.set_chat_template_file,
+    "tensor_split": _Parameters.set_tensor_split,
+    "fit_params_target": _Parameters.set_fit_params_target,
+    "lora_adapters": _Parameters.set_lora_adapters,
+    "lora_scaled": _Parameters.set_lora_scaled,
+}
 
 
 def _items(value: str) -> list[str]:
@@ -194,7 +214,7 @@ def _prepare(package: Any, argv: Sequence[str]) -> Any:
     given = read_arguments(argv)
     made = parameters.made
     if not any(option.field == "n_parallel" and value != "-1" for option, value in given):
-        made.n_parallel, made.kv_unified = _DEFAULT_SLOTS, True
+        parameters.put(n_parallel=_DEFAULT_SLOTS, kv_unified=True)
     for option, value in given:
         if (option.field, value) != ("n_parallel", "-1"):
             parameters.set(option, value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.model_paths import find_model
 from instance_manager.errors import InvalidSpec, ModelNotFound
 from instance_manager.memory.checkpoint_size import locate
@@ -15,6 +16,7 @@ from instance_manager.memory.checkpoint_size import locate
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _QUANT = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _PREFERRED = ("Q4_K_M", "Q8_0")  # where none is named, as llama.cpp chooses
+_MAX_PARTS = 10_000
 _SHOWN = 8
 
 
@@ -41,9 +43,9 @@ def find_files(
     located, quant = _locate(model, params, model_dirs, environ)
     if located is None:
         return LlamaFiles(None, model)
-    if located.is_file():
+    if located.is_file() and not quant:
         return LlamaFiles(located, projector=projector_beside(located))
-    weights = _choose(located, quant, model)
+    weights = _choose(located.parent if located.is_file() else located, quant, model)
     return LlamaFiles(weights, projector=projector_beside(weights))
 
 
@@ -80,6 +82,16 @@ def gguf_models(folder: Path) -> list[Path]:
     return [path for path in found if (part := _PART.search(path.name)) is None or int(part[1]) == 1]
 
 
+def problem_of_files(files: LlamaFiles) -> str | None:
+    """Why llama.cpp couldn't load them, as far as their names and first bytes show. Blocks for a moment."""
+    if files.weights is None:
+        return None
+    if missing := [part.name for part in files.all_parts if not part.is_file()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return f"{files.weights.parent} lacks {missing[0]}{more}: its download isn't finished"
+    return None if read_header(files.weights) else f"{files.weights} isn't a readable GGUF file"
+
+
 def is_projector(path: Path) -> bool:
     """Whether it is a model's part that reads images or sound, by the name that converters give it."""
     return "mmproj" in path.name.lower()
@@ -88,7 +100,7 @@ def is_projector(path: Path) -> bool:
 def parts_of(path: Path) -> list[Path]:
     """All files of a model in parts, of which `path` is one."""
     match = _PART.search(path.name)
-    if match is None:
+    if match is None or int(match[2]) > _MAX_PARTS:
         return [path]
     base = path.name[: match.start()]
     return [

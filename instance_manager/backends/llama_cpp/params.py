@@ -50,9 +50,9 @@ _SCORING_TASKS = ("classify", "score", "token_classify")
 _MAX_UBATCH = 2048
 
 
-def merged_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Merged parameters with what Berth needs to see whether the engine makes progress."""
-    return {"metrics": True, **params}
+# Where the program takes them: counters that show whether it makes progress, and threads enough for health
+# probes beside requests, each of which holds one.
+DEFAULTS: Mapping[str, Any] = {"metrics": True, "threads_http": 64}
 
 
 def refuse_unusable(params: Mapping[str, Any]) -> None:
