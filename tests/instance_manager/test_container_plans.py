@@ -245,8 +245,13 @@ def test_the_page_s_examples_are_valid() -> None:
     assert len(blocks) == 2
     for block in blocks:
         for name, entry in parse_catalog(block, Path("models.yaml"), engine_kinds()).models.items():
-            fields = {"run_args": entry.run_args, "volumes": entry.volumes, "command": entry.command}
             one = InstanceSpec(
-                entry.target or name, entry.engine or "engine", runtime=entry.runtime, image=entry.image
+                entry.target or name,
+                entry.engine or "engine",
+                runtime=entry.runtime,
+                image=entry.image,
+                run_args=entry.run_args,
+                volumes=entry.volumes,
+                command=entry.command,
             )
-            assert container_of(replace(one, **fields)).image == entry.image
+            assert container_of(one).image == entry.image

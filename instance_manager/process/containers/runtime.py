@@ -108,13 +108,15 @@ class ContainerRuntime:
     async def remove_run(self, run_id: str, timeout_s: float) -> bool:
         """Remove a run's containers until there are none; returns whether that happened in time."""
         deadline = asyncio.get_running_loop().time() + timeout_s
+        is_first = True
         while True:
             try:
                 if not (ids := await self.of_run(run_id)):
                     return True
                 await self.remove(ids)
             except RuntimeUnavailable as error:
-                logger.warning("a container of run %s isn't removed yet: %s", run_id, error)
+                logger.log(logging.WARNING if is_first else logging.DEBUG, "a container remains: %s", error)
+                is_first = False
                 await asyncio.sleep(min(0.5, timeout_s / 4))
             if asyncio.get_running_loop().time() > deadline:
                 return False
