@@ -98,6 +98,7 @@ def test_shared_memory_and_security_are_the_user_s_if_given() -> None:
         (None, (), [], []),
         ("none", ("GPU-a",), [], []),
         ("all", ("GPU-a",), ["--gpus", "all"], ["--device", "nvidia.com/gpu=all"]),
+        ("2", None, ["--gpus", "2"], ["--device", "nvidia.com/gpu=0", "--device", "nvidia.com/gpu=1"]),
     ],
 )
 def test_the_container_sees_the_gpus_that_the_instance_was_given(

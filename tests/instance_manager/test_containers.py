@@ -291,6 +291,25 @@ async def test_a_runtime_that_is_missing_or_away_is_named(
             assert "runtime: docker" in instance.failure.message
 
 
+async def test_the_end_of_the_daemon_ends_the_engine(
+    managing: ManagerFactory, config: ManagerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes would run on, and hold the port."""
+    monkeypatch.setattr("instance_manager.process.containers.process._REMOVAL_S", 0.2)
+    with fake_docker(tmp_path) as runtime:
+        async with managing(engine_env={**config.engine_env, **runtime.env}) as manager:
+            instance = await running(manager, runtime.fake("--ignore-term"))
+            while instance.container is None:
+                await instance.wait_for_change()
+            assert instance.container.pid is not None and runtime.daemon is not None
+            first = psutil.Process(instance.container.pid)
+            runtime.daemon.kill()
+            await until_state(instance, InstanceState.FAILED)
+            assert instance.failure is not None
+            assert instance.failure.failure_class is FailureClass.RUNTIME_UNAVAILABLE
+            assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
+
+
 async def test_an_engine_s_own_kind_runs_in_its_image(
     managing: ManagerFactory, config: ManagerConfig, tmp_path: Path
 ) -> None:

@@ -92,7 +92,7 @@ class ContainerRuntime:
     async def stop(self, ids: Sequence[str], grace_s: float) -> None:
         """Signal as the image wants it, wait, kill. Raises RuntimeUnavailable."""
         seconds = max(1, math.ceil(grace_s))
-        await self._call("stop", "--time", str(seconds), *ids, timeout_s=seconds + _CALL_TIMEOUT_S)
+        await self._call("stop", "-t", str(seconds), *ids, timeout_s=seconds + _CALL_TIMEOUT_S)
 
     async def remove(self, ids: Sequence[str]) -> None:
         """Kill and remove containers and their anonymous volumes. Raises RuntimeUnavailable."""
