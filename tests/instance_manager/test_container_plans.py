@@ -226,11 +226,15 @@ def test_of_the_hub_s_cache_a_model_s_whole_folder_is_mounted(tmp_path: Path) ->
 def test_a_model_that_is_downloaded_goes_to_the_hub_s_cache(tmp_path: Path) -> None:
     cache = tmp_path / "hub"
     (tmp_path / "token").write_text("hf_x")
-    plan = container_of(spec("vllm"), engine_env={"HF_HUB_CACHE": str(cache), "HF_TOKEN": ""})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    one = spec("vllm", params={"lora_modules": [f"sql={adapter}"]})
+    plan = container_of(one, engine_env={"HF_HUB_CACHE": str(cache), "HF_TOKEN": ""})
     token = tmp_path / "token"
-    assert plan.mounts == (f"{cache}:{cache}", f"{token}:{token}:ro")
+    assert plan.mounts == (f"{cache}:{cache}", f"{token}:{token}:ro", f"{adapter}:{adapter}:ro")
     assert plan.folders == (cache,)
-    assert plan.env == {"HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(token)}
+    assert plan.env["HF_HUB_CACHE"] == plan.env["HUGGINGFACE_HUB_CACHE"] == str(cache)
+    assert plan.env["HF_TOKEN_PATH"] == str(token)
 
 
 def test_all_files_of_a_gguf_model_are_mounted(tmp_path: Path) -> None:
