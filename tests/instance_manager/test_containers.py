@@ -107,11 +107,11 @@ async def test_an_engine_runs_in_a_container_and_leaves_nothing(
             take_snapshot, [instance], GpuDriver({}), host_fraction=1, gpu_fraction=1, host_bytes=None
         )
         assert 60 << 20 < snapshot.held[own][HOST] < 1 << 30
-        assert f"listening on {instance.port}" in "\n".join(manager.read_log(own, 10))
         port = instance.port
         assert port is not None and not can_bind(instance.host, port)
         await manager.stop(own)
         assert (instance.state, instance.failure) == (InstanceState.STOPPED, None)
+        assert f"listening on {port}" in manager.read_log(own, 10)
         assert instance.record()["container"]["id"] is None
         assert left_of(runtime, own) == [] and can_bind(instance.host, port)
 
