@@ -37,6 +37,10 @@ class Failed(Exception):
     """What the program says before it exits."""
 
 
+class Lost(Exception):
+    """The daemon has ended meanwhile."""
+
+
 def ask(do: str, descriptors: tuple[int, ...] = (), **fields: object) -> object:
     url = os.environ["DOCKER_HOST"]
     with socket.socket(socket.AF_UNIX) as connection:
@@ -50,7 +54,9 @@ def ask(do: str, descriptors: tuple[int, ...] = (), **fields: object) -> object:
         chunks = b""
         while chunk := connection.recv(1 << 16):
             chunks += chunk
-    answer = json.loads(chunks or b'{"error": "the daemon has ended"}')
+    if not chunks:
+        raise Lost
+    answer = json.loads(chunks)
     if "error" in answer:
         raise Failed(f"Error response from daemon: {answer['error']}")
     return answer["result"]
@@ -87,6 +93,9 @@ def run(arguments: list[str]) -> int:
             with open(path, "w") as file:
                 file.write(str(container))
         return int(str(ask("start", (1, 2), container=container, argv=argv, env=env)))
+    except Lost:
+        complain('time="now" level=error msg="error waiting for container: unexpected EOF"')
+        return FAILED
     except Failed as error:
         complain(f"docker: {error}\n\nRun 'docker run --help' for more information")
         return 127 if "exec: " in str(error) else FAILED
@@ -111,7 +120,7 @@ def client(verb: str, arguments: list[str]) -> int:
                 raise Failed(f"Error response from daemon: No such image: {names[-1]}")
             say("[]")
         elif verb == "stop":
-            seconds = int(arguments[arguments.index("--time") + 1])
+            seconds = int(arguments[arguments.index("-t") + 1])
             for name in names[1:]:
                 ask("stop", container=name, seconds=seconds)
         else:

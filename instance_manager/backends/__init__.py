@@ -83,12 +83,12 @@ def choose_engine(
 def plan_launch(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
     """How to run `spec`. Raises InvalidSpec or ModelNotFound."""
     backend = backend_of(spec.engine)
-    for field in ("command", "stop_command"):
-        if getattr(spec, field) is not None and not backend.runs_command:
-            message = (
-                f"{field} is for engine {CommandBackend.name!r} only; engine {spec.engine!r} has its own"
-            )
-            raise InvalidSpec(message, param=field)
+    if spec.command is not None and not backend.runs_command:
+        message = f"command is for engine {CommandBackend.name!r} only; engine {spec.engine!r} builds its own"
+        raise InvalidSpec(message, param="command")
+    if spec.stop_command is not None and not backend.runs_command:
+        message = f"stop_command is for engine {CommandBackend.name!r} only, not {spec.engine!r}"
+        raise InvalidSpec(message, param="stop_command")
     if backend is _UNKNOWN:
         return backend.plan(spec, config)
     check_container_fields(spec, backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from instance_manager.backends.base import Backend, LaunchPlan
 from instance_manager.backends.model_paths import expand_home, find_model
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import InvalidSpec
+from instance_manager.errors import InvalidSpec, ModelNotFound
 from instance_manager.process.containers.command import RUNTIMES, ContainerPlan
 from instance_manager.process.environment import OWNED_ENV, child_environment
 from instance_manager.process.hub_cache import hub_cache
@@ -20,6 +21,7 @@ from instance_manager.types import InstanceSpec
 _NEED_RUNTIME = ("image", "volumes", "gpus", "run_args")
 _IMAGE = re.compile(r"[A-Za-z0-9][^\s\x00-\x1f\x7f]*")
 _GPUS = re.compile(r"all|none|\d+|device=[^\s,]+(,[^\s,]+)*")
+_CACHE_NAMES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # an image may set the old one
 # Flags of `docker run` that decide how Berth finds the container, and sees and ends it.
 _OWNED = frozenset(
     (
@@ -81,8 +83,13 @@ def in_container(
 ) -> ContainerPlan:
     """The plan of its container. The fields have been checked."""
     given = {*spec.env, *plan.env, *OWNED_ENV, backend.api_key_variable}
-    mounts, folders, env = _model_mounts(spec, backend, config)
-    mounts += [f"{path}:{path}:ro" for path in _paths_in(plan.params)]
+    model, others = _model_paths(spec, backend, config), _argument_paths(plan, backend)
+    mounts = [f"{folder}:{folder}:ro" for folder in map(mounted_folder, (*model, *others))]
+    folders: list[Path] = []
+    env: dict[str, str] = {}
+    if backend.finds_model and not model and not any(path.suffix == ".gguf" for path in others):
+        hub_mounts, folders, env = _hub_mounts(child_environment(os.environ, config.engine_env, spec.env))
+        mounts = [*hub_mounts, *mounts]
     mounts += [_with_home(volume) for volume in spec.volumes]
     return ContainerPlan(
         runtime=spec.runtime or "",
@@ -97,25 +104,27 @@ def in_container(
     )
 
 
-def _model_mounts(
-    spec: InstanceSpec, backend: Backend, config: ManagerConfig
-) -> tuple[list[str], list[Path], dict[str, str]]:
-    """The model's files at their own path, read-only; for a model of the hub, the cache to download it to."""
+def _model_paths(spec: InstanceSpec, backend: Backend, config: ManagerConfig) -> list[Path]:
+    """The model's folder or file, if it is on this machine."""
     model = spec.model_name
     if backend.finds_model:
-        model = find_model(model, config.model_dirs)
-        if not model.startswith("/"):
-            return _hub_mounts(child_environment(os.environ, config.engine_env, spec.env))
-    if not model.startswith("/") or not os.path.exists(model):
-        return [], [], {}
-    folder = mounted_folder(Path(model))
-    return [f"{folder}:{folder}:ro"], [], {}
+        with contextlib.suppress(ModelNotFound):  # some kinds have names of their own for files
+            model = find_model(model, config.model_dirs)
+    return [Path(model)] if model.startswith("/") and os.path.exists(model) else []
+
+
+def _argument_paths(plan: LaunchPlan, backend: Backend) -> list[Path]:
+    """Existing paths among its flags: templates, adapters, other models. A command's are the image's."""
+    if not backend.takes_params:
+        return []
+    arguments = plan.argv("127.0.0.1", 0)[len(backend.in_image or ()) :]
+    return [*_paths_in(plan.params), *_paths_in(arguments)]
 
 
 def _hub_mounts(environ: Mapping[str, str]) -> tuple[list[str], list[Path], dict[str, str]]:
     """The cache, writable, and the file with the user's token, as huggingface_hub would find them."""
     cache = hub_cache(environ)
-    mounts, env = [f"{cache}:{cache}"], {"HF_HUB_CACHE": str(cache)}
+    mounts, env = [f"{cache}:{cache}"], dict.fromkeys(_CACHE_NAMES, str(cache))
     token = Path(environ.get("HF_TOKEN_PATH") or cache.parent / "token")
     if not environ.get("HF_TOKEN") and token.is_file():
         mounts.append(f"{token}:{token}:ro")
@@ -133,7 +142,7 @@ def mounted_folder(path: Path) -> Path:
 
 
 def _paths_in(value: Any) -> Iterator[Path]:
-    """Existing absolute paths in params: templates, adapters, other models."""
+    """Existing absolute paths in a value."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _paths_in(item)
@@ -143,7 +152,7 @@ def _paths_in(value: Any) -> Iterator[Path]:
     elif isinstance(value, str):
         for text in (value, value.partition("=")[2]):  # an adapter is NAME=PATH
             if text.startswith("/") and len(text) > 1 and os.path.exists(text):
-                yield mounted_folder(Path(text))
+                yield Path(text)
 
 
 def _with_home(volume: str) -> str:

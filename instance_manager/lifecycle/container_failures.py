@@ -22,6 +22,7 @@ _INIT_LINE = re.compile(
 _OWN_LINE = re.compile(
     r"^(?:docker: |Error: |Error response from daemon: |unknown (?:flag|shorthand flag): |Cannot connect to )"
 )
+_LOST_LINE = re.compile(r"error waiting for container: |error during connect: ")
 _PREFIX = re.compile(r"^(?:docker: |Error: )(?:Error response from daemon: )?")
 _C = FailureClass
 _SIGNS: tuple[tuple[FailureClass, str, str], ...] = (
@@ -67,6 +68,9 @@ def classify_container_exit(
         failure = _of_the_runtime(returncode, final, log_tail, image)
         if failure is not None:
             return failure
+    if returncode == _RUNTIME_FAILED and any(map(_LOST_LINE.search, log_tail)):
+        message = "the runtime's daemon ended, or lost the container"
+        return InstanceFailure(_C.RUNTIME_UNAVAILABLE, message, returncode, None, tuple(log_tail))
     if final is not None and not final.is_running and final.was_out_of_memory:
         message = "the kernel ended it: its container had reached its memory limit"
         return InstanceFailure(_C.OUT_OF_MEMORY, message, final.exit_code, None, tuple(log_tail))

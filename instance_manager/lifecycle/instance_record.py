@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from instance_manager.lifecycle.engine_handle import EngineFailed
 from instance_manager.lifecycle.gate import Gate, GateObserver
 from instance_manager.lifecycle.instance import SHARED_FIELDS, Instance
 from instance_manager.lifecycle.last_use import last_used_at
+from instance_manager.process.containers.command import RUNTIMES, ContainerPlan
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import FailureClass, InstanceFailure, InstanceSpec, RunSecrets
 
@@ -130,7 +132,10 @@ def _plan(spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         def refuse(host: str, port: int) -> list[str]:
             raise EngineFailed(failure)
 
-        return LaunchPlan(refuse, spec.params, spec.model_name, spec.health_path or "/health", False)
+        plan = LaunchPlan(refuse, spec.params, spec.model_name, spec.health_path or "/health", False)
+        if spec.runtime in RUNTIMES:  # so that a container that runs is ended as one
+            return replace(plan, container=ContainerPlan(str(spec.runtime), spec.image or ""))
+        return plan
 
 
 def _failure(stored: dict[str, Any]) -> InstanceFailure:

@@ -37,6 +37,7 @@ class Runtime:
     name: str  # in `runtime: …`
     env: dict[str, str] = field(default_factory=dict)
     is_real: bool = True
+    daemon: subprocess.Popen[bytes] | None = None  # the fake's
 
     def __call__(self, *arguments: str) -> str:
         environ = {**os.environ, **self.env}
@@ -77,7 +78,9 @@ def fake_docker(folder: Path) -> Iterator[Runtime]:
     try:
         assert daemon.stdout is not None and daemon.stdout.readline() == b"listening\n"
         search_path = f"{_write_fake_docker(folder / 'bin')}:{os.environ['PATH']}"
-        yield Runtime("docker", {"PATH": search_path, "DOCKER_HOST": f"unix://{path}"}, is_real=False)
+        yield Runtime(
+            "docker", {"PATH": search_path, "DOCKER_HOST": f"unix://{path}"}, is_real=False, daemon=daemon
+        )
     finally:
         daemon.kill()
         daemon.communicate()

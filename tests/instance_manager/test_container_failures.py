@@ -148,6 +148,11 @@ def test_a_signal_and_the_memory_limit_are_told_from_exit_codes() -> None:
     assert limited.failure_class is C.OUT_OF_MEMORY and "memory limit" in limited.message
 
 
+def test_a_daemon_that_ends_under_an_engine_is_named() -> None:
+    lost = 'time="…" level=error msg="error waiting for container: unexpected EOF"'
+    assert failure(125, "serving", lost, was_ready=True).failure_class is C.RUNTIME_UNAVAILABLE
+
+
 def test_once_it_was_ready_its_lines_are_the_engine_s() -> None:
     assert (
         failure(125, "docker: Error response from daemon: No such image: x", was_ready=True).failure_class

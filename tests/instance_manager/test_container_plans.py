@@ -98,6 +98,7 @@ def test_shared_memory_and_security_are_the_user_s_if_given() -> None:
         (None, (), [], []),
         ("none", ("GPU-a",), [], []),
         ("all", ("GPU-a",), ["--gpus", "all"], ["--device", "nvidia.com/gpu=all"]),
+        ("2", None, ["--gpus", "2"], ["--device", "nvidia.com/gpu=0", "--device", "nvidia.com/gpu=1"]),
     ],
 )
 def test_the_container_sees_the_gpus_that_the_instance_was_given(
@@ -225,11 +226,15 @@ def test_of_the_hub_s_cache_a_model_s_whole_folder_is_mounted(tmp_path: Path) ->
 def test_a_model_that_is_downloaded_goes_to_the_hub_s_cache(tmp_path: Path) -> None:
     cache = tmp_path / "hub"
     (tmp_path / "token").write_text("hf_x")
-    plan = container_of(spec("vllm"), engine_env={"HF_HUB_CACHE": str(cache), "HF_TOKEN": ""})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    one = spec("vllm", params={"lora_modules": [f"sql={adapter}"]})
+    plan = container_of(one, engine_env={"HF_HUB_CACHE": str(cache), "HF_TOKEN": ""})
     token = tmp_path / "token"
-    assert plan.mounts == (f"{cache}:{cache}", f"{token}:{token}:ro")
+    assert plan.mounts == (f"{cache}:{cache}", f"{token}:{token}:ro", f"{adapter}:{adapter}:ro")
     assert plan.folders == (cache,)
-    assert plan.env == {"HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(token)}
+    assert plan.env["HF_HUB_CACHE"] == plan.env["HUGGINGFACE_HUB_CACHE"] == str(cache)
+    assert plan.env["HF_TOKEN_PATH"] == str(token)
 
 
 def test_all_files_of_a_gguf_model_are_mounted(tmp_path: Path) -> None:
@@ -245,9 +250,13 @@ def test_the_page_s_examples_are_valid() -> None:
     assert len(blocks) == 2
     for block in blocks:
         for name, entry in parse_catalog(block, Path("models.yaml"), engine_kinds()).models.items():
-            fields: dict[str, Any] = {"run_args": entry.run_args, "volumes": entry.volumes}
-            fields["command"] = entry.command
             one = InstanceSpec(
-                entry.target or name, entry.engine or "engine", runtime=entry.runtime, image=entry.image
+                entry.target or name,
+                entry.engine or "engine",
+                runtime=entry.runtime,
+                image=entry.image,
+                run_args=entry.run_args,
+                volumes=entry.volumes,
+                command=entry.command,
             )
-            assert container_of(replace(one, **fields)).image == entry.image
+            assert container_of(one).image == entry.image

@@ -107,11 +107,11 @@ async def test_an_engine_runs_in_a_container_and_leaves_nothing(
             take_snapshot, [instance], GpuDriver({}), host_fraction=1, gpu_fraction=1, host_bytes=None
         )
         assert 60 << 20 < snapshot.held[own][HOST] < 1 << 30
-        assert f"listening on {instance.port}" in "\n".join(manager.read_log(own, 10))
         port = instance.port
         assert port is not None and not can_bind(instance.host, port)
         await manager.stop(own)
         assert (instance.state, instance.failure) == (InstanceState.STOPPED, None)
+        assert f"listening on {port}" in manager.read_log(own, 10)
         assert instance.record()["container"]["id"] is None
         assert left_of(runtime, own) == [] and can_bind(instance.host, port)
 
@@ -289,6 +289,25 @@ async def test_a_runtime_that_is_missing_or_away_is_named(
             assert instance.failure is not None
             assert instance.failure.failure_class is FailureClass.RUNTIME_UNAVAILABLE
             assert "runtime: docker" in instance.failure.message
+
+
+async def test_the_end_of_the_daemon_ends_the_engine(
+    managing: ManagerFactory, config: ManagerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes would run on, and hold the port."""
+    monkeypatch.setattr("instance_manager.process.containers.process._REMOVAL_S", 0.2)
+    with fake_docker(tmp_path) as runtime:
+        async with managing(engine_env={**config.engine_env, **runtime.env}) as manager:
+            instance = await running(manager, runtime.fake("--ignore-term"))
+            while instance.container is None:
+                await instance.wait_for_change()
+            assert instance.container.pid is not None and runtime.daemon is not None
+            first = psutil.Process(instance.container.pid)
+            runtime.daemon.kill()
+            await until_state(instance, InstanceState.FAILED)
+            assert instance.failure is not None
+            assert instance.failure.failure_class is FailureClass.RUNTIME_UNAVAILABLE
+            assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_an_engine_s_own_kind_runs_in_its_image(

@@ -178,6 +178,14 @@ def test_a_field_of_another_type_makes_a_record_unreadable(old: str, damaged: st
         InstanceRecord.from_json(STORED.replace(old, damaged))
 
 
+async def test_a_container_that_could_not_be_started_again_is_still_ended_as_one() -> None:
+    spec = InstanceSpec("m", "of the future", runtime="podman", image="an/image", run_args=("--memory", "1g"))
+    record = InstanceRecord.from_json(replace(RECORD, spec=spec).to_json())
+    assert record.spec == spec
+    one = instance_of(record, ManagerConfig(), EventLog(), lambda: 0.0)
+    assert one.plan.container is not None and one.plan.container.runtime == "podman"
+
+
 REQUIRED = {"instance_id", "state", "owner", "spec"}
 
 

@@ -128,6 +128,17 @@ def test_the_tree_of_an_engine_that_exits_by_itself_is_killed(start: Any) -> Non
     assert run.wait() == 7
 
 
+def test_with_linger_what_an_engine_leaves_may_end_by_itself(start: Any, tmp_path: Path) -> None:
+    cleaned_up = tmp_path / "cleaned_up"
+    code = f'setsid /bin/sh -c "sleep 0.2; touch {cleaned_up}" & exit 7'
+    assert start(["/bin/sh", "-c", code], "--linger=20").wait() == 7
+    assert cleaned_up.exists()
+    began = time.monotonic()
+    stubborn = [*PYTHON, STUBBORN.replace('os.write(1, b"ready\\n")', "os._exit(7)")]
+    assert start(stubborn, "--linger=0.2", status_path=tmp_path / "other.json").wait() == 7
+    assert time.monotonic() - began < 15
+
+
 def test_the_kill_signal_ends_daemons_and_other_sessions(start: Any) -> None:
     run = start([*PYTHON, STUBBORN])
     run.until_ready()

@@ -122,7 +122,8 @@ def gpu_flags(plan: ContainerPlan, devices: Sequence[str] | None, *, has_gpus: b
     if wanted == "none":
         return []
     if plan.runtime == "podman":
-        names = wanted.removeprefix("device=").split(",")
+        count = range(int(wanted)) if wanted.isdecimal() else None  # docker's number of GPUs
+        names = wanted.removeprefix("device=").split(",") if count is None else map(str, count)
         return [part for name in names for part in ("--device", f"nvidia.com/gpu={name}")]
     # The value is a line of CSV: commas within one of its fields need quotes.
     return ["--gpus", f'"{wanted}"' if "," in wanted else wanted]

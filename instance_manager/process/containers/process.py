@@ -59,6 +59,7 @@ class ContainerProcess(EngineProcess):
     async def end(self, grace_s: float) -> bool:
         """Stop the container, then remove it. Returns whether it and its client are gone."""
         self.located.cancel()
+        was_running = not self.exited.done()
         ids = await self._containers()
         if ids and grace_s > 0 and not self.exited.done():
             await self._stop(ids, grace_s)
@@ -69,8 +70,8 @@ class ContainerProcess(EngineProcess):
         is_removed = await self._remove()
         await self._client.gone_within(CLIENT_EXIT_S)
         is_client_gone = await self._client.end(0)
-        # A client that was ended in between may have made its container only now.
-        is_removed = await self._remove() if not ids else is_removed
+        if was_running and not ids and is_removed:  # the client may have made its container meanwhile
+            is_removed = await self._remove()
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._id_file.unlink, missing_ok=True)
         return is_client_gone and is_removed

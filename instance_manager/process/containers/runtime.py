@@ -92,7 +92,7 @@ class ContainerRuntime:
     async def stop(self, ids: Sequence[str], grace_s: float) -> None:
         """Signal as the image wants it, wait, kill. Raises RuntimeUnavailable."""
         seconds = max(1, math.ceil(grace_s))
-        await self._call("stop", "--time", str(seconds), *ids, timeout_s=seconds + _CALL_TIMEOUT_S)
+        await self._call("stop", "-t", str(seconds), *ids, timeout_s=seconds + _CALL_TIMEOUT_S)
 
     async def remove(self, ids: Sequence[str]) -> None:
         """Kill and remove containers and their anonymous volumes. Raises RuntimeUnavailable."""
@@ -108,13 +108,15 @@ class ContainerRuntime:
     async def remove_run(self, run_id: str, timeout_s: float) -> bool:
         """Remove a run's containers until there are none; returns whether that happened in time."""
         deadline = asyncio.get_running_loop().time() + timeout_s
+        is_first = True
         while True:
             try:
                 if not (ids := await self.of_run(run_id)):
                     return True
                 await self.remove(ids)
             except RuntimeUnavailable as error:
-                logger.warning("a container of run %s isn't removed yet: %s", run_id, error)
+                logger.log(logging.WARNING if is_first else logging.DEBUG, "a container remains: %s", error)
+                is_first = False
                 await asyncio.sleep(min(0.5, timeout_s / 4))
             if asyncio.get_running_loop().time() > deadline:
                 return False
