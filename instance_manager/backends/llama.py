@@ -23,7 +23,12 @@ from instance_manager.backends.llama_cpp.params import (
     refuse_unusable,
     translated,
 )
-from instance_manager.backends.llama_cpp.program import LlamaProgram, find_program, problem_of_program
+from instance_manager.backends.llama_cpp.program import (
+    IN_IMAGE,
+    LlamaProgram,
+    find_program,
+    problem_of_program,
+)
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.params import check_params, merge_params
 from instance_manager.backends.progress_metrics import ProgressMetrics
@@ -44,6 +49,8 @@ class LlamaBackend(Backend):
     """Starts the program that `LLAMA_SERVER` names, or one that is found."""
 
     name = "llama"
+    in_image = ()
+    image = "ghcr.io/ggml-org/llama.cpp:server"
     remark = "llama.cpp"
     settings = ("llama_server",)
     api_key_variable = "LLAMA_API_KEY"
@@ -96,7 +103,7 @@ class LlamaBackend(Backend):
         self._known = KnownFlags()
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        program = find_program(config.options)
+        program = IN_IMAGE if spec.runtime is not None else find_program(config.options)
         if program is None:
             raise InvalidSpec(f"engine 'llama': {problem_of_program(config.options)}", param="engine")
         check_params(spec.params, OWNED)

@@ -44,6 +44,8 @@ class SglangBackend(Backend):
     """Takes its flags as they are. None has a `--no-` form: what is false is left out."""
 
     name = "sglang"
+    in_image = ("python3", "-c", _START)
+    image = "lmsysorg/sglang:latest"
     settings = ("sglang_python",)
     api_key_variable = _KEY_VARIABLE
     without_sleep = "is an SGLang server, which Berth can't put to sleep"
@@ -70,12 +72,15 @@ class SglangBackend(Backend):
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         python = config.options.get("sglang_python")
-        if python is None:
-            raise InvalidSpec(
-                "engine 'sglang' needs SGLANG_PYTHON: set it to the Python interpreter of the environment "
-                "that has SGLang installed",
-                param="engine",
-            )
+        program = self.in_image
+        if spec.runtime is None:
+            if python is None:
+                raise InvalidSpec(
+                    "engine 'sglang' needs SGLANG_PYTHON: set it to the Python interpreter of the "
+                    "environment that has SGLang installed, or run it in a container (`runtime: docker`)",
+                    param="engine",
+                )
+            program = (python, "-c", _START)
         check_params(spec.params, _OWNED)
         params = merge_params({"enable_metrics": True}, spec.params)
         name = served_name(params, spec.model_name)
@@ -85,7 +90,7 @@ class SglangBackend(Backend):
 
         def argv(host: str, port: int) -> list[str]:
             own = ["--model-path", model, "--host", host, "--port", str(port)]
-            return [python, "-c", _START, *flags, *own]
+            return [*program, *flags, *own]
 
         return LaunchPlan(argv, params, name, health_path=spec.health_path or "/health", runner=runner)
 

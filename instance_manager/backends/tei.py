@@ -45,6 +45,7 @@ class TeiBackend(Backend):
     """Takes its flags as they are; switches have no `--no-` form."""
 
     name = "tei"
+    in_image = ()
     remark = "text-embeddings-inference"
     settings = ("tei_server",)
     api_key_variable = "API_KEY"
@@ -63,8 +64,8 @@ class TeiBackend(Backend):
     overhead = Overhead(256 * _MIB, 1024 * _MIB)
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
-        program = _program(config.options)
-        if program is None:
+        program = _program(config.options) if spec.runtime is None else None
+        if program is None and spec.runtime is None:
             raise InvalidSpec(
                 f"engine 'tei' needs {_PROGRAM}: set TEI_SERVER to it, or put it on PATH", param="engine"
             )
@@ -77,7 +78,13 @@ class TeiBackend(Backend):
         def argv(host: str, port: int) -> list[str]:
             own = ["--model-id", model, "--hostname", host, "--port", str(port)]
             # Of the part that computes, where that is a process of its own: one for each instance.
-            return [program, *flags, *own, "--uds-path", f"/tmp/berth-tei-{port}"]  # noqa: S108
+            return [
+                *([] if program is None else [program]),
+                *flags,
+                *own,
+                "--uds-path",
+                f"/tmp/berth-tei-{port}",  # noqa: S108
+            ]
 
         return LaunchPlan(
             argv,

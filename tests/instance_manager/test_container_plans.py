@@ -177,11 +177,19 @@ def test_stop_command_is_for_commands_alone() -> None:
 
 @pytest.mark.parametrize(
     ("engine", "begins"),
-    [("vllm", ["--"]), ("engine", ["/opt/venv/bin/python", "-m", "engine"]), ("command", ["serve"])],
+    [
+        ("vllm", ["--"]),
+        ("engine", ["/opt/venv/bin/python", "-m", "engine"]),
+        ("sglang", ["python3", "-c"]),
+        ("tei", ["--"]),
+        ("llama", ["--"]),
+        ("command", ["serve"]),
+    ],
 )
 def test_each_kind_says_what_runs_in_its_image(engine: str, begins: list[str], tmp_path: Path) -> None:
     """vLLM needs no interpreter here: its image's entrypoint is the engine."""
     (tmp_path / "some" / "model").mkdir(parents=True)
+    (tmp_path / "some" / "model" / "m.gguf").touch()
     plan = plan_launch(spec(engine), ManagerConfig(model_dirs=(tmp_path,)))
     argv = plan.argv("127.0.0.1", 9000)
     assert all(a.startswith(b) for a, b in zip(argv, begins, strict=False))

@@ -28,6 +28,9 @@ class LlamaProgram:
     found_by: str  # for people
 
 
+IN_IMAGE = LlamaProgram((), Path(_NAME), "in its container image")  # whose entrypoint it is
+
+
 def find_program(options: Mapping[str, Any]) -> LlamaProgram | None:
     """None if there is none. Blocks for a moment."""
     named = options.get("llama_server")
