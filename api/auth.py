@@ -210,7 +210,7 @@ def required_access(
 
     `routes`: the engines' routes for request keys.
     """
-    if path == b"/health" or path.startswith(b"/health/"):
+    if path == b"/health" or path.startswith(b"/health/") or (path == b"/" and method in ("GET", "HEAD")):
         return Access.OPEN
     if path.startswith(b"/proxy/"):
         _, _, forwarded = path.removeprefix(b"/proxy/").partition(b"/")

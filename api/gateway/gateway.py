@@ -25,9 +25,10 @@ from api.gateway.translation import Dialects, Translation
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
-from api.http.errors import ApiError, api_error, error_for
+from api.http.errors import ApiError, RequestRefused, api_error, error_for
 from api.http.headers import find_header
 from api.http.named_model import UnclearModel, has_one_model, model_in_query, without_bom
+from api.http.request_times import COLLECTED
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
 from api.proxy.peer_routes import PeerRoutes, PeerTarget
@@ -106,7 +107,7 @@ class Gateway:
             await self._refuse(scope, send, error_for(error, is_admin=is_admin(scope)), started)
             return
         stream = None
-        if read.is_stream and self._comment_interval_s:
+        if read.is_stream and self._comment_interval_s and COLLECTED not in scope:
             request_id = (b"x-request-id", request_id_of(scope))
             scope = {**scope, "headers": [*scope["headers"], request_id]}
             stream = SseKeepAlive(send, self._comment_interval_s, [request_id], raw_path(scope))
@@ -115,6 +116,18 @@ class Gateway:
         finally:
             if stream is not None:
                 await stream.close()
+
+    async def target_for(self, scope: Scope, receive: Receive, name: str) -> tuple[Target, Receive]:
+        """Where a request for this model goes, whatever its body calls it, and the rest of its messages.
+
+        Raises RequestRefused, ManagerError and ClientGone.
+        """
+        try:
+            read = await self._read(scope, receive)
+            read.name = name
+            return self._target(scope, read), read.receive
+        except _RequestRefused as refused:
+            raise RequestRefused(refused.error) from None
 
     def handler(self, scope: Scope, app: App) -> Handler:
         """The fast path for a POST of JSON whose query names no model; `app` leads here, for all others."""

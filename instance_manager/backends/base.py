@@ -63,6 +63,10 @@ class Backend(ABC):
     takes_params: ClassVar[bool] = True
     runs_command: ClassVar[bool] = False  # runs the `command` of a model's entry, and needs one
     finds_model: ClassVar[bool] = True  # what it loads is a folder or a hub id; else a model has any name
+    takes_modalities: ClassVar[bool] = False  # images and sound, where the model's files have parts for them
+
+    takes_llama_fields: ClassVar[bool] = True  # llama.cpp's sampling fields; else a request's are refused
+    unlimited_tokens: ClassVar[int | None] = -1  # `max_tokens` of a completion up to the end of the context
 
     api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
     metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format
@@ -99,6 +103,10 @@ class Backend(ABC):
         `params`: merged flags. `may_download`: it will fetch missing files.
         """
         return None
+
+    def calls_tools(self, params: Mapping[str, Any]) -> bool:
+        """Whether, with these flags, it turns a model's text into tool calls where the template has tools."""
+        return True
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         """The memory of an instance that has never run."""

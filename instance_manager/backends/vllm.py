@@ -76,6 +76,8 @@ class VllmBackend(VllmLike):
         noise=(r"Avg prompt throughput: ",),
     )
     overhead = Overhead(2 * _GIB, 2 * _GIB)  # two processes; CUDA graphs
+    takes_modalities = True
+    unlimited_tokens = None
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         python = config.options.get("vllm_python")
@@ -97,6 +99,9 @@ class VllmBackend(VllmLike):
             env={"VLLM_SERVER_DEV_MODE": "1"} if can_sleep else {},  # enables its sleep routes
             sleep_style=VllmSleep() if can_sleep else None,
         )
+
+    def calls_tools(self, params: Mapping[str, Any]) -> bool:
+        return bool(params.get("enable_auto_tool_choice"))
 
     def problems_of_settings(self, options: Mapping[str, Any], *, is_default: bool) -> Iterator[str]:
         python = options.get("vllm_python")

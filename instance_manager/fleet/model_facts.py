@@ -1,0 +1,116 @@
+"""What a model's files tell of it: modalities, chat template, context length. Reads small files, never weights.
+
+Nothing is guessed: what the files don't tell is None or empty, and left out of all descriptions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MAX_BYTES = 4 << 20  # of a file that is read
+_TOOLS = re.compile(r"\btools\b")
+_REASONING = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>")
+_SENSES = {"vision_config": "image", "audio_config": "audio"}  # parts of a config.json
+_QUANTIZATION = re.compile(r"[-.]((?:I?Q|TQ)\d\w*|F16|BF16|F32|MXFP4\w*)(?:-\d{5}-of-\d{5})?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """None and empty = unknown."""
+
+    path: Path | None = None  # its files on this machine
+    is_in_cache: bool = False  # of the hub
+    format: str | None = None  # "safetensors" or "gguf"
+    family: str | None = None  # config.json's `model_type`
+    quantization: str | None = None
+    context_length: int | None = None
+    inputs: tuple[str, ...] = ()  # modalities: "text", "image", "audio"
+    outputs: tuple[str, ...] = ()
+    tools: bool | None = None
+    reasoning: bool | None = None
+    embeddings: bool | None = None
+    rerank: bool | None = None
+    has_one_label: bool | None = None  # of a classifier: then it scores pairs, as rerankers do
+    vocabulary_size: int | None = None
+    hidden_size: int | None = None
+    chat_template: str | None = None
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """Of the files at `path`: a folder, or a GGUF file."""
+    gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None)
+    config = {} if path.is_file() else _read_json(path / "config.json")
+    if gguf is not None and not config:
+        found = _QUANTIZATION.search(gguf.stem)
+        return ModelFacts(path=path, format="gguf", quantization=found[1].upper() if found else None)
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    template = _chat_template(path)
+    senses = [kind for part, kind in _SENSES.items() if isinstance(config.get(part), dict)]
+    return ModelFacts(
+        path=path,
+        format="safetensors" if next(path.glob("*.safetensors"), None) else None,
+        family=_text(config.get("model_type")),
+        quantization=_text(_part(config, "quantization_config").get("quant_method")),
+        context_length=_number(text.get("max_position_embeddings")),
+        inputs=("text", *senses) if config else (),
+        tools=None if template is None else _TOOLS.search(template) is not None,
+        reasoning=True if template is not None and _REASONING.search(template) else None,
+        has_one_label=_has_one_label(config),
+        vocabulary_size=_number(text.get("vocab_size")),
+        hidden_size=_number(text.get("hidden_size")),
+        chat_template=template,
+    )
+
+
+def _chat_template(path: Path) -> str | None:
+    """As transformers finds it: a file of its own, else a string in the tokenizer's configuration."""
+    content = _read(path / "chat_template.jinja")
+    if content is not None:
+        return content.decode("utf-8", "replace")
+    return _text(_read_json(path / "tokenizer_config.json").get("chat_template"))
+
+
+def _has_one_label(config: Mapping[str, Any]) -> bool | None:
+    """None unless it is a classifier."""
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not str(architectures[:1]).endswith(
+        "ForSequenceClassification']"
+    ):
+        return None
+    labels = config.get("id2label")
+    return len(labels) == 1 if isinstance(labels, dict) else config.get("num_labels") == 1
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(_read(path) or b"{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path) -> bytes | None:
+    """None if it is missing, unreadable or too large."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
+    except OSError:
+        return None
