@@ -86,8 +86,10 @@ async def test_generate_has_the_text_in_response() -> None:
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 async def test_thinking_is_separate_from_the_text(field: str) -> None:
     pieces = stream_of(
-        {"delta": {field: "2+"}}, {"delta": {field: "2"}}, {"delta": {"content": "4"}, "finish_reason": "stop"}
-    )  # fmt: skip
+        {"delta": {field: "2+"}},
+        {"delta": {field: "2"}},
+        {"delta": {"content": "4"}, "finish_reason": "stop"},
+    )
     *parts, _ = lines_of(await answered(pieces))
     assert [(one["message"].get("thinking"), one["message"]["content"]) for one in parts] == [
         ("2+", ""), ("2", ""), (None, "4"),

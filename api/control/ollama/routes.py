@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -18,8 +19,8 @@ from api.control.ollama.pulls import STARTED, SUCCEEDED, last_of, ollama_lines
 from api.control.pull import LineStream, then_known
 from api.protocols.ollama.names import plain
 from api.protocols.ollama.served_models import not_found
+from instance_manager.backends import backend_of
 from instance_manager.fleet.models import Model
-from instance_manager.fleet.profiles import ModelSource
 from instance_manager.hub.removal import remove_model
 
 # Of Ollama's API as it is here; some clients refuse older ones.
@@ -84,11 +85,11 @@ async def pull(request: Request, models: Models, files: Files) -> Response:
     """`model`: `owner/name` on the hub, also as `hf.co/owner/name`. Local models need no download."""
     body = await read_body(request, NamedBody)
     wanted, streams = plain(body.called), body.stream is not False
-    found = models.known(body.called)
-    if found is not None and found[1].profile is not None:
-        wanted = found[1].profile.model
-    if found is not None and (wanted.startswith("/") or "/" not in wanted):  # files of this machine
-        return _both(streams)
+    if (found := models.known(body.called)) is not None:
+        hub_id = _hub_id(*found)
+        if hub_id is None:
+            return _is_here(streams)
+        wanted = hub_id
     if "/" not in wanted:
         raise refusal(
             f"pull model manifest: {body.called!r} is a name of Ollama's own library, which Berth doesn't "
@@ -103,8 +104,20 @@ async def pull(request: Request, models: Models, files: Files) -> Response:
     return JSONResponse(last, 500 if "error" in last else 200)
 
 
-def _both(streams: bool) -> Response:
-    """The response for a model that is here."""
+def _hub_id(name: str, model: Model) -> str | None:
+    """Where a model's files come from; None if they are a folder of this machine, or its command's matter."""
+    profile = model.profile
+    if profile is None:
+        return None
+    folder = f"models--{name.partition(':')[0].replace('/', '--')}"
+    if "/" in name and folder in PurePath(profile.model).parts:
+        return name
+    is_id = "/" in profile.model and not profile.model.startswith("/")
+    return profile.model if is_id and backend_of(profile.engine).finds_model else None
+
+
+def _is_here(streams: bool) -> Response:
+    """The response for a model that needs no download."""
     text = "".join(json.dumps(line) + "\n" for line in (STARTED, SUCCEEDED))
     return Response(text, media_type="application/x-ndjson") if streams else JSONResponse(SUCCEEDED)
 
@@ -118,8 +131,8 @@ async def delete(request: Request, models: Models, files: Files) -> Response:
     if profile is not None and name in profile.aliases:
         await files.edit(model, {"aliases": [alias for alias in profile.aliases if alias != name] or None})
     else:
-        is_found = profile is None or profile.source is ModelSource.DISCOVERED
-        await _remove(name if is_found else profile.model, model, files, request)
+        here = name if profile is None else profile.model
+        await _remove(_hub_id(name, model) or here, model, files, request)
     return Response(status_code=200)
 
 
