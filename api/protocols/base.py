@@ -237,7 +237,9 @@ def json_line(data: Json) -> bytes:
     return to_json(data) + b"\n"
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def to_json(data: Json) -> bytes:
     """Compact JSON. Raises ValueError for NaN and infinities, which JSON can't express."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace")  # a model may produce lone surrogates
+    return _ENCODER.encode(data).encode("utf-8", "replace")  # a model may produce lone surrogates

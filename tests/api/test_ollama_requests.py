@@ -284,7 +284,7 @@ async def test_what_generate_cannot_do_is_refused_by_name(fields: dict[str, Any]
 
 
 async def test_empty_values_of_unsupported_fields_are_accepted() -> None:
-    empty = {
+    empty: dict[str, Any] = {
         "template": "",
         "context": [],
         "suffix": "",

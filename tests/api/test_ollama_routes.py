@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api.access.keys import Access
 from api.access.ollama_routes import FOR_ADMINS, FOR_REQUESTS
-from api.auth import Access, required_access
+from api.auth import required_access
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
 from tests.fake_engine import command
 
@@ -315,6 +317,19 @@ def test_a_pull_of_what_is_here_succeeds_at_once(admin: httpx.Client) -> None:
     assert admin.post("/api/pull", json={"model": "story", "stream": False}).json() == {"status": "success"}
     status, message = error_of(admin.post("/api/pull", json={"model": "llama3.2"}))
     assert (status, "owner/name" in message) == (400, True)
+
+
+def test_a_second_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        berth = BerthProcess(tmp_path, OLLAMA_PORT=port)
+        try:
+            assert berth.wait() == 1
+            assert f"OLLAMA_PORT={port}: can't listen: Address already in use" in berth.output()
+        finally:
+            berth.close()
 
 
 def test_what_berth_does_not_do_is_refused_with_a_reason(admin: httpx.Client) -> None:
