@@ -1,4 +1,4 @@
-"""What each model can do as its engine serves it: the files' facts, within what the engine and its flags allow."""
+"""What each model can do as its engine serves it: its files' facts, as far as engine and flags allow."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
-from instance_manager.fleet.model_facts import ModelFacts, read_facts
+from instance_manager.fleet.model_facts import ModelFacts, read_facts, with_description
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.next_replica import spec_of
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
+from instance_manager.process.hub_cache import hub_cache
 from instance_manager.types import InstanceSpec
 
 _FILES = ("", "config.json", "tokenizer_config.json", "chat_template.jinja")  # that decide the facts
@@ -58,7 +59,8 @@ class FactsReader:
         if known is None or known[0] is not source:
             spec = spec_of(source) if isinstance(source, ModelProfile) else source
             known = self._planned[name] = (source, self._plan(spec))
-        return ModelFacts() if known[1] is None else self._facts_of(known[1])
+        description = source.description if isinstance(source, ModelProfile) else None
+        return ModelFacts() if known[1] is None else self._facts_of(known[1], description)
 
     def _plan(self, spec: InstanceSpec) -> _Planned | None:
         """None where there is no plan: a start will report why."""
@@ -71,14 +73,17 @@ class FactsReader:
         environ = child_environment(os.environ, self._config.engine_env, spec.env)
         return _Planned(backend, model, plan.params, plan.runner, environ)
 
-    def _facts_of(self, planned: _Planned) -> ModelFacts:
+    def _facts_of(self, planned: _Planned, description: Mapping[str, Any] | None) -> ModelFacts:
         path = None
         if planned.model is not None:
             path = locate(planned.model, planned.environ, planned.params.get("revision"))
         if path is None:
             return _as_served(ModelFacts(), planned)
-        is_hub_id = not Path(planned.model or "").is_absolute()
-        return _as_served(replace(self._read(path), is_in_cache=is_hub_id), planned)
+        facts = self._read(path)
+        if description is not None:
+            facts = with_description(facts, description)
+        is_in_cache = path.is_relative_to(hub_cache(planned.environ))
+        return _as_served(replace(facts, is_in_cache=is_in_cache), planned)
 
     def _read(self, path: Path) -> ModelFacts:
         version = tuple(_modified_ns(path / name) for name in _FILES)
@@ -90,8 +95,10 @@ class FactsReader:
 
 def _as_served(facts: ModelFacts, planned: _Planned) -> ModelFacts:
     """Without what this engine, or this way to run it, can't do."""
-    pools = None if planned.runner is None else planned.runner is RunnerKind.POOLING
-    reranks = bool(pools and facts.has_one_label)
+    pools = True if facts.embeddings or facts.rerank else None
+    if planned.runner is not None:
+        pools = planned.runner is RunnerKind.POOLING
+    reranks = bool(pools and (facts.has_one_label or facts.rerank))
     takes_files = planned.backend.takes_modalities
     return replace(
         facts,
@@ -100,7 +107,7 @@ def _as_served(facts: ModelFacts, planned: _Planned) -> ModelFacts:
         outputs=() if pools is None else (("embeddings",) if pools else ("text",)),
         tools=False if pools else facts.tools and planned.backend.calls_tools(planned.params),
         reasoning=None if pools else facts.reasoning,
-        embeddings=None if pools is None else pools and facts.has_one_label is None,
+        embeddings=None if pools is None else pools and not reranks and facts.has_one_label is None,
         rerank=None if pools is None or facts.path is None else reranks,
         chat_template=None if pools else facts.chat_template,
     )

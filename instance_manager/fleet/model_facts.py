@@ -1,4 +1,4 @@
-"""What a model's files tell of it: modalities, chat template, context length. Reads small files, never weights.
+"""What a model's files tell of it: modalities, chat template, context length. Weights are not read.
 
 Nothing is guessed: what the files don't tell is None or empty, and left out of all descriptions.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,23 @@ def read_facts(path: Path) -> ModelFacts:
         vocabulary_size=_number(text.get("vocab_size")),
         hidden_size=_number(text.get("hidden_size")),
         chat_template=template,
+    )
+
+
+def with_description(facts: ModelFacts, header: Mapping[str, Any]) -> ModelFacts:
+    """The facts of a GGUF model, with what its header says; a projector may be for images or for sound."""
+    pooling = header.get("pooling")
+    return replace(
+        facts,
+        format="gguf",
+        family=_text(header.get("architecture")),
+        quantization=_text(header.get("quantization")) or facts.quantization,
+        context_length=_number(header.get("context_length")),
+        inputs=() if header.get("mmproj") else ("text",),
+        embeddings=None if pooling is None else pooling != "rank",
+        rerank=None if pooling is None else pooling == "rank",
+        vocabulary_size=_number(header.get("vocabulary_size")),
+        hidden_size=_number(header.get("embedding_length")),
     )
 
 

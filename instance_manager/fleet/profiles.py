@@ -37,6 +37,7 @@ class ModelProfile(ReplicaOptions):
     preload: bool = False  # start with Berth
     size_bytes: int | None = None  # of the files, where they were found on disk
     modified: float | None = None  # seconds since the epoch, likewise
+    description: Mapping[str, Any] | None = None  # what a GGUF file says of its model
 
     @property
     def other_names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from instance_manager.fleet.model_facts import ModelFacts
 from instance_manager.fleet.models import Model
 
+Header = Mapping[str, Any]
 UNKNOWN_TIME = "0001-01-01T00:00:00Z"  # Go's zero time, which Ollama's clients know
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_TEXT_BYTES = 256 << 10  # of a license
@@ -28,6 +29,13 @@ _ARCHITECTURE = {
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
     "vocab_size": "vocab_size",
+}
+# The same numbers of a GGUF model's description.
+_HEADER = {
+    **{name: name for name in ("block_count", "embedding_length", "feed_forward_length")},
+    "head_count": "attention.head_count",
+    "head_count_kv": "attention.head_count_kv",
+    "vocabulary_size": "vocab_size",
 }
 # Fields of a generation_config.json as Ollama's options.
 _PARAMETERS = {
@@ -58,17 +66,22 @@ def digest(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def details(facts: ModelFacts) -> dict[str, Any]:
+def header_of(model: Model) -> Header:
+    """What a GGUF file says of the model; empty for others."""
+    return {} if model.profile is None else model.profile.description or {}
+
+
+def details(facts: ModelFacts, header: Header) -> dict[str, Any]:
     """`details` of a list's entry; what is unknown is empty."""
     config = _config(facts)
-    count = parameter_count(facts)
+    count = header.get("num_parameters") or parameter_count(facts)
     stored = str(config.get("torch_dtype") or config.get("dtype") or "")
     return {
         "parent_model": "",
         "format": facts.format or "",
         "family": facts.family or "",
         "families": [facts.family] if facts.family else None,
-        "parameter_size": "" if count is None else human_number(count),
+        "parameter_size": human_number(count) if count else header.get("size_label") or "",
         "quantization_level": facts.quantization or _SHORT_TYPES.get(stored, ""),
     }
 
@@ -87,19 +100,20 @@ def capabilities(facts: ModelFacts) -> list[str]:
     return [name for name, can in has.items() if can]
 
 
-def model_info(facts: ModelFacts) -> dict[str, Any]:
+def model_info(facts: ModelFacts, header: Header) -> dict[str, Any]:
     """The architecture's numbers. The context is the one that is served: a longer prompt would be refused."""
     if not facts.family:
         return {}
     config, family = _config(facts), facts.family
     info: dict[str, Any] = {"general.architecture": family}
-    if (count := parameter_count(facts)) is not None:
+    if (count := header.get("num_parameters") or parameter_count(facts)) is not None:
         info["general.parameter_count"] = count
     if facts.context_length is not None:
         info[f"{family}.context_length"] = facts.context_length
     of_text = config.get("text_config")
     named = of_text if isinstance(of_text, dict) else config
     numbers = {ours: named.get(theirs) for theirs, ours in _ARCHITECTURE.items()}
+    numbers |= {ours: header.get(theirs) for theirs, ours in _HEADER.items() if header}
     return info | {f"{family}.{name}": value for name, value in numbers.items() if type(value) is int}
 
 
@@ -112,8 +126,10 @@ def parameters(facts: ModelFacts) -> str:
     return "\n".join(f"{name:30} {value}" for name, value in lines.items())
 
 
-def license_of(facts: ModelFacts) -> str | None:
-    """The text of a LICENSE file among the model's files."""
+def license_of(facts: ModelFacts, header: Header) -> str | None:
+    """The text of a LICENSE file among the model's files, or the license's name in a GGUF file."""
+    if header.get("license"):
+        return str(header["license"])
     if facts.path is None or not facts.path.is_dir():
         return None
     for file in sorted(facts.path.glob("LICENSE*")):
@@ -155,12 +171,11 @@ def _tensor_sizes(file: Path) -> Iterator[int]:
 
 
 def human_number(count: int) -> str:
-    """As Ollama writes it: 1.7B, 6.70M, 125K."""
-    if count >= _BILLION:
-        return f"{count / _BILLION:.1f}B".replace(".0B", "B")
-    if count >= _MILLION:
-        return f"{count / _MILLION:.2f}M".replace(".00M", "M")
-    return f"{count / _THOUSAND:.0f}K" if count >= _THOUSAND else str(count)
+    """As Ollama writes it: 8.0B, 7B, 3.35M, 125K."""
+    for unit, letter, places in ((_BILLION, "B", 1), (_MILLION, "M", 2), (_THOUSAND, "K", 0)):
+        if count >= unit:
+            return f"{count / unit:.{places if count % unit else 0}f}{letter}"
+    return str(count)
 
 
 def _config(facts: ModelFacts) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.state.peers import names_of
 
 _FOR_EVER_S = 2**63 / 1e9  # as Ollama adds to the time for a model that never expires
-_NO_DETAILS = ModelFacts()
+_NO_DETAILS = details.details(ModelFacts(), {})
 
 
 class Listing:
@@ -48,17 +48,17 @@ class Listing:
 
     def shown(self, model: Model, name: str) -> dict[str, Any]:
         """Everything about a model. `name`: as the client called it."""
-        facts = self._facts.of(model)
+        facts, header = self._facts.of(model), details.header_of(model)
         shown: dict[str, Any] = {
             "modelfile": f"# Berth has no Modelfiles; models.yaml describes its models\nFROM {name}\n",
             "parameters": details.parameters(facts),
             "template": facts.chat_template or "",
-            "details": details.details(facts),
-            "model_info": details.model_info(facts),
+            "details": details.details(facts, header),
+            "model_info": details.model_info(facts, header),
             "capabilities": details.capabilities(facts),
             "modified_at": details.moment(_modified(model)),
         }
-        license_text = details.license_of(facts)
+        license_text = details.license_of(facts, header)
         return shown if license_text is None else {"license": license_text, **shown}
 
     def _entries(self, model: Model) -> Iterator[dict[str, Any]]:
@@ -67,7 +67,8 @@ class Listing:
         size = 0 if profile is None else profile.size_bytes or 0
         others = () if profile is None else profile.other_names
         for name in dict.fromkeys((model.name, *others)):
-            yield _entry(name, details.digest_of(model), _modified(model), size, facts)
+            of_model = details.details(facts, details.header_of(model))
+            yield _entry(name, details.digest_of(model), _modified(model), size, of_model)
 
     def _loaded_entry(self, model: Model) -> dict[str, Any]:
         facts, awake = self._facts.of(model), model.awake
@@ -78,21 +79,23 @@ class Listing:
             "model": name,
             "size": sum(one.memory_bytes or 0 for one in awake) or on_disk,
             "digest": details.digest_of(model),
-            "details": details.details(facts),
+            "details": details.details(facts, details.header_of(model)),
             "expires_at": details.moment(max(map(_expires, awake))),
             "size_vram": sum(one.gpu_memory_bytes or 0 for one in awake),
             "context_length": facts.context_length or 0,
         }
 
 
-def _entry(name: str, digest: str, modified: float | None, size: int, facts: ModelFacts) -> dict[str, Any]:
+def _entry(
+    name: str, digest: str, modified: float | None, size: int, of_model: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "name": tagged(name),
         "model": tagged(name),
         "modified_at": details.moment(modified),
         "size": size,
         "digest": digest,
-        "details": details.details(facts),
+        "details": of_model,
     }
 
 
