@@ -37,10 +37,8 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
         yield berth
 
 
-def run(
-    berth: BerthProcess, program: Path, script: str, provider: str = "", model: str = "story", **more: str
-) -> Any:
-    """What the script printed. `more`: further environment variables."""
+def run(berth: BerthProcess, program: Path, script: str, provider: str = "", model: str = "story") -> Any:
+    """What the script printed."""
     environment = {
         **os.environ,
         "BASE_URL": berth.url,
@@ -49,8 +47,6 @@ def run(
         "PROVIDER": provider,
         "NO_PROXY": "*",
         "OPENAI_AGENTS_DISABLE_TRACING": "1",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches one
-        **more,
     }
     path = SCRIPTS / script
     if program is NODE:  # modules are looked up from the script's own folder

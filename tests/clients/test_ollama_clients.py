@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.berth_process import ROOT, BerthProcess, free_port, running_berth
-from tests.clients.test_clients import KEY, NODE, PYTHON, run
 from tests.fake_hub import running_hub
 
+SCRIPTS = Path(__file__).with_name("scripts")
+CLIENTS = ROOT / ".clients"
+KEY = "a-key-for-requests"
 DEMO = str(ROOT / "models" / "berth-demo")
 ADMIN_KEY = "an-admins-key"
 NAMES = {"EMBEDDER": "vectors", "HUB_MODEL": "hf.co/berth/demo", "ADMIN_KEY": ADMIN_KEY}
@@ -38,6 +43,26 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
             yield berth
 
 
+def run(berth: BerthProcess, script: str, provider: str = "") -> Any:
+    """What the script printed."""
+    program, path = CLIENTS / "python" / "bin" / "python", SCRIPTS / script
+    if script.endswith(".mjs"):  # modules are looked up from the script's own folder
+        program, path = Path("node"), CLIENTS / "node" / script
+        path.write_text((SCRIPTS / script).read_text())
+    own = {"BASE_URL": berth.url, "API_KEY": KEY, "MODEL": "story", "PROVIDER": provider, "NO_PROXY": "*"}
+    finished = subprocess.run(
+        [program, path],
+        env={**os.environ, **own, **NAMES, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        cwd=CLIENTS,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
 def check_session(got: Any) -> None:
     """A tool's round trip, a stream, an object by a schema."""
     assert got["next"]
@@ -56,7 +81,7 @@ def check_models(got: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_ollamas_python_client(berth: BerthProcess, kind: str) -> None:
-    got = run(berth, PYTHON, "ollama_client.py", kind, **NAMES)
+    got = run(berth, "ollama_client.py", kind)
     check_session(got)
     assert got["asked"] == got["asked_whole"] == ["Oslo"]
     assert got["reason"] in ("stop", "length")
@@ -76,7 +101,7 @@ def test_ollamas_python_client(berth: BerthProcess, kind: str) -> None:
 
 
 def test_ollamas_javascript_client(berth: BerthProcess) -> None:
-    got = run(berth, NODE, "ollama_client.mjs", **NAMES)
+    got = run(berth, "ollama_client.mjs")
     check_session(got)
     assert got["asked"] == got["asked_whole"] == ["Oslo"]
     assert min(got["tokens"]) > 0
@@ -86,7 +111,7 @@ def test_ollamas_javascript_client(berth: BerthProcess) -> None:
 
 
 def test_langchain(berth: BerthProcess) -> None:
-    got = run(berth, PYTHON, "with_langchain_ollama.py", **NAMES)
+    got = run(berth, "with_langchain_ollama.py")
     check_session(got)
     assert got["asked"] == ["Oslo"]
     assert got["text"] and got["tokens"] > 0 and got["thought"]
@@ -96,7 +121,7 @@ def test_langchain(berth: BerthProcess) -> None:
 
 @pytest.mark.parametrize("provider", ["ollama_chat", "ollama"])
 def test_litellm(berth: BerthProcess, provider: str) -> None:
-    got = run(berth, PYTHON, "with_litellm_ollama.py", provider, **NAMES)
+    got = run(berth, "with_litellm_ollama.py", provider)
     assert got["streamed"] and got["whole"] and got["tokens"] > 0
     assert got["city"] in ("Oslo", "Bergen")
     assert got["sizes"] == [2, SIZE]
