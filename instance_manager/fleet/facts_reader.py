@@ -37,26 +37,32 @@ class _Planned:
 
 
 class FactsReader:
-    """Reads files again only when they have changed."""
+    """Looks at a catalog's files in `read`, and reads those again that have changed."""
 
     def __init__(self, config: ManagerConfig) -> None:
         self._config = config
         self._planned: dict[str, tuple[ModelProfile | InstanceSpec, _Planned | None]] = {}  # by model
+        self._served: dict[str, tuple[ModelProfile | InstanceSpec, ModelFacts]] = {}  # by model
         self._facts: dict[Path, tuple[tuple[int, ...], ModelFacts]] = {}
 
     def of(self, model: Model) -> ModelFacts:
-        """Of a model as its next replica would serve it. Blocks for a moment."""
+        """Of a model as its next replica would serve it; as last read, so that lists take no time."""
         source = model.profile or next((one.spec for one in model.replicas.values()), None)
-        return ModelFacts() if source is None else self._of(model.name, source)
+        if source is None:
+            return ModelFacts()
+        known = self._served.get(model.name)
+        if known is None or known[0] != source:
+            known = self._served[model.name] = (source, self._of(model.name, source))
+        return known[1]
 
     def read(self, profiles: Iterable[ModelProfile]) -> None:
-        """Read what `of` will need of a whole catalog; blocks for longer."""
+        """Of a whole catalog. Blocks: call it in a thread."""
         for profile in profiles:
-            self._of(profile.name, profile)
+            self._served[profile.name] = (profile, self._of(profile.name, profile))
 
     def _of(self, name: str, source: ModelProfile | InstanceSpec) -> ModelFacts:
         known = self._planned.get(name)
-        if known is None or known[0] is not source:
+        if known is None or known[0] != source:
             spec = spec_of(source) if isinstance(source, ModelProfile) else source
             known = self._planned[name] = (source, self._plan(spec))
         description = source.description if isinstance(source, ModelProfile) else None

@@ -209,7 +209,7 @@ def test_unloading_what_is_not_loaded_starts_nothing(user: httpx.Client, admin: 
     admin.post("/models/late/stop")
     answer = user.post("/api/generate", json={"model": "late", "keep_alive": "0s"})
     assert (answer.status_code, answer.json()["done_reason"]) == (200, "unload")
-    assert admin.get("/models/late").json()["status"] == "stopped"
+    assert admin.get("/models/late").json()["replicas"] == []
 
 
 # Errors.
