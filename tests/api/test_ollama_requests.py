@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.protocols.app import ProtocolApp
 from api.protocols.ollama import ollama_adapters
 from api.protocols.ollama.names import candidates, plain, tagged
+from api.protocols.ollama.requests import ChatRequest, EmbedRequest, GenerateRequest
 from api.protocols.ollama.served_models import ServedModel
 from tests.api.protocol_apps import SSE, Got, Inner, ask, chat_answer, chat_stream
 
@@ -164,11 +168,11 @@ async def test_llama_cpps_fields_go_to_engines_that_know_them() -> None:
 
 async def test_formats() -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    for given, wanted in (
+    for asked_for, wanted in (
         ("json", {"type": "json_object"}),
         (schema, {"type": "json_schema", "json_schema": {"name": "format", "schema": schema}}),
     ):
-        asked, _, _ = await translated("/api/generate", prompt="a", format=given)
+        asked, _, _ = await translated("/api/generate", prompt="a", format=asked_for)
         assert asked["response_format"] == wanted
     for empty in ("", None):
         asked, _, _ = await translated("/api/generate", prompt="a", format=empty)
@@ -356,3 +360,42 @@ async def test_the_older_route_gives_one_vector_as_it_is() -> None:
 @pytest.mark.parametrize("wrong", [5, [1, 2], ["a", 1], {"a": 1}])
 async def test_only_texts_are_embedded(wrong: Any) -> None:
     assert await refusal("/api/embed", input=wrong) == (400, "invalid input type")
+
+
+# Anything at all.
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+OPTIONS = st.dictionaries(st.sampled_from([*NO_EFFECT, "num_predict", "stop", "seed", "top_k"]), JSON_VALUES)
+FIELDS = sorted(
+    {*ChatRequest.model_fields, *GenerateRequest.model_fields, *EmbedRequest.model_fields}
+    - {"debug_render_only"}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["/api/chat", "/api/generate", "/api/embed", "/api/embeddings"]),
+    st.dictionaries(st.sampled_from([*FIELDS, "other"]), JSON_VALUES, max_size=4),
+    OPTIONS,
+    st.lists(
+        st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "images"]), JSON_VALUES), max_size=2
+    ),
+)
+def test_every_request_is_served_or_refused(path: str, fields: Any, options: Any, messages: Any) -> None:
+    """Never a failure of the adapter."""
+    asked = {"messages": messages or USER} if path == "/api/chat" else {"prompt": "a", "input": "a"}
+    body = {"model": "demo", "options": options, **asked, **fields}
+    is_text = path in ("/api/chat", "/api/generate")
+    inner = Inner(chat_stream("Hi"), headers=[SSE]) if is_text else Inner([embedded([1.0])])
+
+    async def load(*_: Any) -> bool:
+        return True
+
+    adapters = ollama_adapters(Models())
+    app = ProtocolApp(inner, adapters, protocol_of=lambda _: None, default_model="none", loads=load)
+    got = asyncio.run(ask(app, path, body))
+    assert got.status in (200, 400, 404), got.body

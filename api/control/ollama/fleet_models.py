@@ -18,14 +18,10 @@ class FleetModels:
         self._facts = facts
 
     def find(self, name: str) -> ServedModel | None:
+        if (found := self.known(name)) is not None:
+            return _served(*found)
         remote = self._fleet.manager.peers.models()
-        for candidate in candidates(name):
-            model = self._fleet.known(candidate)
-            if model is not None and model.is_listed:
-                return _served(candidate, model)
-            if candidate in remote:
-                return ServedModel(candidate)
-        return None
+        return next((ServedModel(one) for one in candidates(name) if one in remote), None)
 
     def known(self, name: str) -> tuple[str, Model] | None:
         """A model of this node, and Berth's name for it."""
