@@ -177,22 +177,17 @@ _REFUSED = {
 
 @router.post("/api/create", summary="Refused: Berth has no Modelfiles")
 async def create() -> None:
-    raise refusal(_REFUSED["create"], 501)
+    raise refusal(_REFUSED["create"])
 
 
 @router.post("/api/push", summary="Refused: Berth uploads no models")
 async def push() -> None:
-    raise refusal(_REFUSED["push"], 501)
+    raise refusal(_REFUSED["push"])
 
 
 @router.post("/api/blobs/{digest}", summary="Refused: Berth creates no models from uploads")
 async def create_blob(digest: str) -> None:
-    raise refusal(_REFUSED["blobs"], 501)
-
-
-@router.get("/api/blobs/{digest}", summary="404: there are no uploads")
-async def blob(digest: str) -> None:
-    raise refusal(f"blob {digest!r} not found", 404)
+    raise refusal(_REFUSED["blobs"])
 
 
 def _known(models: FleetModels, called: str) -> tuple[str, Model]:
