@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from api.protocols.registry import PluginError
 from composition.application import create_app
 from composition.policies import ENV_FILE, engine_kinds
-from composition.server import BerthServer, create_server
+from composition.server import BerthServer, CantListen, create_server
 from composition.start_check import all_mistakes, check
 from composition.telemetry import Telemetry
 from composition.version import VERSION
@@ -60,13 +60,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(settings: Settings, server: BerthServer, telemetry: Telemetry) -> int:
     logger.info("Berth %s on http://%s:%s", VERSION, settings.app_host, settings.app_port)
+    if settings.ollama_port:
+        logger.info("Ollama's API on http://%s:%s", settings.app_host, settings.ollama_port)
     try:
         server.run()
     except StoreError as error:
         sys.stderr.write(f"berth: {error}\n")
         return 2 if isinstance(error, InvalidStateUrl) else 1
-    except OSError as error:
-        address = f"APP_HOST={settings.app_host} APP_PORT={settings.app_port}"
+    except CantListen as error:
+        address = f"APP_HOST={settings.app_host} {error.setting}={error.port}"
         sys.stderr.write(f"berth: {address}: can't listen: {error.strerror or error}\n")
         return 1
     finally:

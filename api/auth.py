@@ -219,7 +219,7 @@ def required_access(
     `routes`: the engines' routes for request keys. Below `/upstream/` the gateway checks them: it knows where
     a model's name ends.
     """
-    if path == b"/health" or path.startswith(b"/health/"):
+    if path == b"/health" or path.startswith(b"/health/") or (path == b"/" and method in ("GET", "HEAD")):
         return Access.OPEN
     if path.startswith(_BY_NAME):
         return Access.INFERENCE

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from api.access.engine_routes import RequestRoutes
 from api.access.key_store import KeyStore
+from api.access.ollama_routes import FOR_REQUESTS
 from api.auth import AccessControl
 from api.control import read_paths, usage_report
 from api.control.app import create_control_app
 from api.control.catalog import ModelFiles
 from api.control.metrics_page import MetricsPage
+from api.control.ollama.state import OllamaState
 from api.cors import Cors
 from api.gateway.engine_paths import UNVERSIONED
 from api.gateway.gateway import Gateway
+from api.gateway.model_loads import ModelLoads
 from api.gateway.model_routes import ModelRoutes
 from api.gateway.response_cache import ResponseCache
 from api.gateway.stored_responses import StoredResponses
@@ -25,6 +28,7 @@ from api.gateway.upstream_routes import UpstreamRoutes
 from api.http.dispatch import Dispatcher
 from api.http.route import RoutedApp
 from api.protocols.app import ProtocolApp
+from api.protocols.ollama import ollama_adapters
 from api.protocols.registry import dialect_adapters, load_protocols
 from api.protocols.responses.store import ResponseStore
 from api.proxy.peer_routes import PeerRoutes
@@ -97,12 +101,19 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     cache = None
     if settings.response_cache_mb:
         cache = ResponseCache(gateway, settings.response_cache_mb * 2**20, fleet.identity_of)
+    ollama = OllamaState.of(fleet, settings.ollama_port)
     protocols = ProtocolApp(
-        cache or gateway, adapters, protocol_of=fleet.protocol_of, default_model=settings.default_model
+        cache or gateway,
+        (*adapters, *ollama_adapters(ollama.models)),
+        protocol_of=fleet.protocol_of,
+        default_model=settings.default_model,
+        loads=ModelLoads(gateway, data_plane),
     )
-    translated = sorted({adapter.route for adapter in adapters})
+    translated = sorted(route.decode() for route in protocols.routes)
     page = MetricsPage(fleet, metrics, lifecycle, driver, version=VERSION, cache=cache)
-    control = create_control_app(manager, fleet, models, pulls, page, version=VERSION, translated=translated)
+    control = create_control_app(
+        manager, fleet, models, pulls, page, version=VERSION, translated=translated, ollama=ollama
+    )
     door = DecodingApp(protocols, settings.max_body_mb * 2**20, metrics.unserved.count)
     routes = ModelRoutes(gateway, door, protocols.routes, has_fast_path=cache is None)
     request_routes = RequestRoutes(settings.request_paths)
@@ -112,7 +123,7 @@ def compose(settings: Settings, env_file: Path | None) -> Application:
     access = AccessControl(
         dispatcher,
         keys,
-        inference_paths=frozenset(UNVERSIONED) | protocols.routes | {usage_report.PATH},
+        inference_paths=frozenset(UNVERSIONED) | protocols.routes | FOR_REQUESTS | {usage_report.PATH},
         read_paths=read_paths.READ_PATHS,
         names_served_by=partial(_names_served_by, fleet),
         on_refused=metrics.unserved.count,

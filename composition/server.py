@@ -26,19 +26,48 @@ from instance_manager.hub.pull import Pulls
 from instance_manager.manager import InstanceManager
 
 
+class CantListen(OSError):
+    """A port is taken, for instance; `setting` names it."""
+
+    def __init__(self, setting: str, port: int, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror or str(cause))
+        self.setting = setting
+        self.port = port
+
+
+def _bind_all(host: str, ports: dict[str, int]) -> list[socket.socket]:
+    """The sockets of all ports, by their setting. Raises CantListen."""
+    bound: list[socket.socket] = []
+    for setting, port in ports.items():
+        try:
+            bound += bind(host, port)
+        except OSError as error:
+            for listener in bound:
+                listener.close()
+            raise CantListen(setting, port, error) from None
+    return bound
+
+
 class BerthServer(uvicorn.Server):
     """uvicorn, but a shutdown notifies manager and downloads first, and a clean end has exit status 0."""
 
-    def __init__(self, config: uvicorn.Config, manager: InstanceManager, pulls: Pulls) -> None:
+    def __init__(
+        self, config: uvicorn.Config, manager: InstanceManager, pulls: Pulls, ollama_port: int = 0
+    ) -> None:
+        """`ollama_port`: a second one, for Ollama's clients; 0 = none."""
         super().__init__(config)
+        self._ollama_port = ollama_port
         self._manager = manager
         self._pulls = pulls
         self._loop: asyncio.AbstractEventLoop | None = None
         self.has_broken_down = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises OSError if the port is taken, and StoreError if the state can't be opened."""
-        sockets = sockets or bind(self.config.host, self.config.port)
+        """Raises CantListen if a port is taken, and StoreError if the state can't be opened."""
+        ports = {"APP_PORT": self.config.port}
+        if self._ollama_port:
+            ports["OLLAMA_PORT"] = self._ollama_port
+        sockets = sockets or _bind_all(self.config.host, ports)
         try:
             await self._manager.prepare()
         except BaseException:
@@ -100,4 +129,4 @@ def create_server(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return BerthServer(config, parts.manager, parts.pulls)
+    return BerthServer(config, parts.manager, parts.pulls, settings.ollama_port)

@@ -42,6 +42,12 @@ class Settings(BaseSettings):
         description="Address to listen on; `0.0.0.0` = all addresses, including IPv6; `127.0.0.1` = this machine only",
     )
     app_port: int = Field(5000, ge=0, le=65535, description="Port to listen on")
+    ollama_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Second port for Ollama's clients, usually 11434; 0 = none (its API is on `APP_PORT`, too); see docs/ollama.md",
+    )
     app_debug: bool = Field(
         False, description="Debug logging, whatever `LOG_LEVEL` is, and a log line per request"
     )

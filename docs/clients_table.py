@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from docs.api_tables import table
-from tests.clients.matrix import CLIENTS, DOES, Client
+from tests.clients.matrix import CLIENTS, DOES, OLLAMA_CLIENTS, Client
 
 PAGE = Path(__file__).with_name("clients.md")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ def render(page: str) -> str:
 
 
 def _rows() -> Iterator[tuple[str, ...]]:
-    for client in CLIENTS:
+    for client in (*CLIENTS, *OLLAMA_CLIENTS):
         language = " (JavaScript)" if client.environment == "node" else ""
         does = ("yes" if one in client.does else "" for one in DOES)
         yield f"`{client.package}`{language}", _version(client), client.api, *does

@@ -36,9 +36,11 @@ from api.control.forwarded import with_forwarded
 from api.control.head_requests import HeadRequests
 from api.control.metrics_page import MetricsPage
 from api.control.model_events import ModelEvents
+from api.control.ollama import routes as ollama_routes
+from api.control.ollama.state import OllamaState
 from api.control.schemas import ErrorEnvelope
 from api.http.asgi import App, Message, Receive, Scope, Send
-from api.http.errors import api_error, error_for
+from api.http.errors import RequestRefused, api_error, error_for
 from api.http.respond import request_id_of
 from api.telemetry.access_log import log_answered
 from instance_manager.backends.params import is_secret
@@ -51,7 +53,7 @@ from instance_manager.manager import InstanceManager
 logger = logging.getLogger("berth")
 
 # A model's name may be any path, so fixed paths below /models come first.
-_DIALECTS = (llama_cpp, llama_swap, lm_studio)
+_DIALECTS = (llama_cpp, llama_swap, lm_studio, ollama_routes)
 _PARTS = (instances, streams, ops, metrics_page, usage_report, pull, *_DIALECTS, catalog, models)
 ROUTERS = tuple(part.router for part in _PARTS)
 _MAY_HOLD_SECRETS = frozenset({"command", "env"})  # fields whose values are never quoted in errors
@@ -67,10 +69,11 @@ def create_control_app(
     *,
     version: str,
     translated: Iterable[str] = (),
+    ollama: OllamaState | None = None,
 ) -> FastAPI:
     """FastAPI with the control routes; its lifespan runs manager and pulls, and so owns all child processes.
 
-    `translated`: the routes of protocol adapters, for the OpenAPI document.
+    `translated`: the routes of protocol adapters, for the OpenAPI document. `ollama`: None = no second port.
     """
 
     downloads = Downloads(pulls, model_files.refresh)
@@ -102,6 +105,7 @@ def create_control_app(
     app.state.model_events = events
     app.state.metrics_page = metrics_page
     app.state.translated = tuple(translated)
+    app.state.ollama = ollama or OllamaState.of(fleet)
     for router in ROUTERS:
         app.include_router(router)
     app.add_route("/docs", _docs, include_in_schema=False)
@@ -110,6 +114,7 @@ def create_control_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)
     app.add_exception_handler(ManagerError, _manager_error)
+    app.add_exception_handler(RequestRefused, _refused)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -155,13 +160,18 @@ class RequestId:
             log_answered(scope, status, started, request_id)
 
 
-async def _manager_error(_: Request, exc: Exception) -> Response:
-    return error_response(error_for(exc))
+async def _manager_error(request: Request, exc: Exception) -> Response:
+    return error_response(error_for(exc), request)
+
+
+async def _refused(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestRefused)  # noqa: S101 - registered for this type only; narrows it
+    return error_response(exc.error, request)
 
 
 async def _unexpected(request: Request, exc: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    return error_response(error_for(exc))
+    return error_response(error_for(exc), request)
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
@@ -169,7 +179,7 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this type only; narrows it
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     message = f"{request.method} {request.url.path}: {exc.detail}; /docs lists the routes"
-    response = error_response(api_error(exc.status_code, message, kind))
+    response = error_response(api_error(exc.status_code, message, kind), request)
     if exc.status_code == 405:
         response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
@@ -187,7 +197,7 @@ def _methods_of(request: Request) -> set[str]:
     return methods | {"HEAD"} if "GET" in methods else methods
 
 
-async def _validation_error(_: Request, exc: Exception) -> Response:
+async def _validation_error(request: Request, exc: Exception) -> Response:
     """400 for a body that isn't JSON, 422 for an invalid field; reports the first error."""
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - narrows the type
     first = exc.errors()[0]
@@ -195,12 +205,14 @@ async def _validation_error(_: Request, exc: Exception) -> Response:
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", first["msg"])
         message = f"the body is not valid JSON: {detail} (at byte {path[0] if path else 0})"
-        return error_response(api_error(400, message, "invalid_request_error", code="invalid_json"))
+        error = api_error(400, message, "invalid_request_error", code="invalid_json")
+        return error_response(error, request)
     param = ".".join(str(part) for part in path) or None
     may_be_secret = not path or any(is_secret(str(part)) or part in _MAY_HOLD_SECRETS for part in path)
     shown = "" if may_be_secret else _shown(first.get("input"))
     message = f"{param or where}: {first['msg']}{shown}"
-    return error_response(api_error(422, message, "invalid_request_error", param=param, code=first["type"]))
+    error = api_error(422, message, "invalid_request_error", param=param, code=first["type"])
+    return error_response(error, request)
 
 
 def _shown(value: object) -> str:

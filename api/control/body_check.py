@@ -7,6 +7,8 @@ from api.control.body_limit import MAX_BYTES
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
 from api.http.client_errors import ClientGone
+from api.http.dialects import in_dialect
+from api.http.dispatch import raw_path
 from api.http.errors import api_error
 from api.http.off_loop import off_loop
 from api.http.respond import send_response
@@ -33,4 +35,5 @@ class BodyCheck:
             return
         message = f"{fault.field or 'the body'} {fault.problem}"
         error = api_error(422, message, "invalid_request_error", param=fault.field or None)
+        error = in_dialect(error, raw_path(scope), b"")
         await send_response(send, error.status, error.headers, error.body)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.buffered_body import buffer_body
 from api.http.client_errors import ClientGone
+from api.http.dialects import in_dialect
+from api.http.dispatch import raw_path
 from api.http.errors import ApiError, RequestRefused, api_error
 from api.http.respond import send_response
 from api.server.content_coding import decoded
@@ -31,14 +33,16 @@ class BodyLimit:
         except ClientGone:
             return
         except RequestRefused as refused:
-            await self._refuse(send, refused.error)
+            await self._refuse(scope, send, refused.error)
             return
         if buffered.body is not None:
             await self._app(scope, buffered.replay, send)
             return
         message = f"the body exceeds {self._max_bytes >> 10} KiB, the limit of this route; send a smaller one"
-        await self._refuse(send, api_error(413, message, "invalid_request_error", code="body_too_large"))
+        error = api_error(413, message, "invalid_request_error", code="body_too_large")
+        await self._refuse(scope, send, error)
 
-    async def _refuse(self, send: Send, error: ApiError) -> None:
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
+        error = in_dialect(error, raw_path(scope), b"")
         headers = [*error.headers, (b"connection", b"close")]
         await send_response(send, error.status, headers, error.body)

@@ -43,10 +43,10 @@ async def pull_model(body: PullRequest, pulls: Annotated[Pulls, Depends(_pulls)]
     `{"error": {…}}` or `{"status": "success", "model", "path", "size_bytes"}`. Closing the connection stops
     the download; another request resumes it."""
     pulls.check(body.model, body.revision)
-    return _LineStream(_then_known(pulls.follow(body.model, body.revision), files))
+    return LineStream(then_known(pulls.follow(body.model, body.revision), files))
 
 
-async def _then_known(
+async def then_known(
     lines: AsyncGenerator[Mapping[str, Any]], files: ModelFiles
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """The lines; the model is known before its success is reported."""
@@ -57,7 +57,7 @@ async def _then_known(
             yield line
 
 
-class _LineStream(StreamingResponse):
+class LineStream(StreamingResponse):
     """Closes its lines when the client disconnects, even while waiting for the next."""
 
     def __init__(self, lines: AsyncGenerator[Mapping[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from api.http.dispatch import raw_path
 from api.http.errors import ApiError, RequestRefused, api_error, error_for
 from api.http.headers import find_header
 from api.http.named_model import UnclearModel, has_one_model, model_in_query, without_bom
+from api.http.request_times import COLLECTED
 from api.http.respond import request_id_of, send_error
 from api.http.response_channel import Handler, ResponseChannel, ResumeAsTask
 from api.protocols.base import RequestContext
@@ -86,7 +87,8 @@ class Gateway:
         request_id, sign = b"", SignOfLife()
         try:
             read = await self._read(scope, receive)
-            if is_waiting := read.is_stream and self._comment_interval_s > 0:
+            is_waiting = read.is_stream and self._comment_interval_s > 0 and COLLECTED not in scope
+            if is_waiting:
                 request_id = request_id_of(scope)
                 sign = self._sign(scope, read.fields or {}, request_id)
             target = self._target(scope, read, sign)
@@ -113,6 +115,15 @@ class Gateway:
         """What the client of a stream counts as life."""
         shown_id = request_id.decode("latin-1")
         return sign_of_life(scope, plain_path(scope), fields, shown_id, has_text=self._has_loading_text)
+
+    async def target_for(self, scope: Scope, receive: Receive, name: str) -> tuple[Target, Receive]:
+        """Where a request for this model goes, whatever its body calls it, and the rest of its messages.
+
+        Raises RequestRefused, ManagerError and ClientGone.
+        """
+        read = await self._read(scope, receive)
+        read.name = name
+        return self._target(scope, read, SignOfLife()), read.receive
 
     def handler(self, scope: Scope, app: App) -> Handler:
         """The fast path for a POST of JSON whose query names no model; `app` leads here, for all others."""

@@ -7,10 +7,11 @@ import re
 import reprlib
 from typing import Any
 
+from instance_manager.fleet.next_replica import AT_ONCE_S
+
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+)")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_AT_ONCE_S = 0.001  # as 0 means never
 _LONGEST_S = 10 * 365 * 86400.0
 
 
@@ -32,7 +33,7 @@ def idle_timeout_s(keep_alive: Any) -> float | None:
         )
     if seconds < 0 or seconds > _LONGEST_S:
         return 0.0
-    return max(seconds, _AT_ONCE_S)
+    return max(seconds, AT_ONCE_S)
 
 
 def _seconds(keep_alive: Any) -> float:

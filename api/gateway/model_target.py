@@ -93,6 +93,11 @@ class ModelTarget(Target):
             has_died = instance.state not in (InstanceState.STOPPING, InstanceState.STOPPED)
         return has_died or self.model.is_awake_for(self.need)
 
+    def unload(self) -> None:
+        """Let the replicas that are awake expire, once they are idle, by the request's `keep_alive`."""
+        for one in self.model.awake:
+            self.fleet.manager.patch(one.instance_id, idle_timeout_s=self.idle_timeout_s)
+
     def _outgoing(self) -> OutgoingBody | None:
         if isinstance(self.body, bytes):
             self.body = OutgoingBody(JsonBody(self.body, None, self.model.profile), len(self.body))

@@ -1,4 +1,4 @@
-"""Errors in the format of the requested API: OpenAI's envelope, and Anthropic's below /v1/messages.
+"""Errors in the format of the requested API: OpenAI's envelope, Anthropic's below /v1/messages, Ollama's.
 
 An SDK reads its own API's errors only. api/http/errors.py maps exceptions to errors.
 """
@@ -11,6 +11,7 @@ import re
 from api.http.asgi import RawHeaders
 from api.http.errors import ApiError, error_for
 
+_OLLAMA = re.compile(rb"/api(?:/(?!v\d)|$)")  # LM Studio's paths begin with /api/v1
 _MESSAGES = re.compile(rb"(?:/proxy/[^/?]+)?/v1/messages(?:[/?]|$)")
 
 # The embedded engine's server has the same table; tests keep them equal.
@@ -30,6 +31,11 @@ def speaks_anthropic(target: bytes) -> bool:
     return _MESSAGES.match(target) is not None
 
 
+def speaks_ollama(target: bytes) -> bool:
+    """Whether a path belongs to Ollama's API; a query may follow."""
+    return _OLLAMA.match(target) is not None
+
+
 def anthropic_type(status: int) -> str:
     """Anthropic's error type for this status."""
     return _ANTHROPIC_TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
@@ -37,6 +43,8 @@ def anthropic_type(status: int) -> str:
 
 def in_dialect(error: ApiError, target: bytes, request_id: bytes) -> ApiError:
     """The error in the format of the API that `target` belongs to. Idempotent."""
+    if speaks_ollama(target):
+        return _ollama_error(error)
     if not speaks_anthropic(target):
         return error
     body = _anthropic_body(error, request_id)
@@ -44,6 +52,14 @@ def in_dialect(error: ApiError, target: bytes, request_id: bytes) -> ApiError:
     headers: RawHeaders = [pair for pair in error.headers if pair[0] not in replaced]
     headers += [(b"content-length", b"%d" % len(body)), (b"request-id", request_id)]
     return ApiError(error.status, body, headers, error.message)
+
+
+def _ollama_error(error: ApiError) -> ApiError:
+    """Ollama has one status for a request that can't be served as it is."""
+    body = json.dumps({"error": error.message}, ensure_ascii=False).encode("utf-8", "replace")
+    headers: RawHeaders = [pair for pair in error.headers if pair[0] != b"content-length"]
+    headers.append((b"content-length", b"%d" % len(body)))
+    return ApiError(400 if error.status == 422 else error.status, body, headers, error.message)
 
 
 def error_event(body: bytes, target: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,12 +16,14 @@ from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
+from api.http.errors import RequestRefused
 from api.http.named_model import InvalidBody, read_object
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
+from api.http.request_times import COLLECTED, TIMES
 from api.http.respond import request_id_of
 from api.http.response_channel import as_translated, channel_of
-from api.protocols.base import INVALID_REQUEST, ErrorDetail, ProtocolAdapter, to_json
-from api.protocols.errors import error_response
+from api.protocols.base import INVALID_REQUEST, ErrorDetail, ModelLoad, ProtocolAdapter, to_json
+from api.protocols.errors import error_response, read_error
 from api.protocols.request_translator import RequestInvalid, TranslatedRequest, read_request, too_long
 from api.protocols.response_translator import ResponseTranslator, TranslationStopped, send_json
 from api.telemetry.access_log import log_answered
@@ -37,6 +39,8 @@ _REPLACED_HEADERS = frozenset(
 )
 
 Adapter = ProtocolAdapter[Any]
+# Loads or unloads a model; False: another node has answered. Raises RequestRefused and ClientGone.
+Loads = Callable[[Scope, Receive, Send, ModelLoad], Awaitable[bool]]
 T = TypeVar("T")
 
 
@@ -55,11 +59,14 @@ class ProtocolApp:
         protocol_of: Callable[[str], str | None],
         default_model: str,
         max_body_bytes: int = MAX_BODY_BYTES,
+        loads: Loads | None = None,
     ) -> None:
+        """`loads`: for adapters that return a `ModelLoad`."""
         self._inner = inner
         self._protocol_of = protocol_of
         self._default_model = default_model
         self._max_body_bytes = max_body_bytes
+        self._loads = loads
         self._turn = asyncio.Lock()
         self._by_route: dict[bytes, dict[str, Adapter]] = {}
         for adapter in adapters:
@@ -147,11 +154,17 @@ class ProtocolApp:
         except RequestInvalid as invalid:
             await _refuse(adapter, invalid.error, scope, send, started)
             return
+        if translated.load is not None:
+            await self._load(adapter, translated.load, buffered, scope, send, started)
+            return
         buffered.messages.clear()
         buffered.messages.append({"type": "http.request", "body": translated.body})
         channel = channel_of(scope)
         request_id = request_id_of(scope)
-        answer = ResponseTranslator(adapter, translated.request, translated.translator, send, request_id)
+        request, translator = translated.request, translated.translator
+        answer = ResponseTranslator(
+            adapter, request, translator, send, request_id, warning=translated.warning
+        )
         inner_scope = _inner_scope(scope, translated, request_id)
         try:
             await self._inner(inner_scope, buffered.replay, answer.send)
@@ -159,6 +172,30 @@ class ProtocolApp:
             pass  # raised by `send` after an error was sent; from a task group it arrives as a group
         if not await answer.finish() and channel is not None:
             channel.abort()
+
+    async def _load(
+        self,
+        adapter: Adapter,
+        load: ModelLoad,
+        buffered: BufferedBody,
+        scope: Scope,
+        send: Send,
+        started: float,
+    ) -> None:
+        """Serve a request that asks its model nothing."""
+        if self._loads is None:
+            raise RuntimeError(f"{adapter.name!r} returns a ModelLoad, and nothing here loads models")
+        try:
+            is_ours = await self._loads(scope, buffered.replay, send, load)
+        except RequestRefused as refused:
+            error = read_error(refused.error.status, refused.error.body)
+            later = [pair for pair in refused.error.headers if pair[0] == b"retry-after"]
+            await _refuse(adapter, error, scope, send, started, *later)
+            return
+        if is_ours:
+            request_id = request_id_of(scope)
+            await send_json(send, 200, [], to_json(load.answer()), request_id)
+            log_answered(scope, 200, started, request_id, f"{adapter.name}: no request for the engine")
 
 
 def _inner_scope(scope: Scope, translated: TranslatedRequest, request_id: bytes) -> Scope:
@@ -176,6 +213,8 @@ def _inner_scope(scope: Scope, translated: TranslatedRequest, request_id: bytes)
         "raw_path": translated.path.encode(),
         "root_path": "",
         "headers": headers,
+        TIMES: translated.request.times,
+        **({COLLECTED: True} if translated.translator and translated.translator.is_collected else {}),
     }
 
 

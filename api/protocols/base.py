@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
+
+from api.http.request_times import RequestTimes
 
 EVENT_STREAM = "text/event-stream"
 
@@ -77,6 +79,12 @@ class ProtocolRequest(BaseModel):
     priority: int | None = None
     user: str | None = None
     keep_alive: str | float | None = None
+    _times: RequestTimes = PrivateAttr(default_factory=RequestTimes)
+
+    @property
+    def times(self) -> RequestTimes:
+        """When it arrived, and when an engine was ready for it."""
+        return self._times
 
     @model_validator(mode="after")
     def _check_passed_on(self) -> Self:
@@ -102,6 +110,15 @@ class OpenAIRequest:
     path: str
     body: Mapping[str, Any]
     ignored: Mapping[str, str] = field(default_factory=dict)  # fields without effect, and why: for a warning
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """In place of an `OpenAIRequest`: load a model, or unload it; its engine is asked nothing."""
+
+    model: str
+    answer: Callable[[], Json]  # the response, once that is done
+    unloads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +175,8 @@ class StreamTranslator(ABC):
     """
 
     media_type: ClassVar[str] = EVENT_STREAM
+    is_collected: bool = False  # the client gets no stream, but what `end` returns, as JSON
+    ends_with_error: ClassVar[bool] = False  # cleanly, as no client takes an error for a complete answer
 
     @abstractmethod
     def event(self, chunk: Mapping[str, Any]) -> bytes:
@@ -202,7 +221,7 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
         Raises InvalidProtocolRequest if the fields do not form a prompt.
         """
 
-    def to_openai(self, request: RequestT) -> OpenAIRequest:
+    def to_openai(self, request: RequestT) -> OpenAIRequest | ModelLoad:
         """The request for the model; if its body has no `model`, the default model is used."""
         body = request.openai_fields()
         if request.stream:
@@ -220,6 +239,10 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
         """The translator for a request with `stream`. Called before the request is sent."""
         raise InvalidProtocolRequest(f"the protocol {self.name!r} does not support streaming", param="stream")
 
+    def translator_for(self, request: RequestT) -> StreamTranslator | None:
+        """The translator for a request; None: `from_openai` translates the whole response."""
+        return self.from_openai_stream(request) if request.stream else None
+
     def create_error_response(self, error: ErrorDetail) -> tuple[int, Json]:
         """Status and body of an error; OpenAI's envelope unless overridden."""
         inside = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
@@ -236,7 +259,9 @@ def json_line(data: Json) -> bytes:
     return to_json(data) + b"\n"
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def to_json(data: Json) -> bytes:
     """Compact JSON. Raises ValueError for NaN and infinities, which JSON can't express."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace")  # a model may produce lone surrogates
+    return _ENCODER.encode(data).encode("utf-8", "replace")  # a model may produce lone surrogates

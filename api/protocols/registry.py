@@ -31,7 +31,8 @@ BUILT_IN: tuple[type[ProtocolAdapter[Any]], ...] = (GenerateProtocol,)
 # First path segments that plug-ins may not use: Berth's own routes, and engines' unversioned paths.
 RESERVED = frozenset(
     {
-        "", "audio", "chat", "classify", "completions", "dashboard", "detokenize", "docs", "embeddings",
+        "", "api", "audio", "chat", "classify", "completions", "dashboard", "detokenize", "docs",
+        "embeddings",
         "events", "favicon.ico", "health", "images", "info", "instances", "invocations", "is_sleeping",
         "load", "messages", "metrics", "models", "moderations", "openapi.json", "ping", "pooling", "proxy",
         "redoc", "reload", "rerank", "responses", "score", "server_info", "sleep", "static", "tokenize",

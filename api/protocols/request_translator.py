@@ -14,6 +14,7 @@ from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
     InvalidProtocolRequest,
+    ModelLoad,
     ProtocolAdapter,
     ProtocolRequest,
     StreamTranslator,
@@ -36,6 +37,7 @@ class TranslatedRequest:
     body: bytes
     translator: StreamTranslator | None  # None = not streamed
     warning: bytes = b""  # the value of a `Warning` header; empty = none
+    load: ModelLoad | None = None  # in place of the request
 
 
 class RequestInvalid(Exception):
@@ -78,8 +80,10 @@ def _read(adapter: ProtocolAdapter[Any], body: bytes, default_model: str) -> Tra
 
     def translate() -> TranslatedRequest:
         asked = adapter.to_openai(request)
+        if isinstance(asked, ModelLoad):
+            return TranslatedRequest(request, "", b"", None, load=asked)
         fields = {**asked.body, "model": asked.body.get("model") or default_model}
-        translator = adapter.from_openai_stream(request) if request.stream else None
+        translator = adapter.translator_for(request)
         return TranslatedRequest(request, asked.path, to_json(fields), translator, _warning(asked.ignored))
 
     return ask_adapter(adapter, translate)

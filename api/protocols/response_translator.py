@@ -120,6 +120,9 @@ class ResponseTranslator(Generic[RequestT]):
             await self._begin_stream(self._translator)
 
     async def _begin_stream(self, translator: StreamTranslator) -> None:
+        if translator.is_collected:
+            self._write = partial(self._collect_stream, StreamTranslation(self._adapter, translator))
+            return
         self._stream = StreamTranslation(self._adapter, translator)
         self._write = self._pass_on
         headers = [*self._headers, (b"content-type", translator.media_type.encode())]
@@ -173,6 +176,21 @@ class ResponseTranslator(Generic[RequestT]):
                 self._is_complete = is_last
                 await self._send_piece(pieces, more_body=not is_last)
 
+    async def _collect_stream(self, stream: StreamTranslation, body: bytes, is_last: bool) -> None:
+        pieces: list[bytes] = []
+        try:
+            error = stream.translate(body, pieces, is_last=is_last)
+        except (InvalidResponse, EventTooLong) as exc:
+            await self._stop(upstream_error(f"the engine's stream is invalid: {exc}"))
+        except _ADAPTER_ERRORS:
+            await self._stop(failure_of(self._adapter))
+        else:
+            self._collected += b"".join(pieces)
+            if error is not None:
+                await self._report(error, [])
+            elif is_last:
+                await self._send_whole(self._status, bytes(self._collected))
+
     # An engine that reports an error ends by itself; an error found here stops the engine.
 
     async def _stop(self, error: ErrorDetail, before: list[bytes] | None = None) -> None:
@@ -186,7 +204,8 @@ class ResponseTranslator(Generic[RequestT]):
             await self._send_error(error)
         else:
             error = replace(error, request_id=self._request_id.decode("latin-1"))
-            await self._send_piece([*before, self._stream.error(error)], more_body=True)
+            self._is_complete = self._stream.ends_with_error
+            await self._send_piece([*before, self._stream.error(error)], more_body=not self._is_complete)
 
     async def _send_error(self, error: ErrorDetail) -> None:
         error = replace(error, request_id=self._request_id.decode("latin-1"))
@@ -210,6 +229,7 @@ class StreamTranslation:
         self._translator = translator
         self._reader = EventReader()
         self._is_ended = False
+        self.ends_with_error = translator.ends_with_error
 
     def translate(self, body: bytes, pieces: list[bytes], *, is_last: bool) -> ErrorDetail | None:
         """Append the translation of `body` to `pieces`; returns the error, if the stream reports one.

@@ -9,6 +9,7 @@ from api.access.keys import caller_of
 from api.http.asgi import Scope
 from api.http.client_errors import WrongBody
 from api.http.log_paths import loggable
+from api.http.request_times import TIMES
 from api.http.upstream_errors import UpstreamError
 from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
@@ -38,6 +39,8 @@ class Call:
         self.lease = lease
         self.metrics = metrics
         metrics.in_flight += 1
+        if TIMES in self.scope:
+            self.scope[TIMES].note_lease()
 
     def unassign(self) -> None:
         """Release the lease: the instance has served the request, or another one will."""

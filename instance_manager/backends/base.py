@@ -74,6 +74,9 @@ class Backend(ABC):
     image: ClassVar[str | None] = None  # where a model's entry names none
     takes_modalities: ClassVar[bool] = False  # images and sound, where the model's files have parts for them
 
+    takes_llama_fields: ClassVar[bool] = True  # llama.cpp's sampling fields; else a request's are refused
+    unlimited_tokens: ClassVar[int | None] = -1  # `max_tokens` of a completion up to the end of the context
+
     api_key_variable: ClassVar[str] = "VLLM_API_KEY"  # from which it reads the key that its clients must send
     metrics_path: ClassVar[str] = "/metrics"  # in Prometheus's format
     without_sleep: ClassVar[str] = "has no sleep mode"  # said of an engine whose plan has no sleep style

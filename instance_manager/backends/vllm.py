@@ -80,6 +80,7 @@ class VllmBackend(VllmLike):
     )
     overhead = Overhead(2 * _GIB, 2 * _GIB)  # two processes; CUDA graphs
     takes_modalities = True
+    unlimited_tokens = None
 
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         python = config.options.get("vllm_python")

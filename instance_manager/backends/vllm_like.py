@@ -43,6 +43,7 @@ OWNED_PARAMS = frozenset(
 class VllmLike(Backend):
     """Flags, counters, routes and KV cache as in vLLM."""
 
+    takes_llama_fields = False
     without_sleep = "was started without --enable-sleep-mode"
     progress = ProgressMetrics(
         pending=("vllm:num_requests_running", "vllm:num_requests_waiting"),

@@ -243,7 +243,7 @@ class MemoryPlanner:
             held = snapshot.held.get(one.instance_id)
             if not held or snapshot.run_states[one.instance_id] != RunState.of(one):
                 continue
-            one.set_memory(sum(held.values()))
+            one.set_memory(sum(held.values()), sum(held.values()) - held.get(HOST, 0))
             if not one.state.is_pending:
                 run = f"{one.instance_id}/{one.generation}"
                 self._measurements.record(kind_of(one.spec), run, one.level, Footprint.of(held))

@@ -13,6 +13,8 @@ from instance_manager.lifecycle.instance import Instance
 from instance_manager.manager import InstanceManager
 from instance_manager.types import InstanceSpec
 
+AT_ONCE_S = 0.001  # the idle timeout of an instance that a request has unloaded; 0 means never
+
 
 class NextReplica:
     """Of any model."""
@@ -71,7 +73,15 @@ class NextReplica:
         same = [one for one in self._startable(model) if one.spec in (spec, unplaced)]
         if not same:
             return self._manager.create(spec)
+        self._reset_timeout(same[-1])
         return self._manager.start(same[-1].instance_id, on_demand=model.backoff.has_failures)
+
+    def _reset_timeout(self, ended: Instance) -> None:
+        """A request's `keep_alive: 0` was about the run that has ended, not about the next one."""
+        if 0 < ended.idle_timeout_s <= AT_ONCE_S:
+            own = ended.spec.timeout_s
+            default = self._manager.config.default_idle_timeout_s
+            self._manager.patch(ended.instance_id, idle_timeout_s=default if own is None else own)
 
     def _startable(self, model: Model) -> list[Instance]:
         """Ended replicas, except those being deleted and those that the catalog has dropped."""

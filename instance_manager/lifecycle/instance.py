@@ -100,6 +100,7 @@ class Instance:
         self.log_start = 0  # byte offset of the current process's first log line
         self.command: list[str] = []
         self.memory_bytes: int | None = None
+        self.gpu_memory_bytes: int | None = None  # of these, on GPUs; None = not measured by this process
         self.created_at = time.time()
         self.started_at = self.created_at  # when it last left a terminal state
         self.ready_at: float | None = None
@@ -228,14 +229,14 @@ class Instance:
         before, self.other_names = self.other_names, names
         return names != before
 
-    def set_memory(self, num_bytes: int) -> None:
+    def set_memory(self, num_bytes: int, on_gpus: int = 0) -> None:
         """Called by the memory planner, which has measured the process."""
-        self.memory_bytes = num_bytes
+        self.memory_bytes, self.gpu_memory_bytes = num_bytes, on_gpus
 
     def set_process(self, pid: int | None, start_time: float | None, start_ticks: int | None) -> None:
         """Called by its run: the process to which everything from here on refers; None = it is gone."""
         self.pid, self.pid_start_time, self.pid_start_ticks = pid, start_time, start_ticks
-        self.memory_bytes = self.container = None
+        self.memory_bytes = self.gpu_memory_bytes = self.container = None
 
     def set_container(self, container: Container) -> None:
         """Called by its run: the container that the current process has started runs."""

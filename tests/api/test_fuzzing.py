@@ -20,6 +20,7 @@ from schemathesis import GenerationMode
 
 from api.control.app import ROUTERS
 from api.control.forwarded import with_forwarded
+from api.http.dialects import speaks_ollama
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
 from tests.fake_hub import running_hub
@@ -123,6 +124,9 @@ def test_no_request_within_or_outside_the_schema_breaks_berth(
         assert "Traceback" not in response.text
         if response.status_code == 501:  # of llama.cpp's routes for other engines
             assert response.json()["error"]["type"] == "not_supported_error"
+        elif speaks_ollama(path.encode()) and response.status_code >= 400:  # in Ollama's shape
+            assert response.status_code in (*range(400, 500), 503), (response.status_code, response.text)
+            assert isinstance(response.json()["error"], str), response.text
         elif response.status_code >= 500:
             assert response.status_code == 503, (response.status_code, response.text)
             assert response.json()["error"]["code"] in HONEST
@@ -136,7 +140,8 @@ def test_no_request_within_or_outside_the_schema_breaks_berth(
 def test_all_served_routes_are_fuzzed(berth: BerthProcess) -> None:
     with berth.client() as client:
         served = client.get("/openapi.json").json()["paths"]
-    forwarded = with_forwarded({"paths": {}}, ["/generate"])["paths"]
+    ollama = ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings")
+    forwarded = with_forwarded({"paths": {}}, ["/generate", *ollama])["paths"]
     assert set(served) - set(forwarded) == set(document()["paths"])
 
 

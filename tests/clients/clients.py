@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.berth_process import BerthProcess
@@ -22,8 +24,15 @@ _PROGRAMS = {
 }
 
 
-def run(berth: BerthProcess, environment: str, script: str, provider: str = "", model: str = "story") -> Any:
-    """What the script printed. `provider`: which of its ways it goes."""
+def run(
+    berth: BerthProcess,
+    environment: str,
+    script: str,
+    provider: str = "",
+    model: str = "story",
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """What the script printed. `provider`: which of its ways it goes; `more`: further variables for it."""
     path = SCRIPTS / script
     if environment == "node":  # modules are looked up from the script's own folder
         path = CLIENTS / "node" / script
@@ -31,7 +40,7 @@ def run(berth: BerthProcess, environment: str, script: str, provider: str = "", 
             (CLIENTS / "node" / source.name).write_text(source.read_text())
     finished = subprocess.run(
         [_PROGRAMS[environment], path],
-        env={**os.environ, **_variables(berth, provider, model)},
+        env={**os.environ, **_variables(berth, provider, model), **more},
         cwd=CLIENTS,
         capture_output=True,
         text=True,

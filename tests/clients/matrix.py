@@ -10,10 +10,11 @@ Environment = Literal["development", "python", "frameworks", "old", "node"]
 Does = Literal["answer", "stream", "tools", "object", "embeddings", "list"]
 DOES: tuple[Does, ...] = ("answer", "stream", "tools", "object", "embeddings", "list")
 TALKS: tuple[Does, ...] = ("answer", "stream", "tools")
+NO_TOOLS: tuple[Does, ...] = ("answer", "stream", "object", "embeddings")
 ACTS: tuple[Does, ...] = ("stream", "tools")
 MAKES: tuple[Does, ...] = (*TALKS, "object")
 
-CHAT, RESPONSES, MESSAGES = "chat completions", "Responses", "Messages"
+CHAT, RESPONSES, MESSAGES, OLLAMA = "chat completions", "Responses", "Messages", "Ollama's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +74,14 @@ CLIENTS = (
     Client("@langchain/anthropic", MESSAGES, "node", "langchain_anthropic.mjs", TALKS),
     Client("@langchain/openai", CHAT, "node", "langchain_openai.mjs", (*MAKES, "embeddings")),
     Client("openai", CHAT, "node", "openai_client.mjs", DOES),
+)
+
+# On Ollama's own port; test_ollama_clients.py looks closer at them.
+OLLAMA_CLIENTS = (
+    Client("ollama", OLLAMA, "python", "ollama_client.py", DOES, "sync"),
+    Client("ollama", OLLAMA, "python", "ollama_client.py", DOES, "async"),
+    Client("langchain-ollama", OLLAMA, "python", "with_langchain_ollama.py", (*MAKES, "embeddings")),
+    Client("litellm", OLLAMA, "python", "with_litellm_ollama.py", (*MAKES, "embeddings"), "ollama_chat"),
+    Client("litellm", OLLAMA, "python", "with_litellm_ollama.py", NO_TOOLS, "ollama"),
+    Client("ollama", OLLAMA, "node", "ollama_client.mjs", DOES),
 )
