@@ -78,7 +78,7 @@ def create_control_app(
 
     downloads = Downloads(pulls, model_files.refresh)
     events = ModelEvents(fleet, pulls, model_files.facts)
-    model_files.on_changed = events.reloaded
+    model_files.add_listener(events.reloaded)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -83,8 +83,12 @@ class ModelFiles:
         self.list_gpus = list_gpus  # blocks for milliseconds
         self.warnings: list[str] = []  # of the last scan
         self.facts = FactsReader(fleet.manager.config)  # of the models
-        self.on_changed: Callable[[], None] = lambda: None  # called when models are new, gone or changed
+        self._listeners: list[Callable[[], None]] = []
         self._apply(self._scan())
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when models are new, gone or changed."""
+        self._listeners.append(listener)
 
     async def refresh(self) -> frozenset[str]:
         """Scan the folders again; returns the names of changed models."""
@@ -166,7 +170,8 @@ class ModelFiles:
         for model in self._fleet.models:
             model.start_problem = snapshot.problems.get(model.name)
         if changed:
-            self.on_changed()
+            for listener in self._listeners:
+                listener()
         return changed
 
     def _check_startable(self, profile: ModelProfile) -> None:

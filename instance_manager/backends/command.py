@@ -73,7 +73,7 @@ class CommandBackend(Backend):
             health_path=spec.health_path or "/health",
             must_name_model=False,
             runner=runner_of_command(command),
-            keeps_connections=Path(command[0]).name not in _CLOSING_PROGRAMS,
+            keeps_connections=not command or Path(command[0]).name not in _CLOSING_PROGRAMS,
         )
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:

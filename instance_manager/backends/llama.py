@@ -53,6 +53,7 @@ class LlamaBackend(Backend):
     image = "ghcr.io/ggml-org/llama.cpp:server"
     remark = "llama.cpp"
     settings = ("llama_server",)
+    takes_modalities = True
     api_key_variable = "LLAMA_API_KEY"
     without_sleep = "is a llama-server, which can't be put to sleep"
     progress = ProgressMetrics(

@@ -44,6 +44,7 @@ class SglangBackend(Backend):
     """Takes its flags as they are. None has a `--no-` form: what is false is left out."""
 
     name = "sglang"
+    takes_llama_fields = False
     in_image = ("python3", "-c", _START)
     image = "lmsysorg/sglang:latest"
     settings = ("sglang_python",)

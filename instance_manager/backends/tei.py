@@ -45,6 +45,7 @@ class TeiBackend(Backend):
     """Takes its flags as they are; switches have no `--no-` form."""
 
     name = "tei"
+    takes_llama_fields = False
     in_image = ()
     remark = "text-embeddings-inference"
     settings = ("tei_server",)

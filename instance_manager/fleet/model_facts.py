@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instance_manager.gguf.header import read_chat_template
+from instance_manager.gguf.errors import GgufError
+
 _MAX_BYTES = 4 << 20  # of a file that is read
 _TOOLS = re.compile(r"\btools\b")
 _REASONING = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>")
@@ -47,10 +50,11 @@ def read_facts(path: Path) -> ModelFacts:
     config = {} if path.is_file() else _read_json(path / "config.json")
     if gguf is not None and not config:
         found = _QUANTIZATION.search(gguf.stem)
-        return ModelFacts(path=path, format="gguf", quantization=found[1].upper() if found else None)
+        quantization = found[1].upper() if found else None
+        template = _gguf_template(gguf)
+        return ModelFacts(path, format="gguf", quantization=quantization, **_by_template(template))
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    template = _chat_template(path)
     senses = [kind for part, kind in _SENSES.items() if isinstance(config.get(part), dict)]
     return ModelFacts(
         path=path,
@@ -59,12 +63,10 @@ def read_facts(path: Path) -> ModelFacts:
         quantization=_text(_part(config, "quantization_config").get("quant_method")),
         context_length=_number(text.get("max_position_embeddings")),
         inputs=("text", *senses) if config else (),
-        tools=None if template is None else _TOOLS.search(template) is not None,
-        reasoning=True if template is not None and _REASONING.search(template) else None,
         has_one_label=_has_one_label(config),
         vocabulary_size=_number(text.get("vocab_size")),
         hidden_size=_number(text.get("hidden_size")),
-        chat_template=template,
+        **_by_template(_chat_template(path)),
     )
 
 
@@ -83,6 +85,24 @@ def with_description(facts: ModelFacts, header: Mapping[str, Any]) -> ModelFacts
         vocabulary_size=_number(header.get("vocabulary_size")),
         hidden_size=_number(header.get("embedding_length")),
     )
+
+
+def _by_template(template: str | None) -> dict[str, Any]:
+    """What a chat template, in the files of any format, tells of its model."""
+    if template is None:
+        return {}
+    return {
+        "tools": _TOOLS.search(template) is not None,
+        "reasoning": True if _REASONING.search(template) else None,
+        "chat_template": template,
+    }
+
+
+def _gguf_template(path: Path) -> str | None:
+    try:
+        return read_chat_template(path)
+    except GgufError:
+        return None
 
 
 def _chat_template(path: Path) -> str | None:

@@ -14,6 +14,8 @@ from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.model_facts import ModelFacts, read_facts, with_description
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile
+from tests.engine.quantised.gguf_writer import gguf
+from tests.gguf_files import metadata
 
 DECODER = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -184,6 +186,13 @@ def test_a_gguf_header_tells_more(
     assert (facts.context_length, facts.vocabulary_size, facts.hidden_size) == (40960, 9, 4)
     assert (facts.embeddings, facts.rerank, facts.inputs) == (embeddings, rerank, ("text",))
     assert with_description(facts, HEADER | {"mmproj": "mmproj.gguf"}).inputs == ()
+
+
+def test_a_gguf_files_chat_template_tells_of_tools_and_reasoning(tmp_path: Path) -> None:
+    template = "{% if tools %}{{ tools }}{% endif %}<think>"
+    (tmp_path / "m.gguf").write_bytes(gguf(metadata() | {"tokenizer.chat_template": template}, {}))
+    facts = read_facts(tmp_path / "m.gguf")
+    assert (facts.tools, facts.reasoning, facts.chat_template) == (True, True, template)
 
 
 def test_an_equal_profile_of_a_later_scan_is_the_same(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ STORED = (
 )
 SHOWN = (
     '{"instance_id": "one", "model_name": "org/model", "served_model_name": "chat", "engine": "vllm", '
-    '"status": "failed", "status_reason": "exited", "sleep_level": 1, "profile": "chat", "pinned": true, '
+    '"engine_reason": null, "status": "failed", "status_reason": "exited", "sleep_level": 1, '
+    '"profile": "chat", "pinned": true, '
     '"host": "127.0.0.1", "port": 9000, "pid": 77, "pid_start_time": null, '
     '"params": {"dtype": "auto", "hf_token": "***", "max_model_len": 8}, '
     '"command": ["vllm", "serve", "--port", "9000"], "container": null, "timeout": 7.0, "expires_at": null, '

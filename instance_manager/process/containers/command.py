@@ -40,11 +40,6 @@ class ContainerPlan:
         named = values_of(self.run_args, _NETWORK)
         return named[-1] == "host" if named else sys.platform == "linux"
 
-    @property
-    def mentions_port(self) -> bool:
-        """Whether its arguments say where to find the port."""
-        return any("{port}" in argument for argument in self.run_args)
-
 
 @dataclass(frozen=True, slots=True)
 class ContainerRun:

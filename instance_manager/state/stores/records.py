@@ -86,7 +86,7 @@ def _fields(item: InstanceRecord | InstanceSpec | Event) -> dict[str, Any]:
 
 
 # Later than the first format: stored only if they are set, so that other records stay as they were.
-_OPTIONAL = frozenset(("stop_command", "runtime", "image", "volumes", "gpus", "run_args"))
+_OPTIONAL = frozenset(("engine_reason", "stop_command", "runtime", "image", "volumes", "gpus", "run_args"))
 
 
 def _plain(value: object) -> object:
