@@ -12,10 +12,6 @@ from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
 from configs.settings_error import SettingsError
 from configs.settings_reader import Loaded
-from instance_manager.backends.checkpoint import Checkpoint
-from instance_manager.config import ManagerConfig
-from instance_manager.fleet.next_replica import spec_of
-from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.fleet.startable import grouped_problems, problem_of
 from instance_manager.memory.gpu import GpuDriver
 
@@ -50,16 +46,8 @@ def check(loaded: Loaded) -> Report:
         return report  # the rest would only repeat it
     profiles = source.profiles()
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
-    problems = {one.name: problem_of(one, config, gpus) or _problem_of_files(one, config) for one in profiles}
+    problems = {one.name: problem_of(one, config, gpus) for one in profiles}
     lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
     report.add([*source.found(), *(Remark(line, is_mistake=True) for line in lines)])
     report.num_models = len(profiles)
     return report
-
-
-def _problem_of_files(profile: ModelProfile, config: ManagerConfig) -> str | None:
-    """Of a model that models.yaml names: those in the folders may be meant for other programs."""
-    if profile.source is ModelSource.DISCOVERED:
-        return None
-    checkpoint = Checkpoint.of(spec_of(profile), config)
-    return None if checkpoint is None else checkpoint.problem

@@ -20,7 +20,12 @@ from instance_manager.errors import InvalidCatalog, InvalidKeyFile, InvalidSpec,
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import check_startable, grouped_problems, problem_of
+from instance_manager.fleet.startable import (
+    check_startable,
+    entry_problem,
+    grouped_problems,
+    problem_of_files,
+)
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_model
 from instance_manager.memory.gpu import Gpu
@@ -59,7 +64,7 @@ class _CatalogSnapshot(NamedTuple):
     """The catalog and the folders at one moment."""
 
     profiles: list[ModelProfile]
-    problems: dict[str, str]  # by model
+    problems: dict[str, str]  # of entries, by model
     warnings: list[str]
 
 
@@ -95,6 +100,8 @@ class ModelFiles:
         """Raises ManagerError for a problem that would make any start of the model fail."""
         if model.profile is not None:
             await asyncio.to_thread(self._check_startable, model.profile)
+        if (refusal := model.refusal) is not None:
+            raise refusal
 
     async def reload_all(self) -> frozenset[str]:
         """Reload the catalog and the keys; one error keeps only its own old state. Raises both's errors."""
@@ -142,12 +149,12 @@ class ModelFiles:
     def _scan(self) -> _CatalogSnapshot:
         profiles, config = self._source.profiles(), self._fleet.manager.config
         gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
-        problems = {
-            profile.name: problem
-            for profile in profiles
-            if (problem := problem_of(profile, config, gpus)) is not None
-        }
-        return _CatalogSnapshot(profiles, problems, [*self._source.remarks(), *grouped_problems(problems)])
+        problems = _found({one.name: entry_problem(one, config, gpus) for one in profiles})
+        others = _found(
+            {one.name: problem_of_files(one, config) for one in profiles if one.name not in problems}
+        )
+        lines = grouped_problems(problems | others)
+        return _CatalogSnapshot(profiles, problems, [*self._source.remarks(), *lines])
 
     def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
         """Apply a snapshot, and log its new warnings."""
@@ -193,6 +200,10 @@ class ModelFiles:
                 logger.info("the API keys changed")
         except InvalidKeyFile as error:
             logger.error("%s; keeping the previous API keys", error)
+
+
+def _found(problems: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: problem for name, problem in problems.items() if problem is not None}
 
 
 def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from instance_manager.backends import Backend, backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import ModelNotFound, UnsupportedModel
+from instance_manager.errors import InvalidSpec, ManagerError, ModelNotFound, UnsupportedModel
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec
@@ -29,6 +29,8 @@ class Checkpoint:
         self._environ = environ
         self._checked: tuple[Path, int, int] | None = None
         self._problem: str | None = None
+        self._checked_flags: tuple[tuple[Path, int], ...] | None = None
+        self._flag_problem: str | None = None
 
     @classmethod
     def of(cls, spec: InstanceSpec, config: ManagerConfig) -> Checkpoint | None:
@@ -43,7 +45,7 @@ class Checkpoint:
     @property
     def problem(self) -> str | None:
         """Why it can't be run; None if no problem is known. Usually blocks for a moment only."""
-        path = locate(self._model, self._environ, self._params.get("revision"))
+        path = self._path
         if path is None:
             return None
         version = (path, _modified_ns(path), _modified_ns(path / "config.json"))
@@ -53,18 +55,44 @@ class Checkpoint:
             self._checked = version
         return self._problem
 
+    @property
+    def flag_problem(self) -> str | None:
+        """Why the flags don't fit the model, or the files they name; None if no problem is known."""
+        path = self._path
+        files = self._backend.files_beside_flags(path, self._params)
+        version = tuple((file, _modified_ns(file)) for file in files)
+        if version != self._checked_flags:
+            self._flag_problem = self._backend.problem_of_flags(path, self._params)
+            self._checked_flags = version
+        return self._flag_problem
+
+    def refusal(self, name: str, *, param: str = "model") -> ManagerError | None:
+        """For requests of the model `name`, whose field `param` led here: any start would fail now."""
+        if (problem := self.problem) is not None:
+            return UnsupportedModel(_cannot_be_run(name, problem), param="model")
+        if (problem := self.flag_problem) is not None:
+            return InvalidSpec(_cannot_be_run(name, problem), param=param)
+        return None
+
+    @property
+    def _path(self) -> Path | None:
+        return locate(self._model, self._environ, self._params.get("revision"))
+
 
 def check_can_run(spec: InstanceSpec, config: ManagerConfig) -> None:
-    """Raise UnsupportedModel for a checkpoint that the engine would refuse; or InvalidSpec, ModelNotFound."""
+    """Raise what a start would: UnsupportedModel, InvalidSpec for flags that don't fit, or ModelNotFound."""
     checkpoint = Checkpoint.of(spec, config)
     if (unknown := backend_of(spec.engine).problem_of_name(spec, config)) is not None:
         raise ModelNotFound(unknown, param="model_name")
-    if checkpoint is not None and (problem := checkpoint.problem) is not None:
-        raise unsupported(spec.model_name, problem)
+    if (
+        checkpoint is not None
+        and (refusal := checkpoint.refusal(spec.model_name, param="params")) is not None
+    ):
+        raise refusal
 
 
-def unsupported(name: str, problem: str) -> UnsupportedModel:
-    return UnsupportedModel(f"model {name!r} can't be run: {problem}", param="model")
+def _cannot_be_run(name: str, problem: str) -> str:
+    return f"model {name!r} can't be run: {problem}"
 
 
 def _modified_ns(path: Path) -> int:

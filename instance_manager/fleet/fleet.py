@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from instance_manager.backends.checkpoint import unsupported
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -209,8 +208,8 @@ class Fleet:
         raise type(error)(f"{error}{next_try}", retry_after_s=retry_after_s, public=error.public + next_try)
 
     def _check_can_run(self, model: Model) -> None:
-        if (problem := model.checkpoint_problem) is not None:
-            raise unsupported(model.name, problem)
+        if (refusal := model.refusal) is not None:
+            raise refusal
 
     # The tasks.
 

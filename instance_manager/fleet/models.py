@@ -59,7 +59,7 @@ class Model:
 
         `public`: for clients that may not read logs. Blocks for a moment.
         """
-        return self.checkpoint_problem or self.start_problem or self._last_failure(public)
+        return self._known_problem or self.start_problem or self._last_failure(public)
 
     def _last_failure(self, public: bool) -> str | None:
         if self.error is None or self.awake:
@@ -68,14 +68,26 @@ class Model:
         return text.removeprefix(f"model {self.name!r}: ")
 
     @property
-    def checkpoint_problem(self) -> str | None:
-        """Why its engine can't run its files. Blocks for a moment."""
+    def refusal(self) -> ManagerError | None:
+        """For requests: its engine would refuse its files as they now are, or its flags beside them.
+
+        Blocks for a moment.
+        """
+        checkpoint = self._current_checkpoint
+        return None if checkpoint is None else checkpoint.refusal(self.name)
+
+    @property
+    def _known_problem(self) -> str | None:
+        checkpoint = self._current_checkpoint
+        return None if checkpoint is None else checkpoint.problem or checkpoint.flag_problem
+
+    @property
+    def _current_checkpoint(self) -> Checkpoint | None:
         if self.profile is None:
             return None
         if self._checkpoint is None or self._checkpoint[0] is not self.profile:
             self._checkpoint = (self.profile, self._find_checkpoint(self.profile))
-        checkpoint = self._checkpoint[1]
-        return None if checkpoint is None else checkpoint.problem
+        return self._checkpoint[1]
 
     @property
     def takes_adapters(self) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from instance_manager.backends import backend_of, plan_launch
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.next_replica import spec_of
-from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
 from instance_manager.memory.placement.local import choose_devices, num_gpus_of
@@ -30,11 +31,31 @@ def check_startable(profile: ModelProfile, config: ManagerConfig, gpus: Sequence
 
 def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:
     """Why the model can't be started, in one line; None where no problem is found."""
+    return entry_problem(profile, config, gpus) or problem_of_files(profile, config)
+
+
+def entry_problem(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:
+    """A problem with the model's entry, whatever its files are."""
     try:
         check_startable(profile, config, gpus)
     except ManagerError as error:
         return error.message
     return backend_of(profile.engine).problem_of_start(spec_of(profile), config)
+
+
+def problem_of_files(profile: ModelProfile, config: ManagerConfig) -> str | None:
+    """A problem with the model's files, or with its flags beside them.
+
+    Files count only for a model that models.yaml names: those in the folders may be meant for other programs.
+    """
+    try:
+        checkpoint = Checkpoint.of(spec_of(profile), config)
+    except ManagerError:
+        return None  # a problem of the entry
+    if checkpoint is None:
+        return None
+    is_named = profile.source is not ModelSource.DISCOVERED
+    return (checkpoint.problem if is_named else None) or checkpoint.flag_problem
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:
