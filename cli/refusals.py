@@ -19,7 +19,6 @@ _NEXT_STEPS: Mapping[str, str] = {
     "instance_starting": "it is still starting: `berth ps --watch` shows its progress",
     "sleep_failed": "`berth logs NAME` shows the engine's output",
     "no_capacity": "`berth ps` shows the running instances",  # the message itself has advice
-    "unsupported_model": "`engine` in models.yaml selects the engine of a model",
     "invalid_catalog": "correct models.yaml, then `berth reload`",
 }
 _TYPES: Mapping[str, ExitCode] = {

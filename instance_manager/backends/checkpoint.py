@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from instance_manager.backends import Backend, backend_of, plan_launch
 from instance_manager.backends.model_paths import find_model
+from instance_manager.backends.params import adapters_of
 from instance_manager.config import ManagerConfig
-from instance_manager.errors import InvalidSpec, ManagerError, ModelNotFound, UnsupportedModel
+from instance_manager.errors import (
+    InvalidSpec,
+    ManagerError,
+    ModelNotFound,
+    UnsupportedModel,
+    without_folders,
+)
 from instance_manager.memory.checkpoint_size import locate
 from instance_manager.process.environment import child_environment
 from instance_manager.types import InstanceSpec
@@ -69,10 +76,22 @@ class Checkpoint:
     def refusal(self, name: str, *, param: str = "model") -> ManagerError | None:
         """For requests of the model `name`, whose field `param` led here: any start would fail now."""
         if (problem := self.problem) is not None:
-            return UnsupportedModel(_cannot_be_run(name, problem), param="model")
+            message, public = self._texts(name, problem)
+            return UnsupportedModel(message, param="model", public=public)
         if (problem := self.flag_problem) is not None:
-            return InvalidSpec(_cannot_be_run(name, problem), param=param)
+            message, public = self._texts(name, problem)
+            return InvalidSpec(message, param=param, public=public)
         return None
+
+    def _texts(self, name: str, problem: str) -> tuple[str, str]:
+        message = f"model {name!r} can't be run: {problem}"
+        return message, without_folders(message, *self.paths)
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Of the model and its adapters; some may be no paths of this machine."""
+        yield self._model
+        yield from (path for _, path in adapters_of(self._params) if isinstance(path, str))
 
     @property
     def _path(self) -> Path | None:
@@ -89,10 +108,6 @@ def check_can_run(spec: InstanceSpec, config: ManagerConfig) -> None:
         and (refusal := checkpoint.refusal(spec.model_name, param="params")) is not None
     ):
         raise refusal
-
-
-def _cannot_be_run(name: str, problem: str) -> str:
-    return f"model {name!r} can't be run: {problem}"
 
 
 def _modified_ns(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from instance_manager.backends import engine_memory
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
-from instance_manager.backends.flag_check import check_engine_flags
+from instance_manager.backends.flag_check import check_engine_flags, with_switches
 from instance_manager.backends.flags_beside_files import files_read, problem_of_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.model_paths import find_model
@@ -57,7 +57,9 @@ class EngineBackend(VllmLike):
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         self.check_params(spec, config)
         own = {name: config.options[name] for name in self.settings if name in config.options}
-        params = merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
+        params = with_switches(
+            merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
+        )
         check_engine_flags(params, spec.params, _ROOT)
         search_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         return replace(

@@ -108,7 +108,7 @@ def _modules(params: Mapping[str, Any], folder: Path) -> Iterator[str]:
         if isinstance(path, str) and path:
             problem = _clash(name, taken, loaded) or _adapter(name, path, folder, params)
             if problem is not None:
-                yield f"--lora-modules {name}={Path(path)}: {problem}"
+                yield f"--lora-modules {name}: {problem}"
         loaded.add(name)
 
 

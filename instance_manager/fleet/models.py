@@ -10,7 +10,7 @@ from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.backends.params import takes_adapters
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
-from instance_manager.errors import InstanceFailedToStart, ManagerError
+from instance_manager.errors import InstanceFailedToStart, ManagerError, without_folders
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.failures import start_error
@@ -59,13 +59,20 @@ class Model:
 
         `public`: for clients that may not read logs. Blocks for a moment.
         """
-        return self._known_problem or self.start_problem or self._last_failure(public)
+        checkpoint = self._current_checkpoint
+        known = (checkpoint and (checkpoint.problem or checkpoint.flag_problem)) or self.start_problem
+        if known is None:
+            return self._last_failure(public)
+        paths = () if checkpoint is None else checkpoint.paths
+        return without_folders(known, *paths) if public else known
 
     def _last_failure(self, public: bool) -> str | None:
         if self.error is None or self.awake:
             return None
         text = self.error.public if public else self.error.message
-        return text.removeprefix(f"model {self.name!r}: ")
+        return (
+            text.removeprefix(f"model {self.name!r} ").removeprefix("can't be run: ").removeprefix("failed: ")
+        )
 
     @property
     def refusal(self) -> ManagerError | None:
@@ -75,11 +82,6 @@ class Model:
         """
         checkpoint = self._current_checkpoint
         return None if checkpoint is None else checkpoint.refusal(self.name)
-
-    @property
-    def _known_problem(self) -> str | None:
-        checkpoint = self._current_checkpoint
-        return None if checkpoint is None else checkpoint.problem or checkpoint.flag_problem
 
     @property
     def _current_checkpoint(self) -> Checkpoint | None:

@@ -91,12 +91,16 @@ def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_
         assert problems(client, "admin-key") == [None, None]
         assert start() == 503
         for problem in problems(client, "user-key"):
-            assert problem is not None and problem.startswith("crashed; ") and SECRET not in problem
+            assert problem is not None and problem.startswith("failed (crashed); ") and SECRET not in problem
         for problem in (
             *problems(client, "admin-key"),
             client.get("/models/m", headers=admin).json()["problem"],
         ):
-            assert problem is not None and problem.startswith("crashed: ") and SECRET in problem
+            assert (
+                problem is not None
+                and problem.startswith("the engine exited with code 1 before")
+                and SECRET in problem
+            )
         (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": entry | {"timeout": 77}}}))
         client.post("/reload", headers=admin).raise_for_status()
         assert problems(client, "admin-key") == [None, None], "the entry may have been corrected"
