@@ -217,6 +217,9 @@ class Fleet:
     async def run(self) -> AsyncIterator[None]:
         for instance in self.manager.list(include_terminal=True):  # left by a previous Berth process
             self.adopt(instance)
+            for model in self._registry.having_replica(instance.instance_id):
+                if self._replicas.is_current(model, instance):
+                    model.recall_failure(instance)
         tasks = [
             asyncio.create_task(self._scaler.run(), name="scaler"),
             asyncio.create_task(self._load_monitor.run(), name="load monitor"),

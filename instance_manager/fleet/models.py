@@ -17,7 +17,7 @@ from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.restart_backoff import RestartBackoff
-from instance_manager.types import Event, InstanceState
+from instance_manager.types import Event, FailureClass, InstanceState
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
@@ -198,6 +198,14 @@ class Model:
         self.backoff.record_failure(was_ready=False)
         if self.profile is None:
             self.backoff.restart_at = None  # the supervisor of its instance restarts it
+
+    def recall_failure(self, replica: Instance) -> None:
+        """A replica that an earlier Berth process could not start: its failure is the last start's."""
+        failure = replica.failure
+        if replica.state is not InstanceState.FAILED or failure is None or replica.ready_at is not None:
+            return
+        if failure.failure_class is not FailureClass.LOST:
+            self.error = start_error(f"model {self.name!r}", failure, replica.instance_id)
 
     def record_state(self, replica: Instance, event: Event) -> None:
         """A replica's state has changed, whether the fleet, a client or a failure has caused that."""

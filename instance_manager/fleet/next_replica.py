@@ -73,6 +73,12 @@ class NextReplica:
             return self._manager.create(spec)
         return self._manager.start(same[-1].instance_id, on_demand=model.backoff.has_failures)
 
+    def is_current(self, model: Model, one: Instance) -> bool:
+        """Whether the instance is what the catalog now says of the model; also where it says nothing."""
+        if model.profile is None:
+            return True
+        return replace(one.spec, devices=None) == replace(spec_of(model.profile), devices=None)
+
     def _startable(self, model: Model) -> list[Instance]:
         """Ended replicas, except those being deleted and those that the catalog has dropped."""
         ended = [one for one in model.replicas.values() if one.state.is_terminal]
