@@ -12,7 +12,7 @@ from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
 from configs.settings_error import SettingsError
 from configs.settings_reader import Loaded
-from instance_manager.fleet.startable import grouped_problems, problem_of
+from instance_manager.fleet.startable import grouped_problems, problem_of, problems_by_name
 from instance_manager.memory.gpu import GpuDriver
 
 
@@ -46,8 +46,8 @@ def check(loaded: Loaded) -> Report:
         return report  # the rest would only repeat it
     profiles = source.profiles()
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
-    problems = {one.name: problem_of(one, config, gpus) for one in profiles}
-    lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
+    problems = problems_by_name(profiles, lambda one: problem_of(one, config, gpus))
+    lines = grouped_problems(problems)
     report.add([*source.found(), *(Remark(line, is_mistake=True) for line in lines)])
     report.num_models = len(profiles)
     return report

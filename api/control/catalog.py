@@ -25,6 +25,7 @@ from instance_manager.fleet.startable import (
     entry_problem,
     grouped_problems,
     problem_of_files,
+    problems_by_name,
 )
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_model
@@ -149,11 +150,9 @@ class ModelFiles:
     def _scan(self) -> _CatalogSnapshot:
         profiles, config = self._source.profiles(), self._fleet.manager.config
         gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
-        problems = _found({one.name: entry_problem(one, config, gpus) for one in profiles})
-        others = _found(
-            {one.name: problem_of_files(one, config) for one in profiles if one.name not in problems}
-        )
-        lines = grouped_problems(problems | others)
+        problems = problems_by_name(profiles, lambda one: entry_problem(one, config, gpus))
+        rest = [one for one in profiles if one.name not in problems]
+        lines = grouped_problems(problems | problems_by_name(rest, lambda one: problem_of_files(one, config)))
         return _CatalogSnapshot(profiles, problems, [*self._source.remarks(), *lines])
 
     def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
@@ -200,10 +199,6 @@ class ModelFiles:
                 logger.info("the API keys changed")
         except InvalidKeyFile as error:
             logger.error("%s; keeping the previous API keys", error)
-
-
-def _found(problems: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: problem for name, problem in problems.items() if problem is not None}
 
 
 def _check_flags(model: Model, changes: Mapping[str, Any]) -> None:

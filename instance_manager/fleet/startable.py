@@ -5,7 +5,7 @@ A start finds the same problems; these checks find them before a request waits o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from instance_manager.backends import backend_of, plan_launch
 from instance_manager.backends.checkpoint import Checkpoint
@@ -56,6 +56,14 @@ def problem_of_files(profile: ModelProfile, config: ManagerConfig) -> str | None
         return None
     is_named = profile.source is not ModelSource.DISCOVERED
     return (checkpoint.problem if is_named else None) or checkpoint.flag_problem
+
+
+def problems_by_name(
+    profiles: Iterable[ModelProfile], find: Callable[[ModelProfile], str | None]
+) -> dict[str, str]:
+    """Of the models in which `find` finds one."""
+    found = {one.name: find(one) for one in profiles}
+    return {name: problem for name, problem in found.items() if problem is not None}
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:
