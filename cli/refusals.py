@@ -41,8 +41,17 @@ def refusal(status: int, body: Any, *, url: str, retry_after: str | None = None)
         message = f"{url} answered {status}, but not as Berth does"
         return CliError(message, ExitCode.UNREACHABLE, next_step=WHERE)
     code = str(error.get("code"))
-    next_step = _NEXT_STEPS.get(code) or (f"try again in {retry_after} s" if retry_after else None)
+    next_step = _next_step(code, str(error["message"])) or (
+        f"try again in {retry_after} s" if retry_after else None
+    )
     return CliError(str(error["message"]), exit_code, next_step=next_step, error=error)
+
+
+def _next_step(code: str, message: str) -> str | None:
+    """No other engine helps with files that are damaged: the message says where one may."""
+    if code == "unsupported_model" and "`engine: " not in message:
+        return None
+    return _NEXT_STEPS.get(code)
 
 
 def refusal_in_stream(body: Any) -> CliError | None:

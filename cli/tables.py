@@ -101,7 +101,7 @@ def problem_of(record: Record) -> str | None:
     error = record.get("error")
     if not error or record["state"] != "failed":
         return None
-    return str(error["message"]).removeprefix(f"model {record['name']!r}: ")
+    return str(error["message"]).removeprefix(f"model {record['name']!r} ")
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row], width: int) -> Text:

@@ -12,11 +12,7 @@ from configs.catalog_error import CatalogError
 from configs.remarks import Remark, Report
 from configs.settings_error import SettingsError
 from configs.settings_reader import Loaded
-from instance_manager.backends.checkpoint import Checkpoint
-from instance_manager.config import ManagerConfig
-from instance_manager.fleet.next_replica import spec_of
-from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import grouped_problems, problem_of, remark_on
+from instance_manager.fleet.startable import grouped_problems, problem_of, problems_by_name, remark_on
 from instance_manager.memory.gpu import GpuDriver
 
 
@@ -51,19 +47,10 @@ def check(loaded: Loaded) -> Report:
     profiles = source.profiles()
     found = [*source.found()]  # engine kinds look at their programs first
     gpus = GpuDriver(os.environ).list_gpus() if any(one.devices for one in profiles) else ()
-    problems = {one.name: problem_of(one, config, gpus) or _problem_of_files(one, config) for one in profiles}
-    lines = grouped_problems({name: problem for name, problem in problems.items() if problem is not None})
-    report.add([*found, *(Remark(line, is_mistake=True) for line in lines)])
-    startable = (one for one in profiles if one.runtime is not None and problems[one.name] is None)
+    problems = problems_by_name(profiles, lambda one: problem_of(one, config, gpus))
+    report.add([*found, *(Remark(line, is_mistake=True) for line in grouped_problems(problems))])
+    startable = (one for one in profiles if one.runtime is not None and one.name not in problems)
     remarks = (remark_on(one, config) for one in startable)
     report.add(Remark(line) for line in remarks if line is not None)
     report.num_models = len(profiles)
     return report
-
-
-def _problem_of_files(profile: ModelProfile, config: ManagerConfig) -> str | None:
-    """Of a model that models.yaml names: those in the folders may be meant for other programs."""
-    if profile.source is ModelSource.DISCOVERED:
-        return None
-    checkpoint = Checkpoint.of(spec_of(profile), config)
-    return None if checkpoint is None else checkpoint.problem

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
+_QUOTED = re.compile(r"(['\"])~?/(?:[^'\"\n]*/)?([^'\"\n/]+/?\1)")  # an absolute path
+# Unquoted, without spaces, and no route of a server.
+_BARE = re.compile(
+    r"(?<![\w.~/…>-])(?<!GET )(?<!POST )(?!//)(?:~[\w.-]*)?/(?:[^\s'\"`,;:()/]+/)*(?=[^\s'\"`,;:()/])"
+)
+
+
+def without_folders(text: str, *known: str) -> str:
+    """Paths of this machine in `text` become their last names: `/srv/models/x` is `…/x`.
+
+    `known`: paths that may be in it, and may have spaces.
+    """
+    for path in known:
+        folder, slash, _ = path.rpartition("/")
+        if folder and path.startswith(("/", "~")):
+            text = text.replace(folder + slash, "…/")
+    return _BARE.sub("…/", _QUOTED.sub(r"\1…/\2", text))
+
 
 class ManagerError(Exception):
     """Base class. The message is for operators and may quote an engine's log.
 
-    `public` is the message for clients that may only send requests: it quotes no log, which may hold secrets.
+    `public` is the message for clients that may only send requests: it quotes no log, which may hold secrets,
+    and shows no folders of this machine.
     """
 
     code = "manager_error"
@@ -21,7 +42,7 @@ class ManagerError(Exception):
         public: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.public = message if public is None else public
+        self.public = without_folders(message) if public is None else public
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s

@@ -23,7 +23,13 @@ from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
 from instance_manager.fleet.profiles import ModelProfile, ModelSource
-from instance_manager.fleet.startable import check_startable, grouped_problems, problem_of
+from instance_manager.fleet.startable import (
+    check_startable,
+    entry_problem,
+    grouped_problems,
+    problem_of_files,
+    problems_by_name,
+)
 from instance_manager.hub.pull import Pulls
 from instance_manager.hub.removal import remove_files_of
 from instance_manager.memory.gpu import Gpu
@@ -62,7 +68,7 @@ class _CatalogSnapshot(NamedTuple):
     """The catalog and the folders at one moment."""
 
     profiles: list[ModelProfile]
-    problems: dict[str, str]  # by model
+    problems: dict[str, str]  # of entries, by model
     warnings: list[str]
 
 
@@ -104,6 +110,8 @@ class ModelFiles:
         """Raises ManagerError for a problem that would make any start of the model fail."""
         if model.profile is not None:
             await asyncio.to_thread(self._check_startable, model.profile)
+        if (refusal := model.refusal) is not None:
+            raise refusal
 
     async def reload_all(self) -> frozenset[str]:
         """Reload the catalog and the keys; one error keeps only its own old state. Raises both's errors."""
@@ -152,13 +160,11 @@ class ModelFiles:
         profiles, config = self._source.profiles(), self._fleet.manager.config
         remarks = self._source.remarks()  # engine kinds look at their programs first
         gpus = self.list_gpus() if any(profile.devices for profile in profiles) else ()
-        problems = {
-            profile.name: problem
-            for profile in profiles
-            if (problem := problem_of(profile, config, gpus)) is not None
-        }
         self.facts.read(profiles)
-        return _CatalogSnapshot(profiles, problems, [*remarks, *grouped_problems(problems)])
+        problems = problems_by_name(profiles, lambda one: entry_problem(one, config, gpus))
+        rest = [one for one in profiles if one.name not in problems]
+        lines = grouped_problems(problems | problems_by_name(rest, lambda one: problem_of_files(one, config)))
+        return _CatalogSnapshot(profiles, problems, [*remarks, *lines])
 
     def _apply(self, snapshot: _CatalogSnapshot) -> frozenset[str]:
         """Apply a snapshot, and log its new warnings."""

@@ -142,7 +142,7 @@ def _outcome(target: Target, record: Record, instance: Record | None, took_s: fl
 
 
 def _explained(server: Server, target: Target, exc: CliError) -> CliError:
-    """The error with the failure's class and reason and the log's last lines, if available."""
+    """The error with the failure's reason and the log's last lines, if available."""
     try:
         instance = latest(server, target)
     except CliError:
@@ -151,7 +151,7 @@ def _explained(server: Server, target: Target, exc: CliError) -> CliError:
     if instance is None or not error or not error["log_tail"]:
         return exc
     return CliError(
-        f"{target} failed to start: {error['class']}: {error['message']}",
+        f"{target} failed to start: {error['message']}",
         ExitCode.REFUSED,
         error=exc.envelope["error"],
         details=[*error["log_tail"][-_LOG_LINES:], f"log: {instance['log_path']}"],

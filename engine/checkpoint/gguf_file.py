@@ -178,7 +178,7 @@ def _read(path: Path, data: mmap.mmap) -> GGUFFile:
     reader = _Reader(path, data)
     reader.need(8, "its first 8 bytes")
     if data[:4] != _MAGIC:
-        raise reader.error(f"it begins with {data[:4]!r} instead of {_MAGIC!r}")
+        raise reader.error("it doesn't start with GGUF's mark")
     reader.at = 4
     version = reader.scalar("I", "its version")
     if version not in _VERSIONS:

@@ -70,7 +70,7 @@ class PromptBudget:
     def _most_tokens(self, sequence: SequenceState) -> int:
         """How many tokens it may run in one step: fewer if its prompt needs logprobs."""
         if not sequence.num_unscored:
-            return sequence.num_remaining
+            return sequence.num_at_once
         num_top = sequence.request.params.prompt_logprobs or 0
         per_token = 1 + (self._vocab_size if num_top == ALL_LOGPROBS else num_top)
-        return min(sequence.num_remaining, max(1, MAX_STEP_LOGPROBS // per_token))
+        return min(sequence.num_at_once, max(1, MAX_STEP_LOGPROBS // per_token))

@@ -56,6 +56,7 @@ class SequenceState:
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as needed so far
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None = never admitted
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)  # of tokens 1 … as far as computed
+    was_late: bool = False  # its constraint has not been ready in some step
     scheduled_time: float | None = None
     first_token_time: float | None = None
 
@@ -72,6 +73,15 @@ class SequenceState:
     def num_remaining(self) -> int:
         """Tokens still to run before the next one can be sampled; 1 = decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_at_once(self) -> int:
+        """Of these, those that one step may run: a state that may have to wait needs all but the last first.
+
+        Otherwise a late constraint would have the whole prompt, or its last chunk, run again in every step.
+        """
+        splits_off_last = self.was_late and self.state_slots is not None and self.num_remaining > 1
+        return self.num_remaining - splits_off_last
 
     @property
     def is_prompt_only(self) -> bool:
@@ -112,8 +122,10 @@ class SequenceState:
     def count_run(self, num_tokens: int, *, is_late: bool) -> int:
         """How many of a step's tokens are computed. A late sequence was not sampled: its last runs again.
 
-        A state can't go back by one token, so all of them do.
+        A state can't go back by one token, so all of them do, the last one then in a step of its own
+        (`num_at_once`).
         """
+        self.was_late |= is_late
         if self.state_slots is None:
             return num_tokens - is_late
         if is_late:

@@ -85,7 +85,13 @@ def normalise(word: str) -> str:
     return name + equals + value
 
 
+def is_boolean(word: str) -> bool:
+    return word.lower() in ("true", "false")
+
+
 def describe_unknown(word: str, parser: argparse.ArgumentParser) -> str:
+    if is_boolean(word):
+        return f"Unknown argument {word!r}: a switch takes no value; --no- before its name turns it off."
     name = word.partition("=")[0]
     close = difflib.get_close_matches(name, list(parser._option_string_actions), n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -27,16 +27,21 @@ _DTYPE_SYNONYMS = {"float": "float32", "half": "float16"}
 
 
 def human_int(text: str) -> int:
-    """`4096`, `4k` (4000), `4K` (4096), `1.5G`, as in vLLM."""
+    """A whole number, also `4k` (4000), `4K` (4096), `1.5G`, as in vLLM."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", text)
     value = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if value < 1 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0, such as 4096, 4k or 4K")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(value)
 
 
 def model_len(text: str) -> int | None:
-    return None if text in ("auto", "-1") else human_int(text)
+    if text in ("auto", "-1"):
+        return None
+    try:
+        return human_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, such as 4096, 4k or 4K, or auto") from None
 
 
 def _number(text: str) -> float:

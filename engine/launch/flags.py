@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from engine.config import EngineConfig, ServerConfig
 from engine.errors import ConfigError
-from engine.launch.flag_parser import FOREIGN, build_parser, describe_unknown, normalise
+from engine.launch.flag_parser import FOREIGN, build_parser, describe_unknown, is_boolean, normalise
 from engine.launch.flag_rules import RULES
 
 _MODEL_VARIABLE = "NANOVLLM_MODEL_PATH"  # of another server; used if no flag names the model
@@ -110,6 +110,8 @@ def _model_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """With the flag, without it, or from the environment variable of other servers. Raises ConfigError."""
     flag, word = values["model"], values["model_tag"]
     if flag is not None and word is not None and flag != word:
+        if is_boolean(word):
+            raise ConfigError(describe_unknown(word, build_parser()))
         raise ConfigError(f"Unknown argument {word!r}: the model is already given by --model {flag}.")
     model = flag or word or environ.get(_MODEL_VARIABLE)
     if not model:

@@ -70,7 +70,7 @@ def check_adapters(config: EngineConfig, server: ServerConfig) -> None:
             adapter = read_adapter(given.name, given.path, max_rank=config.max_lora_rank)
             check_shapes(given.path, adapter, hidden_size=model.hidden_size, num_layers=num_layers)
         except (InvalidRequest, CheckpointError) as error:
-            raise ConfigError(f"--lora-modules {given.name}={given.path}: {error.message}") from error
+            raise ConfigError(f"--lora-modules {given.name}: {error.message}") from error
         loaded.add(given.name)
 
 

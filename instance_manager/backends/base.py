@@ -122,6 +122,17 @@ class Backend(ABC):
         """Whether, with these flags, it turns a model's text into tool calls where the template has tools."""
         return True
 
+    def problem_of_flags(self, path: Path | None, params: Mapping[str, Any]) -> str | None:
+        """Why it would refuse the flags beside the files at `path`, or beside those that the flags name.
+
+        None if no problem is known. `path`: None where the model has to be downloaded. Blocks for a moment.
+        """
+        return None
+
+    def files_beside_flags(self, path: Path | None, params: Mapping[str, Any]) -> Iterable[Path]:
+        """What `problem_of_flags` reads: its answer stays the same until one of them changes."""
+        return ()
+
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         """The memory of an instance that has never run."""
         gpu_bytes = self.overhead.gpu_bytes if machine.num_gpus else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from instance_manager.backends import engine_memory
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.checkpoint_problem import problem_of
 from instance_manager.backends.engine_choice import ChoiceFacts, FileFormat
-from instance_manager.backends.flag_check import check_engine_flags
-from instance_manager.backends.flags_beside_files import problem_of_flags
+from instance_manager.backends.flag_check import check_engine_flags, with_switches
+from instance_manager.backends.flags_beside_files import files_read, problem_of_flags
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.model_paths import find_model
 from instance_manager.backends.params import merge_params
@@ -66,7 +66,9 @@ class EngineBackend(VllmLike):
     def plan(self, spec: InstanceSpec, config: ManagerConfig) -> LaunchPlan:
         self.check_params(spec, config)
         own = {name: config.options[name] for name in self.settings if name in config.options}
-        params = merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
+        params = with_switches(
+            merge_params({"enable_sleep_mode": True, **own}, config.default_params, spec.params)
+        )
         check_engine_flags(params, spec.params, _ROOT)
         if spec.runtime is not None:
             plan = self.launch_plan(spec, config, self.in_image, params)
@@ -93,10 +95,7 @@ class EngineBackend(VllmLike):
         return f"safetensors, and {lacks}, as vLLM would need: the embedded engine"
 
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
-        if (problem := self.problem_of_name(spec, config)) is not None:
-            return problem
-        params = self.plan(spec, config).params
-        return problem_of_flags(self._located(spec, config), params, _ROOT)
+        return self.problem_of_name(spec, config)
 
     def problem_of_name(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
         if self._located(spec, config) is not None:
@@ -117,6 +116,12 @@ class EngineBackend(VllmLike):
 
     def problem_of_files(self, path: Path, params: Mapping[str, Any], *, may_download: bool) -> str | None:
         return problem_of(path, params, may_download=may_download)
+
+    def problem_of_flags(self, path: Path | None, params: Mapping[str, Any]) -> str | None:
+        return problem_of_flags(path, params, _ROOT)
+
+    def files_beside_flags(self, path: Path | None, params: Mapping[str, Any]) -> Iterable[Path]:
+        return files_read(path, params, _ROOT)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         load = dequantised(load, keeps_8_bits=machine.num_gpus > 0)

@@ -28,6 +28,18 @@ _MAX_ADAPTER_NAME_CHARS = 200
 _NUMBERS = frozenset({"count", "length", "fraction"})  # kinds that vLLM parses as the embedded engine does
 
 
+def with_switches(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The merged parameters; a quoted `"true"` or `"false"` of a switch is taken as it is meant."""
+    flags = _table()["flags"]
+    words = {"true": True, "false": False}
+    return {
+        name: words.get(value.lower(), value)
+        if isinstance(value, str) and flags.get(_flag(name).removeprefix("no-"), {}).get("kind") == "switch"
+        else value
+        for name, value in params.items()
+    }
+
+
 def check_engine_flags(params: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
     """Raise InvalidSpec for the first parameter that the embedded engine would refuse.
 
@@ -43,7 +55,7 @@ def check_engine_flags(params: Mapping[str, Any], own: Mapping[str, Any], folder
 
 
 def check_vllm_flags(params: Mapping[str, Any], own: Mapping[str, Any], python: str) -> None:
-    """Raise InvalidSpec for an invalid number, and for a name that this vLLM version lacks."""
+    """Raise InvalidSpec for an invalid number or switch, and for a name that this vLLM version lacks."""
     table = _table()
     theirs = {name: entry for name, entry in table["flags"].items() if not entry.get("is_ours")}
     is_known = (vllm_version(python) or "").startswith(f"{table['vllm_version']}.")
@@ -52,7 +64,7 @@ def check_vllm_flags(params: Mapping[str, Any], own: Mapping[str, Any], python: 
         problem = None
         if entry is None:
             problem = _unknown(name, theirs) if is_known else None
-        elif entry["kind"] in _NUMBERS:
+        elif entry["kind"] in _NUMBERS or (entry["kind"] == "switch" and not isinstance(value, bool)):
             problem = _problem(value, entry, Path())
         if problem is not None:
             raise _refusal(name, value, problem, own)
@@ -96,7 +108,7 @@ def _problem(value: Any, entry: Mapping[str, Any], folder: Path) -> str | None:
     is_list = entry.get("is_list", False)
     if (entry["kind"] == "switch") != isinstance(value, bool):
         if entry["kind"] == "switch":
-            return "must be true or false"
+            return "must be true or false, without quotation marks"
         if not (value is True and entry.get("may_be_bare")):
             return "needs a value, which true and false are not"
     if value is True and is_list:
@@ -132,12 +144,12 @@ def _check_count(text: str) -> str | None:
     match = _COUNT.fullmatch(text)
     value = float(match[1]) * _UNITS[match[2]] if match else 0.0
     good = value >= 1 and value == int(value)
-    return None if good else "must be a whole number above 0, such as 4096, 4k or 4K"
+    return None if good else "must be a whole number above 0"
 
 
 def _check_length(text: str) -> str | None:
     problem = None if text in ("auto", "-1") else _check_count(text)
-    return None if problem is None else f"{problem}, or auto"
+    return None if problem is None else f"{problem}, such as 4096, 4k or 4K, or auto"
 
 
 def _number(text: str) -> float:

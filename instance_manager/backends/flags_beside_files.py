@@ -44,6 +44,15 @@ def problem_of_flags(model: Path | None, params: Mapping[str, Any], folder: Path
     return problem or next(_modules(params, folder), None)
 
 
+def files_read(model: Path | None, params: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """On what the answer of `problem_of_flags` depends; some may be missing."""
+    if model is not None:
+        yield from (model / "config.json", model / "modules.json")
+    for _, path in adapters_of(params):
+        if isinstance(path, str) and path:
+            yield from (folder / path, folder / path / _CONFIG)
+
+
 def _against_model(model: Path, raw: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
     name = named[0] if isinstance(named, list) and len(named) == 1 else None
@@ -101,7 +110,7 @@ def _modules(params: Mapping[str, Any], folder: Path) -> Iterator[str]:
         if isinstance(path, str) and path:
             problem = _clash(name, taken, loaded) or _adapter(name, path, folder, params)
             if problem is not None:
-                yield f"--lora-modules {name}={Path(path)}: {problem}"
+                yield f"--lora-modules {name}: {problem}"
         loaded.add(name)
 
 

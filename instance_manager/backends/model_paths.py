@@ -46,7 +46,7 @@ def find_model(model_name: str, model_dirs: Sequence[Path], cache: Path | None =
     if model_name.startswith(_PATH_PREFIXES) or not _HUB_ID.fullmatch(repository):
         raise ModelNotFound(
             f"model {model_name!r}: there is no such directory, neither as a path nor under MODEL_DIRS "
-            f"({', '.join(map(str, model_dirs)) or 'none set'})",
+            f"({', '.join(repr(str(one)) for one in model_dirs) or 'none set'})",
             param="model_name",
         )
     downloaded = None if cache is None else find_in_cache(cache, model_name)
@@ -81,13 +81,14 @@ def _directory_below(base: Path, name: str) -> Path | None:
         inside = list(candidate.iterdir())
     except OSError as error:
         raise ModelNotFound(
-            f"model {name!r}: {candidate} can't be read: {error.strerror or error}", param="model_name"
+            f"model {name!r}: {str(candidate)!r} can't be read: {error.strerror or error}", param="model_name"
         ) from None
     for path in (candidate, *inside):
         if not path.resolve().is_relative_to(base):
             raise ModelNotFound(
-                f"model {name!r}: {path} is a link that leads out of {base}, to {path.resolve()}; "
-                "give the path of the folder with the files, or add the folder that holds it to MODEL_DIRS",
+                f"model {name!r}: {str(path)!r} is a link that leads out of {str(base)!r}, to "
+                f"{str(path.resolve())!r}; give the path of the folder with the files, or add the "
+                "folder that holds it to MODEL_DIRS",
                 param="model_name",
             )
     return candidate

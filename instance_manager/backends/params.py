@@ -55,7 +55,7 @@ def adapters_of(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def takes_adapters(params: Mapping[str, Any]) -> bool:
     """Whether requests can name LoRA adapters of an engine, some of which may be loaded while it runs."""
-    return params.get("enable_lora") in (True, "true") or bool(adapter_names(params))
+    return str(params.get("enable_lora")).lower() == "true" or bool(adapter_names(params))
 
 
 def check_params(params: Mapping[str, Any], owned: frozenset[str]) -> None:

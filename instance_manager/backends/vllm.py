@@ -10,7 +10,7 @@ from typing import Any
 
 from instance_manager.backends.base import LaunchPlan
 from instance_manager.backends.engine_choice import ChoiceFacts, FileFormat
-from instance_manager.backends.flag_check import check_vllm_flags
+from instance_manager.backends.flag_check import check_vllm_flags, with_switches
 from instance_manager.backends.log_patterns import ANY_SERVER, LogPatterns
 from instance_manager.backends.params import merge_params
 from instance_manager.backends.sleep_style import SLEEP_TIMEOUT_S, WAKE_TIMEOUT_S, EngineCall, SleepStyle
@@ -93,7 +93,7 @@ class VllmBackend(VllmLike):
         self.check_params(spec, config)
         trusts = config.options.get("vllm_default_trust_remote_code")
         own = {"trust_remote_code": True} if trusts else {}
-        params = merge_params(config.default_params, own, spec.params)
+        params = with_switches(merge_params(config.default_params, own, spec.params))
         program: Sequence[str] = self.in_image
         if spec.runtime is None and python is not None:
             check_vllm_flags(params, spec.params, python)

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from instance_manager.backends.checkpoint import unsupported
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.broadcast.broadcast import Broadcast
 from instance_manager.errors import (
@@ -210,8 +209,8 @@ class Fleet:
         raise type(error)(f"{error}{next_try}", retry_after_s=retry_after_s, public=error.public + next_try)
 
     def _check_can_run(self, model: Model) -> None:
-        if (problem := model.checkpoint_problem) is not None:
-            raise unsupported(model.name, problem)
+        if (refusal := model.refusal) is not None:
+            raise refusal
 
     # The tasks.
 
@@ -219,6 +218,9 @@ class Fleet:
     async def run(self) -> AsyncIterator[None]:
         for instance in self.manager.list(include_terminal=True):  # left by a previous Berth process
             self.adopt(instance)
+            for model in self._registry.having_replica(instance.instance_id):
+                if self._replicas.is_current(model, instance):
+                    model.recall_failure(instance)
         tasks = [
             asyncio.create_task(self._scaler.run(), name="scaler"),
             asyncio.create_task(self._load_monitor.run(), name="load monitor"),

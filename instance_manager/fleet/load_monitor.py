@@ -58,11 +58,7 @@ class LoadMonitor:
 
     def _scale(self, model: Model, tasks: asyncio.TaskGroup) -> None:
         profile = model.profile
-        if (
-            profile is None
-            or (profile.max_replicas <= 1 and not profile.min_replicas)
-            or model.checkpoint_problem
-        ):
+        if profile is None or (profile.max_replicas <= 1 and not profile.min_replicas) or model.refusal:
             return
         samples = model.load_samples
         samples.append(model.in_flight + len(model.queue))

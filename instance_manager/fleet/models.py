@@ -11,14 +11,14 @@ from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import takes_adapters
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
 from instance_manager.config import RestartRules
-from instance_manager.errors import InstanceFailedToStart, ManagerError
+from instance_manager.errors import InstanceFailedToStart, ManagerError, without_folders
 from instance_manager.fleet.model_queue import ModelQueue
 from instance_manager.fleet.profiles import ModelProfile
 from instance_manager.lifecycle.failures import start_error
 from instance_manager.lifecycle.gate import Lease
 from instance_manager.lifecycle.instance import Instance
 from instance_manager.lifecycle.restart_backoff import RestartBackoff
-from instance_manager.types import Event, InstanceState
+from instance_manager.types import Event, FailureClass, InstanceState
 
 _ALIVE = frozenset({InstanceState.RUNNING, InstanceState.SLEEPING, InstanceState.WAKING})
 
@@ -60,24 +60,41 @@ class Model:
 
         `public`: for clients that may not read logs. Blocks for a moment.
         """
-        of_files = self.checkpoint_problem or (self.profile.file_problem if self.profile else None)
-        return of_files or self.start_problem or self._last_failure(public)
+        checkpoint = self._current_checkpoint
+        of_files = checkpoint and (checkpoint.problem or checkpoint.flag_problem)
+        of_scan = (
+            self.start_problem if self.profile is None else self.profile.file_problem or self.start_problem
+        )
+        known = of_files or of_scan
+        if known is None:
+            return self._last_failure(public)
+        paths = () if checkpoint is None else checkpoint.paths
+        return without_folders(known, *paths) if public else known
 
     def _last_failure(self, public: bool) -> str | None:
         if self.error is None or self.awake:
             return None
         text = self.error.public if public else self.error.message
-        return text.removeprefix(f"model {self.name!r}: ")
+        return (
+            text.removeprefix(f"model {self.name!r} ").removeprefix("can't be run: ").removeprefix("failed: ")
+        )
 
     @property
-    def checkpoint_problem(self) -> str | None:
-        """Why its engine can't run its files. Blocks for a moment."""
+    def refusal(self) -> ManagerError | None:
+        """For requests: its engine would refuse its files as they now are, or its flags beside them.
+
+        Blocks for a moment.
+        """
+        checkpoint = self._current_checkpoint
+        return None if checkpoint is None else checkpoint.refusal(self.name)
+
+    @property
+    def _current_checkpoint(self) -> Checkpoint | None:
         if self.profile is None:
             return None
         if self._checkpoint is None or self._checkpoint[0] is not self.profile:
             self._checkpoint = (self.profile, self._find_checkpoint(self.profile))
-        checkpoint = self._checkpoint[1]
-        return None if checkpoint is None else checkpoint.problem
+        return self._checkpoint[1]
 
     @property
     def takes_adapters(self) -> bool:
@@ -192,6 +209,14 @@ class Model:
         self.backoff.record_failure(was_ready=False)
         if self.profile is None:
             self.backoff.restart_at = None  # the supervisor of its instance restarts it
+
+    def recall_failure(self, replica: Instance) -> None:
+        """A replica that an earlier Berth process could not start: its failure is the last start's."""
+        failure = replica.failure
+        if replica.state is not InstanceState.FAILED or failure is None or replica.ready_at is not None:
+            return
+        if failure.failure_class is not FailureClass.LOST:
+            self.error = start_error(f"model {self.name!r}", failure, replica.instance_id)
 
     def record_state(self, replica: Instance, event: Event) -> None:
         """A replica's state has changed, whether the fleet, a client or a failure has caused that."""

@@ -83,6 +83,12 @@ class NextReplica:
             default = self._manager.config.default_idle_timeout_s
             self._manager.patch(ended.instance_id, idle_timeout_s=default if own is None else own)
 
+    def is_current(self, model: Model, one: Instance) -> bool:
+        """Whether the instance is what the catalog now says of the model; also where it says nothing."""
+        if model.profile is None:
+            return True
+        return replace(one.spec, devices=None) == replace(spec_of(model.profile), devices=None)
+
     def _startable(self, model: Model) -> list[Instance]:
         """Ended replicas, except those being deleted and those that the catalog has dropped."""
         ended = [one for one in model.replicas.values() if one.state.is_terminal]

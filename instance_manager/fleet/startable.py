@@ -5,13 +5,14 @@ A start finds the same problems; these checks find them before a request waits o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from instance_manager.backends import backend_of, plan_launch
+from instance_manager.backends.checkpoint import Checkpoint
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import ManagerError
 from instance_manager.fleet.next_replica import spec_of
-from instance_manager.fleet.profiles import ModelProfile
+from instance_manager.fleet.profiles import ModelProfile, ModelSource
 from instance_manager.lifecycle.spawning import runtime_environment
 from instance_manager.lifecycle.specs import check_spec
 from instance_manager.memory.gpu import Gpu
@@ -33,6 +34,11 @@ def check_startable(profile: ModelProfile, config: ManagerConfig, gpus: Sequence
 
 def problem_of(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:
     """Why the model can't be started, in one line; None where no problem is found."""
+    return entry_problem(profile, config, gpus) or problem_of_files(profile, config)
+
+
+def entry_problem(profile: ModelProfile, config: ManagerConfig, gpus: Sequence[Gpu]) -> str | None:
+    """A problem with the model's entry, whatever its files are."""
     try:
         check_startable(profile, config, gpus)
     except ManagerError as error:
@@ -58,6 +64,29 @@ def _in_container(
         return None
     plan = plan_launch(spec_of(profile), config).container
     return None if plan is None else question(plan, runtime_environment(config))
+
+
+def problem_of_files(profile: ModelProfile, config: ManagerConfig) -> str | None:
+    """A problem with the model's files, or with its flags beside them.
+
+    Files count only for a model that models.yaml names: those in the folders may be meant for other programs.
+    """
+    try:
+        checkpoint = Checkpoint.of(spec_of(profile), config)
+    except ManagerError:
+        return None  # a problem of the entry
+    if checkpoint is None:
+        return None
+    is_named = profile.source is not ModelSource.DISCOVERED
+    return (checkpoint.problem if is_named else None) or checkpoint.flag_problem
+
+
+def problems_by_name(
+    profiles: Iterable[ModelProfile], find: Callable[[ModelProfile], str | None]
+) -> dict[str, str]:
+    """Of the models in which `find` finds one."""
+    found = {one.name: find(one) for one in profiles}
+    return {name: problem for name, problem in found.items() if problem is not None}
 
 
 def grouped_problems(problems: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,8 @@ _FIRST = (
     FailureClass.MODEL_NOT_FOUND,
     FailureClass.BAD_ARGUMENTS,
 )
+# A start fails until the model's entry or its files are changed: as is said of those known before a start.
+_WRONG_ENTRY = (FailureClass.UNSUPPORTED_MODEL, FailureClass.MODEL_NOT_FOUND, FailureClass.BAD_ARGUMENTS)
 _CLASSES = (*_FIRST, *(one for one in FailureClass if one not in _FIRST))
 
 
@@ -76,19 +78,23 @@ def classify_exit(
 
 def start_error(what: str, failure: InstanceFailure, instance_id: str) -> ManagerError:
     """The error for requests that waited for a start; `what` names the instance or model that failed."""
-    message, public = f"{what}: {explain(failure)}", f"{what}: {public_reason(failure, instance_id)}"
+    verb = "can't be run" if failure.failure_class in _WRONG_ENTRY else "failed"
+    message = f"{what} {verb}: {explain(failure)}"
+    public = f"{what} {verb} {public_reason(failure, instance_id)}"
     if failure.failure_class is FailureClass.UNSUPPORTED_MODEL:
         return UnsupportedModel(message, public=public)
     return InstanceFailedToStart(message, public=public)
 
 
 def public_reason(failure: InstanceFailure, instance_id: str) -> str:
-    """A failure for clients that may not read logs."""
-    return f"{failure.failure_class}; admins can read the reason in GET /instances/{instance_id}"
+    """A failure for clients that may not read logs, behind a verb."""
+    return f"({failure.failure_class}); an admin can read the reason in GET /instances/{instance_id}"
 
 
 def explain(failure: InstanceFailure, *, num_lines: int = 5) -> str:
-    """A failure in one message: class, description, last log lines."""
-    text = f"{failure.failure_class}: {failure.message}"
+    """A failure in one message: description, last log lines. Its class only if these lines showed it."""
+    text = failure.message
+    if failure.log_tail and failure.failure_class in _FIRST:
+        text += f" ({failure.failure_class.replace('_', ' ')})"
     lines = [line for line in failure.log_tail if line.strip()][-num_lines:]
     return f"{text}; last log lines: {' | '.join(lines)}" if lines else text

@@ -217,7 +217,7 @@ class Supervisor:
             return
         self.log.lines.close()
         if failure is not None:
-            what = f"instance {instance.instance_id!r} failed"
+            what = f"instance {instance.instance_id!r}"
             instance.gate.reject(lambda: start_error(what, failure, instance.instance_id))
 
     def _schedule_restart(self, run_loop: RunLoop, failure: InstanceFailure) -> float | None:

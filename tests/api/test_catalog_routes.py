@@ -80,7 +80,9 @@ def test_a_custom_command_gets_no_flags(
         ({"no_such_flag": 3}, "params.no_such_flag=3: the engine has no such flag"),
         ({"max_num_seq": 3}, "did you mean max_num_seqs?"),
         ({"max_model_len": "abc"}, "params.max_model_len=abc: must be a whole number"),
-        ({"enable_prefix_caching": "yes"}, "must be true or false"),
+        ({"enable_prefix_caching": "yes"}, "must be true or false, without quotation marks"),
+        ({"enable_prefix_caching": 1}, "params.enable_prefix_caching=1: must be true or false"),
+        ({"max_num_seqs": "two"}, "params.max_num_seqs=two: must be a whole number above 0"),
         ({"model": "x"}, "Berth sets it"),
     ],
 )

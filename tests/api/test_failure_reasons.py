@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 
 from tests.berth_process import BerthProcess, running_berth
 from tests.fake_engine import command
+from tests.successive_berths import Berths, end
 
 SECRET = "hf_this-stood-in-the-log"
 KEYS = {"API_KEYS": "user-key", "ADMIN_API_KEYS": "admin-key"}
@@ -91,12 +93,16 @@ def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_
         assert problems(client, "admin-key") == [None, None]
         assert start() == 503
         for problem in problems(client, "user-key"):
-            assert problem is not None and problem.startswith("crashed; ") and SECRET not in problem
+            assert problem is not None and problem.startswith("failed (crashed); ") and SECRET not in problem
         for problem in (
             *problems(client, "admin-key"),
             client.get("/models/m", headers=admin).json()["problem"],
         ):
-            assert problem is not None and problem.startswith("crashed: ") and SECRET in problem
+            assert (
+                problem is not None
+                and problem.startswith("the engine exited with code 1 before")
+                and SECRET in problem
+            )
         (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": entry | {"timeout": 77}}}))
         client.post("/reload", headers=admin).raise_for_status()
         assert problems(client, "admin-key") == [None, None], "the entry may have been corrected"
@@ -106,6 +112,29 @@ def test_the_last_start_s_failure_is_the_model_s_problem_until_one_succeeds(tmp_
         assert problems(client, "admin-key")[0] is not None
         assert start() == 200
         assert problems(client, "admin-key") == [None, None]
+
+
+def test_it_is_so_after_a_restart_of_berth_unless_the_entry_has_changed(tmp_path: Path) -> None:
+    file, entry = tmp_path / "models.yaml", {"command": command("--fail-with", SECRET)}
+    file.write_text(json.dumps({"models": {"m": entry}}))
+    with closing(Berths(tmp_path)) as berths:
+        berth = berths.begin(MODELS_FILE=str(file))
+        with berth.client() as client:
+            assert client.post("/models/m/start", params={"wait": 30}).status_code == 503
+            before = client.get("/models/m").json()
+        assert before["status"] == "failed" and SECRET in before["problem"]
+        end(berth)
+        berth = berths.begin(MODELS_FILE=str(file))
+        with berth.client() as client:
+            record = client.get("/models/m").json()
+            assert {key: record[key] for key in ("status", "problem", "error")} == {
+                key: before[key] for key in ("status", "problem", "error")
+            }
+        end(berth)
+        file.write_text(json.dumps({"models": {"m": entry | {"timeout": 77}}}))
+        with berths.begin(MODELS_FILE=str(file)).client() as client:
+            record = client.get("/models/m").json()
+            assert (record["status"], record["problem"], record["error"]) == ("stopped", None, None)
 
 
 def test_an_instance_that_could_not_start_is_its_models_problem(tmp_path: Path) -> None:

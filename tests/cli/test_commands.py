@@ -128,7 +128,7 @@ def test_a_failed_start_shows_the_cause_and_the_next_step(url: str) -> None:
     ran = berth(url, "start", "broken")
     assert ran.returncode == 1
     reason, *lines = ran.stderr.splitlines()
-    assert reason.startswith("berth: model broken failed to start: crashed: the engine exited with code ")
+    assert reason.startswith("berth: model broken failed to start: the engine exited with code ")
     assert any("no such thing" in line for line in lines)
     assert "no such thing" in Path(lines[-1].removeprefix("  log: ")).read_text()
     assert "no such thing" in berth(url, "logs", "broken").stdout

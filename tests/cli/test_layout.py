@@ -95,7 +95,7 @@ def test_a_model_that_cannot_run_is_not_shown_as_stopped() -> None:
     assert text.endswith(f"small: {problem}")
     assert problem in model_table([MODEL | {"problem": problem}], NOW, 10_000).plain.splitlines()[1]
     assert "stopped" in model_table([MODEL | {"problem": None}], NOW, 80).plain
-    failed = model_table([MODEL | {"problem": "crashed: no", "state": "failed"}], NOW, 80).plain
+    failed = model_table([MODEL | {"problem": "the engine exited", "state": "failed"}], NOW, 80).plain
     assert "failed" in failed and "unsupported" not in failed, "the engine was tried"
 
 
@@ -112,9 +112,9 @@ def test_a_request_key_also_sees_why_a_model_cannot_run(width: int) -> None:
 def test_a_failed_start_is_shown_below_the_table() -> None:
     failed = MODEL | {
         "state": "failed",
-        "error": {"class": "crashed", "message": "crashed: because\nof this"},
+        "error": {"class": "crashed", "message": "model 'small' failed: because\nof this"},
     }
-    assert model_table([failed], NOW, 80).plain.endswith("small: crashed: because of this")
+    assert model_table([failed], NOW, 80).plain.endswith("small: failed: because of this")
 
 
 def test_details_have_a_line_each_and_long_ones_are_not_broken() -> None:

@@ -153,6 +153,7 @@ def test_every_rule_is_for_a_vllm_flag() -> None:
         (["--max-model-length", "4"], "Unknown argument '--max-model-length'; did you mean --max-model-len"),
         (["--no-such-thing-at-all"], "Unknown argument '--no-such-thing-at-all'"),
         (["stray"], "Unknown argument 'stray'"),
+        (["--enable-lora", "true"], "Unknown argument 'true': a switch takes no value"),
         (["--port", "many"], "--port: 'many' is not a port"),
         (["--port", "65536"], "--port: '65536' is not a port"),
         (["--max-num-seqs", "0"], "--max-num-seqs: '0' is not a whole number above 0"),

@@ -24,11 +24,13 @@ class CarryingRunner(FakeRunner):
             num_blocks, 4, num_state_slots=2 * num_sequences, max_tokens_per_step=max_tokens_per_step
         )
         self.states: list[list[int]] = [[-1] for _ in range(2 * num_sequences)]
+        self.num_tokens: list[int] = []  # of each step
         self.late: Callable[[int], bool] = lambda step: False
         self.fails_after: Callable[[Batch], bool] = lambda batch: False  # once states are written
 
     def execute(self, batch: Batch) -> StepResult:
         result = super().execute(batch)
+        self.num_tokens.append(batch.num_tokens)
         written = {slot for one in batch.sequences for slot in (self._carry(one),)}
         assert len(written) == len(batch.sequences)
         if self.fails_after(batch):
@@ -102,6 +104,18 @@ def test_a_late_sequence_runs_again_from_the_same_state(steps: set[int]) -> None
     for request in REQUESTS:
         core.add(request)
     assert outputs_of(core) == {one.request_id: reference_output(one) for one in REQUESTS}
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 16, 17, 30])
+def test_the_prompt_of_a_late_sequence_runs_again_once_at_most(length: int) -> None:
+    """Its last token waits alone: a chunk again in every step would hold up all others."""
+    runner, request = CarryingRunner(), make_request("late", list(range(length)), max_tokens=3)
+    runner.late = lambda step: step < 40
+    core = core_of(runner)
+    core.add(request)
+    assert outputs_of(core) == {"late": reference_output(request)}
+    assert runner.num_tokens.count(1) >= 36
+    assert sum(one for one in runner.num_tokens if one > 1) <= length + 16, "one chunk of 16 tokens again"
 
 
 def test_a_step_that_fails_after_it_wrote_runs_again_from_the_same_state() -> None:

@@ -16,7 +16,7 @@ from engine.launch import flags
 from engine.launch.flag_parser import FOREIGN, build_parser
 from engine.launch.flags import parse_flags
 from instance_manager.backends import plan_launch
-from instance_manager.backends.flag_check import vllm_version
+from instance_manager.backends.flag_check import vllm_version, with_switches
 from instance_manager.backends.params import to_flags
 from instance_manager.backends.vllm_like import OWNED_PARAMS
 from instance_manager.config import ManagerConfig
@@ -87,7 +87,7 @@ def refusal(params: dict[str, Any], engine: str = "engine", **config: Any) -> In
 
 
 def engine_takes(params: dict[str, Any]) -> bool:
-    argv = to_flags(params, lambda _: True)
+    argv = to_flags(with_switches(params), lambda _: True)
     try:
         parse_flags([*argv, "--model", "m"], {})
     except ConfigError:
@@ -196,6 +196,40 @@ def test_names_are_checked_for_a_vllm_version_with_known_flags(tmp_path: Path, v
 def test_numbers_are_checked_for_any_version_of_vllm(tmp_path: Path) -> None:
     error = refusal({"max_model_len": "abc"}, "vllm", options={"vllm_python": vllm(tmp_path, None)})
     assert error is not None and "max_model_len=abc" in str(error)
+
+
+@pytest.mark.parametrize("engine", ["engine", "vllm"])
+def test_a_quoted_boolean_of_a_switch_is_taken_as_one(engine: str, tmp_path: Path) -> None:
+    config = ManagerConfig(options={"vllm_python": vllm(tmp_path, "0.32.0")})
+
+    def argv(**params: Any) -> list[str]:
+        return plan_launch(InstanceSpec("acme/model", engine, params=params), config).argv("h", 1)
+
+    for word in ("true", "True", "TRUE"):
+        assert argv(enable_lora=word) == argv(enable_lora=True)
+    for word in ("false", "False"):
+        assert argv(enable_lora=word) == argv(enable_lora=False)
+    assert argv(enable_sleep_mode="false") == argv(enable_sleep_mode=False), "and counts as one for Berth"
+    assert "true" in argv(served_model_name="true"), "where the flag is no switch, it is a word"
+    if engine == "vllm":
+        assert argv(no_enable_prefix_caching="true") == argv(no_enable_prefix_caching=True)
+
+
+@pytest.mark.parametrize("engine", ["engine", "vllm"])
+@pytest.mark.parametrize("value", ["yes", "no", "on", 1, 0, "1", ""])
+def test_another_value_of_a_switch_is_refused_with_what_to_write(
+    engine: str, value: Any, tmp_path: Path
+) -> None:
+    error = refusal({"enable_lora": value}, engine, options={"vllm_python": vllm(tmp_path, None)})
+    assert error is not None and error.param == "params.enable_lora"
+    assert str(error) == f"params.enable_lora={value}: must be true or false, without quotation marks"
+
+
+def test_only_lengths_are_shown_with_their_units() -> None:
+    texts = {name: str(refusal({name: "two"})) for name in ("tensor_parallel_size", "max_num_seqs")}
+    for name, text in texts.items():
+        assert text == f"params.{name}=two: must be a whole number above 0"
+    assert "such as 4096, 4k or 4K, or auto" in str(refusal({"max_model_len": "two"}))
 
 
 def test_the_embedded_engines_own_flags_are_not_vllms(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_an_adapter_that_cannot_be_loaded_is_named(kind: str, tmp_path: Path) ->
     problem = problem_of_flags(DEMO, params, Path())
     assert problem == engines_problem(DEMO, params)
     assert problem is not None
-    assert problem.startswith(f"--lora-modules a={tmp_path}") and says in problem
+    assert problem.startswith("--lora-modules a: ") and says in problem
+    assert problem.count(str(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -206,13 +207,13 @@ def test_the_engine_refuses_them_without_torch(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "torch" not in ended.stderr
     *_, last = (line for line in ended.stderr.splitlines() if not line.startswith("import time:"))
-    assert f"bad arguments: --lora-modules a={tmp_path}/gone: There is no directory" in last
+    assert "bad arguments: --lora-modules a: There is no directory" in last
 
 
 def test_a_models_entry_is_listed_with_the_problem() -> None:
     profile = ModelProfile("m", str(DEMO), "engine", params={"lora_modules": ["a=/gone"]})
     problem = problem_of(profile, ManagerConfig(), ())
-    assert problem == "--lora-modules a=/gone: There is no directory '/gone' with the adapter 'a'."
+    assert problem == "--lora-modules a: There is no directory '/gone' with the adapter 'a'."
 
 
 @pytest.mark.parametrize(

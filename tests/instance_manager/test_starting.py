@@ -197,7 +197,7 @@ async def test_requests_that_wait_for_a_failed_start_get_its_reason(manager: Ins
     errors = await asyncio.gather(*waiters, return_exceptions=True)
     for error in errors:
         assert isinstance(error, InstanceFailedToStart)
-        assert "crashed: the engine exited with code 5 before it was ready" in error.message
+        assert "failed: the engine exited with code 5 before it was ready" in error.message
         assert "listening on" in error.message  # the last log line
     with pytest.raises(InstanceNotRunning, match="exited with code 5"):
         manager.try_lease(instance.instance_id)

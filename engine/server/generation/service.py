@@ -73,7 +73,7 @@ class GenerationService(ModelService):
             try:
                 await self._load_adapter(model, given.name, given.path)
             except InvalidRequest as error:
-                raise ConfigError(f"--lora-modules {given.name}={given.path}: {error.message}") from error
+                raise ConfigError(f"--lora-modules {given.name}: {error.message}") from error
 
     async def _load_adapter(
         self, model: ServedModel, name: str, path: Path, *, in_place: bool = False

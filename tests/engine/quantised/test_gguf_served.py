@@ -146,6 +146,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="is not a valid GGUF file"):
         as_directory(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(b"\xff\xfe\x00\x01" * 8)
+    with pytest.raises(CheckpointError, match=r"file: it doesn't start with GGUF's mark\.$"):
+        as_directory(tmp_path / "m.gguf")
 
 
 def test_a_cache_that_cannot_be_written_is_named(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
