@@ -62,10 +62,8 @@ class Model:
         """
         checkpoint = self._current_checkpoint
         of_files = checkpoint and (checkpoint.problem or checkpoint.flag_problem)
-        of_scan = (
-            self.start_problem if self.profile is None else self.profile.file_problem or self.start_problem
-        )
-        known = of_files or of_scan
+        of_scan = None if self.profile is None else self.profile.file_problem
+        known = of_files or of_scan or self.start_problem
         if known is None:
             return self._last_failure(public)
         paths = () if checkpoint is None else checkpoint.paths

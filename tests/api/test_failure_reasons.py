@@ -122,19 +122,19 @@ def test_it_is_so_after_a_restart_of_berth_unless_the_entry_has_changed(tmp_path
         with berth.client() as client:
             assert client.post("/models/m/start", params={"wait": 30}).status_code == 503
             before = client.get("/models/m").json()
-        assert before["status"] == "failed" and SECRET in before["problem"]
+        assert before["state"] == "failed" and SECRET in before["problem"]
         end(berth)
         berth = berths.begin(MODELS_FILE=str(file))
         with berth.client() as client:
             record = client.get("/models/m").json()
-            assert {key: record[key] for key in ("status", "problem", "error")} == {
-                key: before[key] for key in ("status", "problem", "error")
+            assert {key: record[key] for key in ("state", "problem", "error")} == {
+                key: before[key] for key in ("state", "problem", "error")
             }
         end(berth)
         file.write_text(json.dumps({"models": {"m": entry | {"timeout": 77}}}))
         with berths.begin(MODELS_FILE=str(file)).client() as client:
             record = client.get("/models/m").json()
-            assert (record["status"], record["problem"], record["error"]) == ("stopped", None, None)
+            assert (record["state"], record["problem"], record["error"]) == ("stopped", None, None)
 
 
 def test_an_instance_that_could_not_start_is_its_models_problem(tmp_path: Path) -> None:

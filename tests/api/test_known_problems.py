@@ -96,7 +96,7 @@ def test_flags_that_do_not_fit_are_refused_at_once_with_the_listed_sentence(
         assert error["message"] == f"model {name!r} can't be run: {said}"
         assert "retry-after" not in answer.headers
     assert num_instances(client) == before, "no process for it"
-    assert client.get(f"/models/{name}").json()["status"] == "stopped"
+    assert client.get(f"/models/{name}").json()["state"] == "stopped"
 
 
 def test_an_instance_with_such_flags_is_not_created(client: httpx.Client) -> None:

@@ -62,6 +62,17 @@ def test_a_message_is_a_chat_for_the_engine(client: anthropic.Anthropic, berth: 
     assert seen(berth)["headers"]["content-type"] == "application/json"
 
 
+def test_a_continued_thread_is_asked_for_as_a_whole(client: anthropic.Anthropic) -> None:
+    """As Anthropic's SDKs expect: they send the whole conversation again."""
+    started = {"thread": {"type": "create"}}
+    assert client.messages.create(**ASK, messages=say("Hello"), extra_body=started).content
+    continued = {"thread": {"type": "continue", "previous_message_id": "msg_1"}}
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.create(**ASK, messages=say("Hello"), extra_body=continued)
+    error: Any = caught.value.body
+    assert error["error"]["details"] == {"error_code": "thread_not_found"}
+
+
 @pytest.mark.parametrize("order", ["Hello there", "bytes", "no-done", "no-reason"])
 def test_a_stream_has_anthropics_events_in_order(client: anthropic.Anthropic, order: str) -> None:
     with client.messages.stream(**ASK, messages=say(order)) as stream:

@@ -21,8 +21,10 @@ from api.protocols.messages.request import (
     IGNORED,
     PASSED_ON,
     REFUSED,
+    UNKNOWN_THREAD,
     CountRequest,
     MessagesRequest,
+    check_thread,
     invalid,
 )
 from api.protocols.messages.tools import tool_fields
@@ -48,7 +50,9 @@ class _AnthropicProtocol(ProtocolAdapter[RequestT]):
 
     def create_error_response(self, error: ErrorDetail) -> tuple[int, Json]:
         status = 400 if error.status == 422 else error.status
-        inside = {"type": anthropic_type(status), "message": error.message}
+        inside: dict[str, Any] = {"type": anthropic_type(status), "message": error.message}
+        if error.code == UNKNOWN_THREAD:
+            inside["details"] = {"error_code": error.code}
         return status, {"type": "error", "error": inside, "request_id": error.request_id}
 
 
@@ -115,7 +119,9 @@ def _conversation(request: CountRequest, ignored: MutableMapping[str, str]) -> d
     for name, value in (request.model_extra or {}).items():
         if name in REFUSED and value is not None:
             raise invalid(name, "not supported")
-        if name in PASSED_ON and name not in body:
+        if name == "thread" and value is not None:
+            check_thread(value)
+        elif name in PASSED_ON and name not in body:
             body[name] = value
         elif name not in ACCEPTED | PASSED_ON and value is not None:
             ignored[name] = IGNORED.get(name, "unknown field")

@@ -27,7 +27,8 @@ IGNORED = {
     "mcp_servers": "this server can't reach MCP servers",
     "safeguards": "this server has no safety classifier",
 }
-REFUSED = frozenset({"compaction", "kv_transfer_params", "thread"})
+REFUSED = frozenset({"compaction", "kv_transfer_params"})
+UNKNOWN_THREAD = "thread_not_found"  # by which Anthropic's SDKs know to send the whole conversation
 PASSED_ON = frozenset({"chat_template_kwargs", "allowed_token_ids", "cache_salt"})
 
 
@@ -54,6 +55,21 @@ class MessagesRequest(CountRequest):
     """With what is needed to generate."""
 
     max_tokens: int = Field(ge=0)
+
+
+def check_thread(thread: object) -> None:
+    """Raises InvalidProtocolRequest unless it begins a thread, which changes nothing: none is stored."""
+    kind = thread.get("type") if isinstance(thread, Mapping) else None
+    if kind == "continue":
+        raise InvalidProtocolRequest(
+            "thread: this server stores no threads; send the whole conversation with "
+            'thread: {"type": "create"}',
+            param="thread",
+            code=UNKNOWN_THREAD,
+            status=404,
+        )
+    if kind != "create":
+        raise invalid("thread", 'must be {"type": "create"}')
 
 
 def invalid(param: str, problem: str) -> InvalidProtocolRequest:
