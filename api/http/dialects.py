@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from api.http.asgi import RawHeaders
 from api.http.errors import ApiError, error_for
@@ -76,9 +77,12 @@ def stream_error_event(exc: Exception, target: bytes, request_id: bytes) -> byte
 
 
 def _anthropic_body(error: ApiError, request_id: bytes) -> bytes:
-    envelope = {
-        "type": "error",
-        "error": {"type": anthropic_type(error.status), "message": error.message},
-        "request_id": request_id.decode("latin-1"),
-    }
+    inside = {"type": anthropic_type(error.status), "message": error.message, **_details(error.body)}
+    envelope = {"type": "error", "error": inside, "request_id": request_id.decode("latin-1")}
     return json.dumps(envelope, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _details(body: bytes) -> dict[str, Any]:
+    """What a translated error says besides, for Anthropic's SDKs."""
+    error = json.loads(body)["error"]
+    return {"details": error["details"]} if isinstance(error, dict) and "details" in error else {}
