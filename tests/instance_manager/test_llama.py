@@ -254,11 +254,11 @@ def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, t
 
     first = write_header(tmp_path / "m-00001-of-00003.gguf", {"general.architecture": "qwen3"})
     assert problem(str(first)) == (
-        f"{tmp_path} lacks m-00002-of-00003.gguf and 1 more: its download isn't finished"
+        "it lacks m-00002-of-00003.gguf and 1 more of its 3 parts: its download isn't finished"
     )
     text = tmp_path / "text.gguf"
     text.write_text("hello")
-    assert problem(str(text)) == f"{text} isn't a readable GGUF file"
+    assert problem(str(text)) == "text.gguf isn't a GGUF file: it begins with b'hell'"
     whole = str(write_header(tmp_path / "whole.gguf", {"general.architecture": "qwen3"}))
     assert problem(whole) == ""
     assert problem(whole, mmproj="/none.gguf") == "params.mmproj: there is no file /none.gguf"
