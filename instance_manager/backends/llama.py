@@ -114,7 +114,7 @@ class LlamaBackend(Backend):
         params = merge_params(defaults, spec.params)
         refuse_unusable(params)
         files = self._files(spec, config, params)
-        header = files.header
+        header = files.header()
         flags = _with_projector(translated(params, header), files)
         accepted.check(flags)
         alias = alias_of(params, spec.model_name)
@@ -168,7 +168,8 @@ class LlamaBackend(Backend):
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         files = _files_at(load)
         weights = _all_weights(load.params, files, load.weights_bytes)
-        return memory.estimate(load.params, files.header, weights, machine, self.overhead)
+        header = files.header(whole=True)  # as `read_load` has just read it; a small vocabulary lies behind
+        return memory.estimate(load.params, header, weights, machine, self.overhead)
 
     def _files(self, spec: InstanceSpec, config: ManagerConfig, params: Mapping[str, Any]) -> LlamaFiles:
         return find_files(spec.model_name, params, config.model_dirs, _environ(spec, config))

@@ -31,10 +31,9 @@ class LlamaFiles:
     def projector(self) -> Path | None:
         return None if self.model is None else self.model.projector
 
-    @property
-    def header(self) -> GgufHeader:
-        """Without keys for a file that can't be read. Blocks for a moment."""
-        found = None if self.weights is None else header_at(self.weights)
+    def header(self, *, whole: bool = False) -> GgufHeader:
+        """Without keys for a file that can't be read. Blocks; `whole` as in `header_at`."""
+        found = None if self.weights is None else header_at(self.weights, whole=whole)
         return found if isinstance(found, GgufHeader) else GgufHeader(0, {})
 
 
