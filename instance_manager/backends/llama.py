@@ -98,6 +98,16 @@ class LlamaBackend(Backend):
         control="/slots /slots/* /lora-adapters /metrics /v1/chat/completions/control /v1/stream "
         "/v1/streams/lookup /cors-proxy /tools /models/load /models/unload /models/sse",
     )
+    # Its Responses keep no state and call one that was cut off completed; its Messages think even if told
+    # not to, and have errors in OpenAI's shape.
+    translated = frozenset(
+        {
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/responses",
+            "/v1/responses/input_tokens",
+        }
+    )
     overhead = Overhead(64 * _MIB, 512 * _MIB)
     allocates_on_use = True
 
