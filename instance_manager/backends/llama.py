@@ -75,7 +75,10 @@ class LlamaBackend(Backend):
         reasons=(
             (_C.BAD_ARGUMENTS, r"error: (?P<reason>invalid argument: .+)"),
             (_C.BAD_ARGUMENTS, r"(?P<reason>error while handling (?:argument|environment variable) .+)"),
-            (_C.UNSUPPORTED_MODEL, r"(?P<reason>invalid magic characters: .+)"),
+            (
+                _C.UNSUPPORTED_MODEL,
+                r"gguf_init_from_\w+: (?P<reason>(?!failed to open |failed to allocate ).+)",
+            ),
             (
                 _C.UNSUPPORTED_MODEL,
                 r"error loading model: (?P<reason>(?!.*(?:failed to load model from|to allocate|vk::)).+)",

@@ -360,6 +360,11 @@ def test_in_a_package_it_has_the_flags_of_the_launcher(
             "invalid magic characters: 'hell', expected 'GGUF'",
         ),
         (
+            "0.00.026 E gguf_init_from_reader: failed to read key-value pairs",
+            FailureClass.UNSUPPORTED_MODEL,
+            "failed to read key-value pairs",
+        ),
+        (
             "llama_model_load: error loading model: tensor 'a' data is not within the file bounds",
             FailureClass.UNSUPPORTED_MODEL,
             "tensor 'a' data is not within the file bounds",
