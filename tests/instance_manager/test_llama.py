@@ -12,6 +12,7 @@ import pytest
 
 from instance_manager.backends import BACKENDS, LaunchPlan, plan_launch
 from instance_manager.backends.llama import LlamaBackend
+from instance_manager.backends.llama_cpp.model_files import find_files
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, ModelNotFound
@@ -245,6 +246,27 @@ def test_a_folder_s_files_are_told_apart_by_their_quantisation(config: ManagerCo
     (tmp_path / "models/none").mkdir()
     with pytest.raises(InvalidSpec, match=r"llama\.cpp runs GGUF files, and .* has none"):
         weights("none")
+
+
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        ("/", "m-Q8_0.gguf"),
+        ("/:bf16", "BF16/m-BF16-00001-of-00002.gguf"),
+        ("/BF16/m-BF16-00002-of-00002.gguf", "BF16/m-BF16-00001-of-00002.gguf"),
+        ("/m-Q8_0.gguf:IQ2_M", "m-UD-IQ2_M.gguf"),
+        ("/alone/mmproj-F16.gguf", "alone/mmproj-F16.gguf"),  # no model's: llama-server says so
+    ],
+)
+def test_a_path_may_name_a_folder_a_part_or_a_quantisation(tmp_path: Path, model: str, file: str) -> None:
+    """Also of files beside other weights, and in folders of one quantisation each."""
+    folder = tmp_path / "m"
+    names = ("m-Q8_0", "m-UD-IQ2_M", *(f"BF16/m-BF16-0000{part}-of-00002" for part in (1, 2)))
+    for name in names:
+        write_header(folder / f"{name}.gguf", {"general.architecture": "qwen3"})
+    write_header(folder / "alone/mmproj-F16.gguf", {"general.architecture": "clip"})
+    (folder / "model.safetensors").write_bytes(b"")
+    assert find_files(f"{folder}{model}".replace("/:", ":"), {}, (), {}).weights == folder / file
 
 
 def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, tmp_path: Path) -> None:
