@@ -86,6 +86,8 @@ class Backend(ABC):
     routes: ClassVar[EngineRoutes] = EngineRoutes()
     # APIs that every version of it has; whether it has another one, Berth asks each process once.
     speaks: ClassVar[frozenset[str]] = frozenset({"/v1/chat/completions", "/v1/completions"})
+    # APIs that some versions have, but with less than Berth's translation: that is used with all of them.
+    translated: ClassVar[frozenset[str]] = frozenset()
 
     overhead: ClassVar[Overhead] = Overhead(256 * _MIB, 512 * _MIB)
     allocates_on_use: ClassVar[bool] = False  # so that a measured peak may be less than what it will hold

@@ -11,9 +11,8 @@ from instance_manager.backends.base import Backend, EngineRoutes, LaunchPlan
 from instance_manager.backends.engine_choice import ChoiceFacts, FileFormat
 from instance_manager.backends.llama_cpp import memory
 from instance_manager.backends.llama_cpp.flags import FlagSet, in_process_flags, table
-from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.llama_cpp.help_text import KnownFlags
-from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files, problem_of_files
+from instance_manager.backends.llama_cpp.model_files import LlamaFiles, find_files
 from instance_manager.backends.llama_cpp.params import (
     DEFAULTS,
     OWNED,
@@ -35,6 +34,8 @@ from instance_manager.backends.progress_metrics import ProgressMetrics
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, ManagerError
+from instance_manager.gguf.header import GgufHeader
+from instance_manager.gguf.models import problem_at
 from instance_manager.memory.checkpoint_size import Estimate, ModelLoad, Overhead
 from instance_manager.memory.kv_cache_size import Machine
 from instance_manager.process.environment import child_environment
@@ -74,7 +75,10 @@ class LlamaBackend(Backend):
         reasons=(
             (_C.BAD_ARGUMENTS, r"error: (?P<reason>invalid argument: .+)"),
             (_C.BAD_ARGUMENTS, r"(?P<reason>error while handling (?:argument|environment variable) .+)"),
-            (_C.UNSUPPORTED_MODEL, r"(?P<reason>invalid magic characters: .+)"),
+            (
+                _C.UNSUPPORTED_MODEL,
+                r"gguf_init_from_\w+: (?P<reason>(?!failed to open |failed to allocate ).+)",
+            ),
             (
                 _C.UNSUPPORTED_MODEL,
                 r"error loading model: (?P<reason>(?!.*(?:failed to load model from|to allocate|vk::)).+)",
@@ -97,6 +101,16 @@ class LlamaBackend(Backend):
         control="/slots /slots/* /lora-adapters /metrics /v1/chat/completions/control /v1/stream "
         "/v1/streams/lookup /cors-proxy /tools /models/load /models/unload /models/sse",
     )
+    # Its Responses keep no state and call one that was cut off completed; its Messages think even if told
+    # not to, and have errors in OpenAI's shape.
+    translated = frozenset(
+        {
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/responses",
+            "/v1/responses/input_tokens",
+        }
+    )
     overhead = Overhead(64 * _MIB, 512 * _MIB)
     allocates_on_use = True
 
@@ -113,7 +127,7 @@ class LlamaBackend(Backend):
         params = merge_params(defaults, spec.params)
         refuse_unusable(params)
         files = self._files(spec, config, params)
-        header = {} if files.weights is None else read_header(files.weights)
+        header = files.header()
         flags = _with_projector(translated(params, header), files)
         accepted.check(flags)
         alias = alias_of(params, spec.model_name)
@@ -161,12 +175,13 @@ class LlamaBackend(Backend):
     def problem_of_start(self, spec: InstanceSpec, config: ManagerConfig) -> str | None:
         if (problem := self.problem_of_name(spec, config)) is not None:
             return problem
-        return problem_of_files(self._files(spec, config, spec.params)) or _missing_files(spec.params)
+        weights = self._files(spec, config, spec.params).weights
+        return (None if weights is None else problem_at(weights)) or _missing_files(spec.params)
 
     def estimate(self, load: ModelLoad, machine: Machine) -> Estimate:
         files = _files_at(load)
-        header = {} if files.weights is None else read_header(files.weights)
         weights = _all_weights(load.params, files, load.weights_bytes)
+        header = files.header(whole=True)  # as `read_load` has just read it; a small vocabulary lies behind
         return memory.estimate(load.params, header, weights, machine, self.overhead)
 
     def _files(self, spec: InstanceSpec, config: ManagerConfig, params: Mapping[str, Any]) -> LlamaFiles:
@@ -205,7 +220,7 @@ def _with_projector(flags: dict[str, Any], files: LlamaFiles) -> dict[str, Any]:
     return flags
 
 
-def _runner(params: Mapping[str, Any], header: Mapping[str, Any], files: LlamaFiles) -> RunnerKind | None:
+def _runner(params: Mapping[str, Any], header: GgufHeader, files: LlamaFiles) -> RunnerKind | None:
     if pools_by_own_flags(params) or pooling_flags(params, header):
         return RunnerKind.POOLING
     is_known = files.weights is not None or params.get("runner") == "generate"
@@ -217,7 +232,7 @@ def _all_weights(params: Mapping[str, Any], files: LlamaFiles, otherwise: int) -
     others = [files.projector] if params.get("mmproj", True) else []
     others += [params.get(name) for name in ("mmproj", "mm", *_DRAFTS) if isinstance(params.get(name), str)]
     sizes = [_size(Path(path)) for path in others if path is not None]
-    return (sum(map(_size, files.all_parts)) or otherwise) + sum(sizes)
+    return (otherwise if files.model is None else files.model.weights_bytes) + sum(sizes)
 
 
 _DRAFTS = ("model_draft", "spec_draft_model", "md")

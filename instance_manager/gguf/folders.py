@@ -61,10 +61,17 @@ def only_model(folder: Path) -> GgufModel | None:
         return None
     if any(name in _OTHER_KINDS or name.endswith(_OTHER_WEIGHTS) for name in names):
         return None
-    is_repository = _is_snapshot(folder)
-    label = folder.parent.parent.name.rpartition("--")[2] if is_repository else _NO_LABEL
-    models = models_of([folder_at(folder, label, is_repository=is_repository)])
-    return next((model for model in models if label in (model.name, *model.aliases)), None)
+    label = _label_of(folder)
+    return next((one for one in models_in(folder) if label in (one.name, *one.aliases)), None)
+
+
+def models_in(folder: Path) -> list[GgufModel]:
+    """A folder's models; of a snapshot in the hub's cache, those in the folders below it, too."""
+    return models_of([folder_at(folder, _label_of(folder), is_repository=_is_snapshot(folder))])
+
+
+def _label_of(folder: Path) -> str:
+    return folder.parent.parent.name.rpartition("--")[2] if _is_snapshot(folder) else _NO_LABEL
 
 
 def find_below(root: Path, name: str) -> GgufModel | None:

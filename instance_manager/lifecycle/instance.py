@@ -159,6 +159,7 @@ class Instance:
 
     def endpoint(self, port: int, api_key: str) -> Endpoint:
         """Where its current process listens."""
+        backend = backend_of(self.spec.engine)
         return Endpoint(
             self.host,
             port,
@@ -167,7 +168,7 @@ class Instance:
             served_name=self.served_model_name,
             adapters=adapter_names(self.plan.params),
             isolates_tenants=self.plan.isolates_tenants,
-            speaks=dict.fromkeys(backend_of(self.spec.engine).speaks, True),
+            speaks=dict.fromkeys(backend.speaks, True) | dict.fromkeys(backend.translated, False),
             keeps_connections=self.plan.keeps_connections,
         )
 

@@ -56,3 +56,4 @@ def test_what_is_known_of_a_kind_is_not_asked() -> None:
     assert {PATH, "/v1/responses", "/v1/chat/completions"} <= BACKENDS["engine"].speaks
     assert "/v1/chat/completions" in BACKENDS["vllm"].speaks and PATH not in BACKENDS["vllm"].speaks
     assert BACKENDS["command"].speaks == frozenset()
+    assert BACKENDS["llama"].translated == BACKENDS["engine"].speaks - BACKENDS["llama"].speaks

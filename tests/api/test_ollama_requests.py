@@ -74,6 +74,11 @@ def test_the_names_that_a_client_may_mean(name: str, names: list[str]) -> None:
     assert plain(name) == names[-1]
 
 
+def test_a_quantisation_may_be_written_in_any_case() -> None:
+    assert list(candidates("hf.co/o/a:q4_K_m")) == ["hf.co/o/a:q4_K_m", "o/a:q4_K_m", "o/a:Q4_K_M"]
+    assert plain("hf.co/o/a:q4_K_m") == "o/a:q4_K_m"
+
+
 def test_names_are_listed_with_a_tag() -> None:
     assert [tagged(name) for name in ("a", "o/a", "a:Q4_K_M", "h:1/a")] == [
         "a:latest", "o/a:latest", "a:Q4_K_M", "h:1/a:latest",

@@ -215,6 +215,14 @@ def test_codex_history_with_calls_and_sealed_reasoning(berth: BerthProcess) -> N
     ]
 
 
+def test_reasoning_that_was_cut_off_is_a_message_with_text(berth: BerthProcess) -> None:
+    """llama.cpp's server refuses an assistant's message without content and calls."""
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hmm."}]}
+    events_of(berth, codex([message("user", "Think."), thought, message("user", "Go on.")]))
+    got = [each for each in seen(berth)["messages"] if each["role"] == "assistant"]
+    assert got == [{"role": "assistant", "content": "", "reasoning_content": "Hmm."}]
+
+
 def test_calls_of_custom_and_shell_tools_are_theirs(berth: BerthProcess) -> None:
     custom = {**APPLY_PATCH, "name": "weather"}
     shell = {"type": "function", "name": "clock"}

@@ -12,6 +12,7 @@ import pytest
 
 from instance_manager.backends import BACKENDS, LaunchPlan, plan_launch
 from instance_manager.backends.llama import LlamaBackend
+from instance_manager.backends.llama_cpp.model_files import find_files
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.config import ManagerConfig
 from instance_manager.errors import InvalidSpec, ModelNotFound
@@ -247,6 +248,27 @@ def test_a_folder_s_files_are_told_apart_by_their_quantisation(config: ManagerCo
         weights("none")
 
 
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        ("/", "m-Q8_0.gguf"),
+        ("/:bf16", "BF16/m-BF16-00001-of-00002.gguf"),
+        ("/BF16/m-BF16-00002-of-00002.gguf", "BF16/m-BF16-00001-of-00002.gguf"),
+        ("/m-Q8_0.gguf:IQ2_M", "m-UD-IQ2_M.gguf"),
+        ("/alone/mmproj-F16.gguf", "alone/mmproj-F16.gguf"),  # no model's: llama-server says so
+    ],
+)
+def test_a_path_may_name_a_folder_a_part_or_a_quantisation(tmp_path: Path, model: str, file: str) -> None:
+    """Also of files beside other weights, and in folders of one quantisation each."""
+    folder = tmp_path / "m"
+    names = ("m-Q8_0", "m-UD-IQ2_M", *(f"BF16/m-BF16-0000{part}-of-00002" for part in (1, 2)))
+    for name in names:
+        write_header(folder / f"{name}.gguf", {"general.architecture": "qwen3"})
+    write_header(folder / "alone/mmproj-F16.gguf", {"general.architecture": "clip"})
+    (folder / "model.safetensors").write_bytes(b"")
+    assert find_files(f"{folder}{model}".replace("/:", ":"), {}, (), {}).weights == folder / file
+
+
 def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, tmp_path: Path) -> None:
     def problem(model: str, **params: Any) -> str:
         found = BACKENDS["llama"].problem_of_start(InstanceSpec(model, "llama", params=params), config)
@@ -254,11 +276,11 @@ def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, t
 
     first = write_header(tmp_path / "m-00001-of-00003.gguf", {"general.architecture": "qwen3"})
     assert problem(str(first)) == (
-        f"{tmp_path} lacks m-00002-of-00003.gguf and 1 more: its download isn't finished"
+        "it lacks m-00002-of-00003.gguf and 1 more of its 3 parts: its download isn't finished"
     )
     text = tmp_path / "text.gguf"
     text.write_text("hello")
-    assert problem(str(text)) == f"{text} isn't a readable GGUF file"
+    assert problem(str(text)) == "text.gguf isn't a GGUF file: it begins with b'hell'"
     whole = str(write_header(tmp_path / "whole.gguf", {"general.architecture": "qwen3"}))
     assert problem(whole) == ""
     assert problem(whole, mmproj="/none.gguf") == "params.mmproj: there is no file /none.gguf"
@@ -358,6 +380,11 @@ def test_in_a_package_it_has_the_flags_of_the_launcher(
             "E gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'",
             FailureClass.UNSUPPORTED_MODEL,
             "invalid magic characters: 'hell', expected 'GGUF'",
+        ),
+        (
+            "0.00.026 E gguf_init_from_reader: failed to read key-value pairs",
+            FailureClass.UNSUPPORTED_MODEL,
+            "failed to read key-value pairs",
         ),
         (
             "llama_model_load: error loading model: tensor 'a' data is not within the file bounds",

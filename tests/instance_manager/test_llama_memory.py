@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from instance_manager.backends import BACKENDS
-from instance_manager.backends.llama_cpp.header import read_header
 from instance_manager.backends.llama_cpp.memory import context_tokens, kv_cache_bytes, offloaded_share
+from instance_manager.gguf.header import GgufHeader
 from instance_manager.memory.checkpoint_size import Estimate, read_load
 from instance_manager.memory.kv_cache_size import Machine
 from tests.instance_manager.test_llama import write_header
@@ -38,6 +38,10 @@ def estimate(path: Path, params: dict[str, Any], machine: Machine) -> Estimate:
     return BACKENDS["llama"].estimate(load, machine)
 
 
+def cache_bytes(params: dict[str, Any], keys: dict[str, Any], tokens: int) -> int:
+    return kv_cache_bytes(params, GgufHeader(1, keys), tokens)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_header(tmp_path / "m-Q8_0.gguf", QWEN3, size=1 << 20)
@@ -55,7 +59,7 @@ def model(tmp_path: Path) -> Path:
     ],
 )
 def test_the_cache_has_room_for_what_its_flags_say(model: Path, params: dict[str, Any], tokens: int) -> None:
-    assert context_tokens(params, QWEN3) == tokens
+    assert context_tokens(params, GgufHeader(1, QWEN3)) == tokens
     assert estimate(model, params, ON_CPU).kv_cache_bytes == tokens * PER_TOKEN
 
 
@@ -69,7 +73,7 @@ def test_the_cache_has_room_for_what_its_flags_say(model: Path, params: dict[str
     ],
 )
 def test_the_cache_s_type_counts(params: dict[str, Any], part: float) -> None:
-    assert kv_cache_bytes(params, QWEN3, 1000) == int(1000 * PER_TOKEN * part)
+    assert cache_bytes(params, QWEN3, 1000) == int(1000 * PER_TOKEN * part)
 
 
 def test_layers_with_a_window_and_layers_without_attention_take_less() -> None:
@@ -77,15 +81,15 @@ def test_layers_with_a_window_and_layers_without_attention_take_less() -> None:
     gemma |= {"general.architecture": "gemma3", "gemma3.attention.sliding_window": 1024}
     per_layer = 8 * 256 * 2
     windows = min(40960, (1024 + 512) * 4)
-    assert kv_cache_bytes({}, gemma, 40960) == 6 * per_layer * 40960 + 30 * per_layer * windows
-    assert kv_cache_bytes({"swa_full": True}, gemma, 40960) == 40960 * PER_TOKEN
-    hybrid = {**QWEN3, "qwen3.attention.head_count_kv": (0, 0, 0, 8) * 9}
-    assert kv_cache_bytes({}, hybrid, 100) == 100 * PER_TOKEN // 4
-    assert kv_cache_bytes({}, {**QWEN3, "qwen3.full_attention_interval": 4}, 100) == 100 * PER_TOKEN // 4
-    assert kv_cache_bytes({}, {**QWEN3, "qwen3.attention.causal": False}, 100) == 0
+    assert cache_bytes({}, gemma, 40960) == 6 * per_layer * 40960 + 30 * per_layer * windows
+    assert cache_bytes({"swa_full": True}, gemma, 40960) == 40960 * PER_TOKEN
+    hybrid = {**QWEN3, "qwen3.attention.head_count_kv": [0, 0, 0, 8] * 9}
+    assert cache_bytes({}, hybrid, 100) == 100 * PER_TOKEN // 4
+    assert cache_bytes({}, {**QWEN3, "qwen3.full_attention_interval": 4}, 100) == 100 * PER_TOKEN // 4
+    assert cache_bytes({}, {**QWEN3, "qwen3.attention.causal": False}, 100) == 0
     latent = {**QWEN3, "qwen3.attention.kv_lora_rank": 512, "qwen3.rope.dimension_count": 64}
-    assert kv_cache_bytes({}, latent, 100) == 100 * 36 * (512 + 64) * 2
-    assert kv_cache_bytes({}, {}, 100) == 0
+    assert cache_bytes({}, latent, 100) == 100 * 36 * (512 + 64) * 2
+    assert cache_bytes({}, {}, 100) == 0
 
 
 def test_what_lies_beside_the_model_counts(tmp_path: Path) -> None:
@@ -116,23 +120,8 @@ def test_on_a_gpu_it_takes_what_fits_and_leaves_the_rest_to_the_cpu(tmp_path: Pa
 
 
 def test_layers_are_counted_with_the_head() -> None:
-    assert offloaded_share({"ngl": 37}, QWEN3) == 1
-    assert offloaded_share({"gpu_layers": 99}, QWEN3) == 1
-    assert offloaded_share({"n_gpu_layers": 18}, QWEN3) == 18 / 37
-    assert offloaded_share({"n_gpu_layers": "all"}, QWEN3) == 1
-    assert offloaded_share({}, {}) == 1
-
-
-def test_a_header_is_read_up_to_the_vocabulary(tmp_path: Path) -> None:
-    file = write_header(
-        tmp_path / "m.gguf",
-        {**QWEN3, "qwen3.attention.head_count_kv": [0, 8], "tokenizer.ggml.tokens": [1, 2, 3], "after": 1},
-    )
-    found = read_header(file)
-    assert found["qwen3.attention.head_count_kv"] == (0, 8)
-    assert found["tokenizer.ggml.tokens.length"] == 3 and "after" not in found
-    for broken in (b"", b"GGUF", b"hello world, hello world", file.read_bytes()[:100]):
-        other = tmp_path / f"{len(broken)}.gguf"
-        other.write_bytes(broken)
-        assert read_header(other) == {}
-    assert read_header(tmp_path / "none.gguf") == {}
+    assert offloaded_share({"ngl": 37}, GgufHeader(1, QWEN3)) == 1
+    assert offloaded_share({"gpu_layers": 99}, GgufHeader(1, QWEN3)) == 1
+    assert offloaded_share({"n_gpu_layers": 18}, GgufHeader(1, QWEN3)) == 18 / 37
+    assert offloaded_share({"n_gpu_layers": "all"}, GgufHeader(1, QWEN3)) == 1
+    assert offloaded_share({}, GgufHeader(1, {})) == 1

@@ -150,6 +150,38 @@ def test_it_answers_by_schema_and_with_tools(both: Clients) -> None:
     assert called.choices[0].finish_reason in ("length", "stop", "tool_calls")  # a tiny model calls none
 
 
+def test_responses_go_on_from_each_other(both: Clients) -> None:
+    _, chat = both
+    first = chat.responses.create(model="fox", input="Tell me of the fox", max_output_tokens=4)
+    assert (first.status, first.usage and first.usage.output_tokens) == ("incomplete", 4)
+    second = chat.responses.create(
+        model="fox", input="And?", max_output_tokens=4, previous_response_id=first.id
+    )
+    assert first.usage and second.usage and second.usage.input_tokens > first.usage.input_tokens
+    assert chat.responses.retrieve(second.id).previous_response_id == first.id
+
+
+def test_messages_have_anthropics_errors(both: Clients) -> None:
+    control, _ = both
+    body = {"model": "fox", "max_tokens": 4, "messages": QUESTION}
+    answer = control.post("/v1/messages", json=body).json()
+    assert [part["type"] for part in answer["content"]] == ["text"]
+    counted = control.post("/v1/messages/count_tokens", json={"model": "fox", "messages": QUESTION}).json()
+    read = answer["usage"]
+    assert counted["input_tokens"] == read["input_tokens"] + read["cache_read_input_tokens"]
+    refused = control.post("/v1/messages", json={"model": "fox", "max_tokens": 4})
+    assert (refused.status_code, refused.json()["type"]) == (400, "error")
+
+
+def test_a_thought_that_was_cut_off_can_go_on(tmp_path: Path, models: Path) -> None:
+    """An assistant's message without text: the server refuses one that lacks `content`."""
+    thinks = {"fox": entry(models, "fox", params={"threads": 1})}
+    with berth_with(tmp_path, thinks, **settings(models)) as berth, clients(berth) as (_, chat):
+        first = chat.responses.create(model="fox", input="Tell me of the fox", max_output_tokens=4)
+        assert [item.type for item in first.output] == ["reasoning"]
+        chat.responses.create(model="fox", input="And?", max_output_tokens=4, previous_response_id=first.id)
+
+
 def test_it_embeds_where_the_entry_says_so(both: Clients) -> None:
     control, chat = both
     vectors = chat.embeddings.create(model="embeds", input=["a fox", "a hare"], encoding_format="float").data
@@ -233,7 +265,7 @@ def test_an_idle_server_expires_and_comes_back(tmp_path: Path, models: Path) -> 
     with berth_with(tmp_path, only, **settings(models)) as berth, clients(berth) as (control, chat):
         before, _ = ask(chat, "fox")
         family = family_of(replica_of(control, "fox")["pid"])
-        eventually(lambda: control.get("/models/fox").json()["status"] == "stopped")
+        eventually(lambda: control.get("/models/fox").json()["state"] == "stopped")
         assert [one for one in family if one.is_running() and one.status() != "zombie"] == []
         assert ask(chat, "fox")[0] == before
 

@@ -11,18 +11,25 @@ _HUBS = ("hf.co/", "huggingface.co/")
 def candidates(name: str) -> Iterator[str]:
     """The names under which Berth may know a model that a client calls `name`, the most literal first."""
     yield name
-    for hub in _HUBS:
-        if name.startswith(hub):
-            name = name.removeprefix(hub)
-            yield name
-    if name.endswith(_LATEST):
-        yield name.removesuffix(_LATEST)
+    short = _without_hub(name)
+    if short != name:
+        yield short
+    if short.endswith(_LATEST):
+        yield short.removesuffix(_LATEST)
+        return
+    label, colon, tag = short.rpartition(":")
+    if colon and tag != tag.upper():  # Berth lists quantisations in capitals; Ollama takes tags in any case
+        yield f"{label}:{tag.upper()}"
 
 
 def plain(name: str) -> str:
     """The name without a hub and without `:latest`."""
-    *_, last = candidates(name)
-    return last
+    return _without_hub(name).removesuffix(_LATEST)
+
+
+def _without_hub(name: str) -> str:
+    hub = next((one for one in _HUBS if name.startswith(one)), "")
+    return name.removeprefix(hub)
 
 
 def tagged(name: str) -> str:

@@ -37,7 +37,12 @@ def chat_messages(items: Iterable[tuple[str, Item]], ignored: MutableMapping[str
                 merged[-1] = {**last, **message, **({"tool_calls": calls} if calls else {})}
             else:
                 merged.append(message)
-    return merged
+    return [_with_content(message) for message in merged]
+
+
+def _with_content(message: Message) -> Message:
+    """Reasoning that was cut off has neither text nor calls: engines refuse a message without both."""
+    return message if "content" in message or "tool_calls" in message else {**message, "content": ""}
 
 
 def kind_of(item: Item) -> str:

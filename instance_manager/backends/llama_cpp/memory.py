@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instance_manager.backends.llama_cpp.params import CACHE_BYTES, slots_of
+from instance_manager.gguf.header import GgufHeader
 from instance_manager.memory.checkpoint_size import Estimate, Overhead
 from instance_manager.memory.kv_cache_size import Machine, quantity
 
@@ -42,7 +43,7 @@ class LayerCache:
 
 def estimate(
     params: Mapping[str, Any],
-    header: Mapping[str, Any],
+    header: GgufHeader,
     weights_bytes: int,
     machine: Machine,
     overhead: Overhead,
@@ -73,7 +74,7 @@ def estimate(
     )
 
 
-def kv_cache_bytes(params: Mapping[str, Any], header: Mapping[str, Any], num_tokens: int) -> int:
+def kv_cache_bytes(params: Mapping[str, Any], header: GgufHeader, num_tokens: int) -> int:
     """Of `num_tokens` in all slots together; 0 for an unknown architecture and for an encoder."""
     layers = layer_cache(params, header)
     in_window = min(num_tokens, (layers.window + ubatch_of(params)) * (slots_of(params) or _DEFAULT_SLOTS))
@@ -82,7 +83,7 @@ def kv_cache_bytes(params: Mapping[str, Any], header: Mapping[str, Any], num_tok
     return int(layers.whole * num_tokens + layers.windowed * in_window)
 
 
-def context_tokens(params: Mapping[str, Any], header: Mapping[str, Any]) -> int:
+def context_tokens(params: Mapping[str, Any], header: GgufHeader) -> int:
     """Of all slots together, if memory is no limit; 0 = unknown."""
     if (length := quantity(params.get("max_model_len"))) is not None:
         return length * (slots_of(params) or 1)
@@ -94,7 +95,7 @@ def is_context_set(params: Mapping[str, Any]) -> bool:
     return any(quantity(params.get(name)) for name in ("max_model_len", "ctx_size", "c"))
 
 
-def fitted_cache_bytes(params: Mapping[str, Any], header: Mapping[str, Any], free_bytes: int) -> int:
+def fitted_cache_bytes(params: Mapping[str, Any], header: GgufHeader, free_bytes: int) -> int:
     """The KV cache on GPUs of which `free_bytes` are left beside the weights: it shortens a context that
     nobody set until it fits."""
     wanted = kv_cache_bytes(params, header, context_tokens(params, header))
@@ -104,15 +105,15 @@ def fitted_cache_bytes(params: Mapping[str, Any], header: Mapping[str, Any], fre
     return max(min(wanted, free_bytes), least)
 
 
-def compute_bytes(params: Mapping[str, Any], header: Mapping[str, Any]) -> int:
+def compute_bytes(params: Mapping[str, Any], header: GgufHeader) -> int:
     """Of the largest step: rows of the hidden size and of the MLP's, and logits of those that are sampled."""
     tokens = ubatch_of(params)
-    vocab = header.get("tokenizer.ggml.tokens.length") or 0
+    vocab = header.vocabulary_size or 0
     row = 4 * _number(header, "embedding_length") + 3 * _number(header, "feed_forward_length")
     return tokens * row * _FLOAT_BYTES + min(tokens, _DEFAULT_UBATCH) * vocab * _FLOAT_BYTES
 
 
-def offloaded_share(params: Mapping[str, Any], header: Mapping[str, Any]) -> float:
+def offloaded_share(params: Mapping[str, Any], header: GgufHeader) -> float:
     """The share of the layers that its flags put on GPUs; 1 if they leave it to llama-server."""
     names = ("n_gpu_layers", "gpu_layers", "ngl")
     given = next((params[name] for name in names if name in params), "auto")
@@ -124,14 +125,14 @@ def offloaded_share(params: Mapping[str, Any], header: Mapping[str, Any]) -> flo
     return 1.0
 
 
-def layer_cache(params: Mapping[str, Any], header: Mapping[str, Any]) -> LayerCache:
+def layer_cache(params: Mapping[str, Any], header: GgufHeader) -> LayerCache:
     """From the sizes of the heads; all 0 where the header lacks them."""
     layers, heads = _number(header, "block_count"), _number(header, "attention.head_count")
     if not layers or _is_encoder(header):
         return LayerCache(0, 0)
     row = _row_bytes(params, header, heads)
     each = [kv_heads * row for kv_heads in _kv_heads(header, layers, heads)]
-    window, pattern = _number(header, "attention.sliding_window"), _WINDOW_PATTERNS.get(_architecture(header))
+    window, pattern = _number(header, "attention.sliding_window"), _WINDOW_PATTERNS.get(header.architecture)
     if not window or pattern is None:
         return LayerCache(sum(each), 0)
     whole = sum(size for layer, size in enumerate(each) if layer % pattern == pattern - 1)
@@ -142,7 +143,7 @@ def ubatch_of(params: Mapping[str, Any]) -> int:
     return quantity(params.get("ubatch_size", params.get("ub"))) or _DEFAULT_UBATCH
 
 
-def _row_bytes(params: Mapping[str, Any], header: Mapping[str, Any], heads: int) -> float:
+def _row_bytes(params: Mapping[str, Any], header: GgufHeader, heads: int) -> float:
     """Key and value of one head and token."""
     of_key = _type_bytes(params, "cache_type_k", "ctk")
     of_value = _type_bytes(params, "cache_type_v", "ctv")
@@ -153,15 +154,14 @@ def _row_bytes(params: Mapping[str, Any], header: Mapping[str, Any], heads: int)
     return key * of_key + (_number(header, "attention.value_length") or default) * of_value
 
 
-def _kv_heads(header: Mapping[str, Any], layers: int, heads: int) -> Sequence[int]:
+def _kv_heads(header: GgufHeader, layers: int, heads: int) -> Sequence[int]:
     """Of each layer; 0 for one without attention."""
-    if _number(header, "attention.kv_lora_rank"):
+    if header.number("attention.kv_lora_rank"):
         return [1] * layers
-    given = header.get(f"{_architecture(header)}.attention.head_count_kv", heads)
-    if isinstance(given, tuple):
-        return [int(one) for one in given]
-    every = _number(header, "full_attention_interval") or 1
-    return [int(given) if layer % every == every - 1 else 0 for layer in range(layers)]
+    if of_layers := header.numbers("attention.head_count_kv"):
+        return of_layers
+    every, given = _number(header, "full_attention_interval") or 1, _number(header, "attention.head_count_kv")
+    return [(given or heads) if layer % every == every - 1 else 0 for layer in range(layers)]
 
 
 def _type_bytes(params: Mapping[str, Any], *names: str) -> float:
@@ -171,17 +171,10 @@ def _type_bytes(params: Mapping[str, Any], *names: str) -> float:
     return CACHE_BYTES.get(str(given), 2.0)
 
 
-def _is_encoder(header: Mapping[str, Any]) -> bool:
-    return header.get(f"{_architecture(header)}.attention.causal") is False
+def _is_encoder(header: GgufHeader) -> bool:
+    return header.values.get(f"{header.architecture}.attention.causal") is False
 
 
-def _architecture(header: Mapping[str, Any]) -> str:
-    return str(header.get("general.architecture", ""))
-
-
-def _number(header: Mapping[str, Any], key: str) -> int:
-    """Of the architecture; of one for each layer the largest; 0 if it is missing."""
-    value = header.get(f"{_architecture(header)}.{key}", 0)
-    if isinstance(value, tuple):
-        value = max(value, default=0)
-    return value if isinstance(value, int) and value > 0 else 0
+def _number(header: GgufHeader, key: str) -> int:
+    """Of one for each layer the largest; 0 if it is missing."""
+    return header.largest(key) or 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instance_manager.errors import InvalidSpec
+from instance_manager.gguf.header import GgufHeader
 from instance_manager.memory.kv_cache_size import quantity
 
 # What Berth decides, with the reason where it isn't obvious.
@@ -64,7 +65,7 @@ def refuse_unusable(params: Mapping[str, Any]) -> None:
             )
 
 
-def translated(params: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+def translated(params: Mapping[str, Any], header: GgufHeader) -> dict[str, Any]:
     """Merged parameters by llama-server's names, without those that it has no use for. Raises InvalidSpec."""
     flags = {
         name: value
@@ -141,15 +142,16 @@ _COMMON: Mapping[str, Callable[[Mapping[str, Any], Any], dict[str, Any]]] = {
 }
 
 
-def pooling_flags(params: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+def pooling_flags(params: Mapping[str, Any], header: GgufHeader) -> dict[str, Any]:
     """What makes it embed or rank, where flags or the file ask for it; empty for a model that generates."""
     if pools_by_own_flags(params) or params.get("runner") == "generate" or params.get("task") == "generate":
         return {}
     wish = params.get("convert", params.get("task"))
-    if wish in _SCORING_TASKS or (wish not in _POOLING_TASKS and _pooling_type(header) == "rank"):
+    if wish in _SCORING_TASKS or (wish not in _POOLING_TASKS and header.pooling == "rank"):
         return {"reranking": True, **_whole_batches(header)}
-    if wish in _POOLING_TASKS or params.get("runner") == "pooling" or _pooling_type(header) != "none":
-        pooling = {} if _pooling_type(header) != "none" or "pooling" in params else {"pooling": "last"}
+    pools = header.pooling not in (None, "none")
+    if wish in _POOLING_TASKS or params.get("runner") == "pooling" or pools:
+        pooling = {} if pools or "pooling" in params else {"pooling": "last"}
         return {"embeddings": True, **pooling, **_whole_batches(header)}
     return {}
 
@@ -158,16 +160,9 @@ def pools_by_own_flags(params: Mapping[str, Any]) -> bool:
     return any(params.get(name) for name in ("embedding", "embeddings", "rerank", "reranking"))
 
 
-def _pooling_type(header: Mapping[str, Any]) -> str:
-    """By the numbers of llama.cpp's `enum llama_pooling_type`."""
-    value = header.get(f"{header.get('general.architecture')}.pooling_type")
-    return "rank" if value == 4 else "some" if value in (1, 2, 3) else "none"
-
-
-def _whole_batches(header: Mapping[str, Any]) -> dict[str, Any]:
+def _whole_batches(header: GgufHeader) -> dict[str, Any]:
     """A text is embedded in one batch: one that is longer is refused."""
-    length = header.get(f"{header.get('general.architecture')}.context_length")
-    tokens = min(length, _MAX_UBATCH) if isinstance(length, int) and length > 0 else _MAX_UBATCH
+    tokens = min(header.number("context_length") or _MAX_UBATCH, _MAX_UBATCH)
     return {"batch_size": tokens, "ubatch_size": tokens}
 
 
