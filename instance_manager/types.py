@@ -50,6 +50,10 @@ TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
 }
 
 
+class InvalidTransition(RuntimeError):
+    """A state change that TRANSITIONS forbids: a bug in Berth."""
+
+
 class FailureClass(StrEnum):
     """Why an instance failed, as far as its exit and log show."""
 

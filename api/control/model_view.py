@@ -14,7 +14,8 @@ from instance_manager.backends.params import mask_command, mask_params
 from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.model_facts import ModelFacts
 from instance_manager.fleet.models import Model
-from instance_manager.lifecycle.instance import Instance, failure_record
+from instance_manager.lifecycle.instance import Instance
+from instance_manager.lifecycle.instance_view import failure_record
 from instance_manager.state.peers import names_of
 from instance_manager.state.stores.records import InstanceRecord
 from instance_manager.types import InstanceFailure, InstanceState

@@ -301,10 +301,8 @@ class Scheduler:
         self._generation_tokens += num_added
         if num_added > 1:  # the runner has computed all but the last
             self._prefix_cache.advance(sequence, num_added - 1)
-        tokens, logprobs = tokens[:num_added], logprobs[:num_added]
-        if finish is None:
-            return sequence.delta(tokens, logprobs)
-        return self._end(sequence, finish, tokens, logprobs)
+        added = tokens[:num_added], logprobs[:num_added]
+        return sequence.delta(*added) if finish is None else self._end(sequence, finish, *added)
 
     def _end(
         self,

@@ -17,7 +17,7 @@ from instance_manager.backends.params import adapter_names, mask_command
 from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.events import EventLog
 from instance_manager.lifecycle.gate import Gate
-from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts
+from instance_manager.lifecycle.instance_view import InstanceView, LiveFacts, failure_record
 from instance_manager.lifecycle.last_use import LAST_USE_PRECISION_S
 from instance_manager.memory.devices import Device
 from instance_manager.memory.victims import EvictionAction, Resident
@@ -29,6 +29,7 @@ from instance_manager.types import (
     InstanceFailure,
     InstanceSpec,
     InstanceState,
+    InvalidTransition,
     RunSecrets,
 )
 
@@ -42,10 +43,6 @@ _CONVERTED = frozenset(
     )
 )
 SHARED_FIELDS = tuple(each.name for each in fields(InstanceRecord) if each.name not in _CONVERTED)
-
-
-class InvalidTransition(RuntimeError):
-    """A state change that TRANSITIONS forbids: a bug in Berth."""
 
 
 class Instance:
@@ -208,8 +205,8 @@ class Instance:
     @property
     def load_progress(self) -> LoadProgress | None:
         """How far its start is; None if it isn't starting, or that is unknown."""
-        is_loading = self.state is InstanceState.HEALTH_CHECKING and self._read_load is not None
-        return self._read_load() if is_loading and self._read_load is not None else None
+        read = self._read_load if self.state is InstanceState.HEALTH_CHECKING else None
+        return None if read is None else read()
 
     def set_load_reader(self, read: Callable[[], LoadProgress | None]) -> None:
         """Called by its run: reads how far the start of its process is."""
@@ -218,10 +215,8 @@ class Instance:
     def set_policy(self, idle_timeout_s: float | None, pinned: bool | None) -> None:
         """Called by the manager: change what is not None. Equal values, as in each request, are no event."""
         before = (self.idle_timeout_s, self.pinned)
-        if idle_timeout_s is not None:
-            self.idle_timeout_s = idle_timeout_s
-        if pinned is not None:
-            self.pinned = pinned
+        self.idle_timeout_s = before[0] if idle_timeout_s is None else idle_timeout_s
+        self.pinned = before[1] if pinned is None else pinned
         if before != (self.idle_timeout_s, self.pinned):
             self.publish_update({"timeout": self.idle_timeout_s, "pinned": self.pinned})
 
@@ -310,16 +305,8 @@ class Instance:
 
     def _publish_state(self, previous: InstanceState | None) -> None:
         level = logging.WARNING if self.state is InstanceState.FAILED else logging.INFO
-        logger.log(
-            level,
-            "instance=%s %s -> %s port=%s pid=%s reason=%r",
-            self.instance_id,
-            previous,
-            self.state,
-            self.port,
-            self.pid,
-            self.status_reason,
-        )
+        facts = (self.instance_id, previous, self.state, self.port, self.pid, self.status_reason)
+        logger.log(level, "instance=%s %s -> %s port=%s pid=%s reason=%r", *facts)
         data: dict[str, Any] = {
             "status": self.state.value,
             "previous": None if previous is None else previous.value,
@@ -331,14 +318,3 @@ class Instance:
             data["error"] = failure_record(self.failure)
         self._events.publish("instance.state", self.instance_id, data)
         self.notify()
-
-
-def failure_record(failure: InstanceFailure) -> dict[str, Any]:
-    """A failure as JSON."""
-    return {
-        "class": failure.failure_class.value,
-        "message": failure.message,
-        "exit_code": failure.exit_code,
-        "signal": failure.signal,
-        "log_tail": list(failure.log_tail),
-    }

@@ -10,6 +10,7 @@ from instance_manager.backends import backend_of
 from instance_manager.backends.load_signs import LoadProgress
 from instance_manager.backends.params import mask_params
 from instance_manager.state.stores.records import InstanceRecord
+from instance_manager.types import InstanceFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +86,15 @@ def _container(record: InstanceRecord) -> dict[str, Any] | None:
         "name": known.get("name"),
         "id": known.get("container_id"),
         "pid": known.get("pid"),
+    }
+
+
+def failure_record(failure: InstanceFailure) -> dict[str, Any]:
+    """A failure as JSON."""
+    return {
+        "class": failure.failure_class.value,
+        "message": failure.message,
+        "exit_code": failure.exit_code,
+        "signal": failure.signal,
+        "log_tail": list(failure.log_tail),
     }

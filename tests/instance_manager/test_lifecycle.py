@@ -22,9 +22,14 @@ from instance_manager.errors import (
     ShuttingDown,
     WrongState,
 )
-from instance_manager.lifecycle.instance import InvalidTransition
 from instance_manager.manager import InstanceManager
-from instance_manager.types import TRANSITIONS, FailureClass, InstanceSpec, InstanceState
+from instance_manager.types import (
+    TRANSITIONS,
+    FailureClass,
+    InstanceSpec,
+    InstanceState,
+    InvalidTransition,
+)
 from tests.instance_manager.conftest import LOOPS, ManagerFactory, fake, fake_vllm, running, until_state
 
 RECORD = {
