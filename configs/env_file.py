@@ -37,14 +37,14 @@ SDK_PREFIX = "OTEL_"  # read by OpenTelemetry's SDK in Berth's own process
 # PrefixCache of our settings that no other program uses.
 _OUR_PREFIXES = ("VLLM_DEFAULT_", "VLLM_MAX_", "BERTH_", "APP_", "API_KEYS", "ADMIN_API_KEY")
 # Names that look like settings but belong to others: our command line and compose file, vLLM, web frameworks
-# with settings named APP_…, Open WebUI.
+# with settings named APP_…, Open WebUI, Ollama.
 _OTHERS = frozenset(
     {
         *("BERTH_URL", "BERTH_API_KEY", "BERTH_PYTHON"),
         *("BERTH_ADDRESS", "BERTH_MODELS", "BERTH_HUB_CACHE", "BERTH_KEY_FILE"),
         *("APP_NAME", "APP_ENV", "APP_KEY", "APP_URL", "APP_SECRET", "APP_VERSION"),
         *("APP_LOCALE", "APP_TIMEZONE"),
-        "DEFAULT_MODELS",
+        *("DEFAULT_MODELS", "OLLAMA_HOST"),
     }
 )
 _VLLM_PREFIXES = (

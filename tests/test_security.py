@@ -14,7 +14,9 @@ import httpx
 import psutil
 import pytest
 
+from api.access.ollama_routes import FOR_REQUESTS
 from api.control.read_paths import READ_PATHS
+from api.http.dialects import speaks_ollama
 from tests.berth_process import ROOT, BerthProcess, running_berth
 from tests.fake_engine import command
 
@@ -85,7 +87,7 @@ def routes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-OPEN = {"/health", "/health/liveness", "/health/readiness"}
+OPEN = {"/", "/health", "/health/liveness", "/health/readiness"}
 
 
 @pytest.mark.parametrize(("method", "path"), routes())
@@ -100,6 +102,11 @@ def test_every_route_requires_an_admin_unless_listed(berth: BerthProcess, method
         elif method == "GET" and path.encode() in READ_PATHS | {b"/api/v0/models/a"}:
             with user.stream(method, path) as response:  # of the models that the key may use
                 assert response.status_code in (200, 400, 404)
+        elif path.encode() in FOR_REQUESTS:
+            assert user.request(method, path).status_code in (200, 400, 404)
+        elif speaks_ollama(path.encode()):  # an error is a text there
+            answer = user.request(method, path)
+            assert answer.status_code == 403 and "ADMIN_API_KEYS" in answer.json()["error"]
         else:
             assert code_of(user.request(method, path)) == (403, "admin_key_required")
 

@@ -322,7 +322,7 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
 
 def start(client: httpx.Client, model: str) -> str:
     answer = client.post(f"/models/{model}/start", params={"wait": 30}, headers=ADMIN)
-    assert answer.json()["status"] == "running", answer.text
+    assert answer.json()["state"] == "running", answer.text
     instance_id: str = answer.json()["replicas"][0]
     return instance_id
 

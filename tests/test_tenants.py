@@ -80,9 +80,10 @@ READS = {
     for path in (
         *("/models", "/models/sse", "/props", "/slots", "/running"),
         *("/api/v0/models", "/api/v0/models/{name}", "/api/v1/models"),
+        *("/api/tags", "/api/ps", "/api/version"),
     )
-}
-OPEN = {("GET", "/health"), ("GET", "/health/liveness"), ("GET", "/health/readiness")}
+} | {("POST", "/api/show")}
+OPEN = {("GET", path) for path in ("/", "/health", "/health/liveness", "/health/readiness")}
 
 
 def by(key: str, **more: str) -> dict[str, str]:
