@@ -30,6 +30,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
     folder: Path = tmp_path_factory.mktemp("ollama")
     models = {
         "plain": {"command": command("--chunk-delay", "0"), "aliases": ["other"]},
+        "secret": {"command": command("--chunk-delay", "0"), "aliases": ["veiled"], "unlisted": True},
         "late": {"command": command("--slow-start", "0.6", "--chunk-delay", "0")},
         "doomed": {"command": command("--slow-start", "0.5", "--fail-with", "CUDA out of memory")},
         "story": {"path": str(ROOT / "models" / "berth-demo"), "max_model_len": 512},
@@ -280,6 +281,16 @@ def test_a_key_for_some_models_sees_only_those(berth: BerthProcess) -> None:
         assert error_of(narrow.post("/api/chat", json={"model": "story", "messages": USER}))[0] == 403
         narrow.post("/api/generate", json={"model": "plain"})
         assert loaded(narrow).keys() == {"plain:latest"}
+
+
+def test_an_unlisted_model_is_used_but_not_listed(user: httpx.Client, admin: httpx.Client) -> None:
+    for name in ("secret", "veiled"):
+        assert user.post("/api/chat", json={"model": name, "messages": USER}).status_code == 200
+    for client in (user, admin):
+        names = {one["name"] for one in client.get("/api/tags").json()["models"]}
+        assert not names & {"secret:latest", "veiled:latest"} and "plain:latest" in names
+    assert "secret:latest" not in loaded(user)
+    assert "secret:latest" in loaded(admin), "an admin sees what runs"
 
 
 # Managing models.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from api.access.keys import caller_of, may_use
+from api.access.keys import caller_of, may_see, may_use
 from api.control.ollama import details
 from api.http.asgi import Scope
 from api.protocols.ollama.names import tagged
@@ -15,7 +15,7 @@ from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.model_facts import ModelFacts
 from instance_manager.fleet.models import Model
 from instance_manager.lifecycle.instance import Instance
-from instance_manager.state.peers import names_of
+from instance_manager.state.peers import is_unlisted, names_of
 
 _FOR_EVER_S = 2**63 / 1e9  # as Ollama adds to the time for a model that never expires
 _NO_DETAILS = details.details(ModelFacts(), {})
@@ -29,20 +29,22 @@ class Listing:
         self._facts = facts
 
     def tags(self, scope: Scope) -> list[dict[str, Any]]:
-        """Every name of every model; those of other nodes without details."""
-        usable = [model for model in self._fleet.models if may_use(scope, model)]
+        """Every name of every model that is in lists; those of other nodes without details."""
+        usable = [one for one in self._fleet.models if may_use(scope, one) and not one.is_unlisted]
         entries = [entry for model in usable for entry in self._entries(model)]
         caller, known = caller_of(scope), {entry["name"] for entry in entries}
         for name, record in sorted(self._fleet.manager.peers.models().items()):
-            if tagged(name) not in known and caller.may_use((name, *names_of(record))):
+            if tagged(name) in known or is_unlisted(record):
+                continue
+            if caller.may_use((name, *names_of(record))):
                 entries.append(
                     _entry(name, details.digest(record.model_name), record.created_at, 0, _NO_DETAILS)
                 )
         return sorted(entries, key=lambda entry: str(entry["modified_at"]), reverse=True)
 
     def loaded(self, scope: Scope) -> list[dict[str, Any]]:
-        """The models that have an engine which can answer now."""
-        loaded = [model for model in self._fleet.models if model.awake and may_use(scope, model)]
+        """The models that have an engine which can answer now; unlisted ones for admins alone."""
+        loaded = [model for model in self._fleet.models if model.awake and may_see(scope, model)]
         entries = [self._loaded_entry(model) for model in loaded]
         return sorted(entries, key=lambda entry: str(entry["expires_at"]), reverse=True)
 
