@@ -233,7 +233,7 @@ def test_an_idle_server_expires_and_comes_back(tmp_path: Path, models: Path) -> 
     with berth_with(tmp_path, only, **settings(models)) as berth, clients(berth) as (control, chat):
         before, _ = ask(chat, "fox")
         family = family_of(replica_of(control, "fox")["pid"])
-        eventually(lambda: control.get("/models/fox").json()["status"] == "stopped")
+        eventually(lambda: control.get("/models/fox").json()["state"] == "stopped")
         assert [one for one in family if one.is_running() and one.status() != "zombie"] == []
         assert ask(chat, "fox")[0] == before
 
