@@ -227,6 +227,14 @@ async def test_signs_of_life_leave_every_line_a_json_object() -> None:
     assert got.body.startswith(b"{")
 
 
+async def test_another_nodes_signs_of_life_are_passed_on() -> None:
+    """It sends chunks with an empty delta, as it does not know that its chat is translated here."""
+    sign = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":null}]}\n\n'
+    got = await answered([sign, sign, *chat_stream("a")])
+    assert got.body.startswith(b"  {")
+    assert [one["done"] for one in lines_of(got)] == [False, True]
+
+
 async def test_errors_have_ollamas_shape_and_the_engines_status() -> None:
     error = {"error": {"message": "the prompt is too long", "code": "context_length_exceeded"}}
     for status, wanted in ((400, 400), (422, 400), (429, 429), (503, 503)):
