@@ -30,6 +30,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
     folder: Path = tmp_path_factory.mktemp("ollama")
     models = {
         "plain": {"command": command("--chunk-delay", "0"), "aliases": ["other"]},
+        "set": {"command": command(), "aliases": ["calm"], "alias_params": {"calm": {"top_p": 0.5}}},
         "secret": {"command": command("--chunk-delay", "0"), "aliases": ["veiled"], "unlisted": True},
         "late": {"command": command("--slow-start", "0.6", "--chunk-delay", "0")},
         "doomed": {"command": command("--slow-start", "0.5", "--fail-with", "CUDA out of memory")},
@@ -311,6 +312,19 @@ def test_a_copy_is_an_alias_and_can_be_deleted(berth: BerthProcess, admin: httpx
     assert "twin" not in file.read_text()
     assert error_of(admin.post("/api/show", json={"model": "twin"}))[0] == 404
     assert "plain:latest" in {one["name"] for one in admin.get("/api/tags").json()["models"]}
+
+
+def test_a_copy_of_an_alias_sets_its_fields_and_both_can_be_deleted(
+    berth: BerthProcess, admin: httpx.Client
+) -> None:
+    file: Path = berth.models_file  # type: ignore[attr-defined]
+    admin.post("/api/copy", json={"source": "calm", "destination": "calmer"}).raise_for_status()
+    for name in ("calm", "calmer"):
+        answer = admin.post("/v1/echo", json={"model": name})
+        assert json.loads(answer.json()["body"])["top_p"] == 0.5, name
+    for name in ("calm", "calmer"):
+        assert admin.request("DELETE", "/api/delete", json={"model": name}).status_code == 200
+    assert "calm" not in file.read_text()
 
 
 def test_what_berth_did_not_download_is_not_deleted(admin: httpx.Client) -> None:
