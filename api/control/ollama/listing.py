@@ -9,7 +9,8 @@ from typing import Any
 from api.access.keys import caller_of, may_see, may_use
 from api.control.ollama import details
 from api.http.asgi import Scope
-from api.protocols.ollama.names import tagged
+from api.protocols.ollama.names import candidates, tagged
+from instance_manager.backends.runner_kind import RunnerKind
 from instance_manager.fleet.facts_reader import FactsReader
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.model_facts import ModelFacts
@@ -51,17 +52,18 @@ class Listing:
     def shown(self, model: Model, name: str) -> dict[str, Any]:
         """Everything about a model. `name`: as the client called it."""
         facts, header = self._facts.of(model), details.header_of(model)
-        shown: dict[str, Any] = {
-            "modelfile": f"# Berth has no Modelfiles; models.yaml describes its models\nFROM {name}\n",
-            "parameters": details.parameters(facts),
-            "template": facts.chat_template or "",
-            "details": details.details(facts, header),
-            "model_info": details.model_info(facts, header),
-            "capabilities": details.capabilities(facts),
-            "modified_at": details.moment(_modified(model)),
-        }
+        shown = _shown(name, facts, header, _modified(model))
         license_text = details.license_of(facts, header)
         return shown if license_text is None else {"license": license_text, **shown}
+
+    def shown_of_peer(self, scope: Scope, name: str) -> dict[str, Any] | None:
+        """Likewise of a model of another node, whose files are unknown here; None if the key may use none."""
+        remote = self._fleet.manager.peers.models()
+        for record in (remote[one] for one in candidates(name) if one in remote):
+            if caller_of(scope).may_use(names_of(record)):
+                pools = record.extra.get("runner") == RunnerKind.POOLING
+                return _shown(name, ModelFacts(embeddings=pools), {}, record.created_at)
+        return None
 
     def _entries(self, model: Model) -> Iterator[dict[str, Any]]:
         """An alias has its model's digest, as a copy has in Ollama."""
@@ -86,6 +88,18 @@ class Listing:
             "size_vram": sum(one.gpu_memory_bytes or 0 for one in awake),
             "context_length": facts.context_length or 0,
         }
+
+
+def _shown(name: str, facts: ModelFacts, header: details.Header, modified: float | None) -> dict[str, Any]:
+    return {
+        "modelfile": f"# Berth has no Modelfiles; models.yaml describes its models\nFROM {name}\n",
+        "parameters": details.parameters(facts),
+        "template": facts.chat_template or "",
+        "details": details.details(facts, header),
+        "model_info": details.model_info(facts, header),
+        "capabilities": details.capabilities(facts),
+        "modified_at": details.moment(modified),
+    }
 
 
 def _entry(

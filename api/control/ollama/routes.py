@@ -73,6 +73,10 @@ async def ps(request: Request, listing: Lists) -> dict[str, Any]:
 async def show(request: Request, models: Models, listing: Lists) -> dict[str, Any]:
     """`model`: its name. Context and capabilities are those of the model as it is served."""
     called = (await read_body(request, NamedBody)).called
+    if models.known(called) is None:
+        shown = await asyncio.to_thread(listing.shown_of_peer, request.scope, called)
+        if shown is not None:
+            return shown
     _, model = _known(models, called)
     if not may_use(request.scope, model):
         raise refusal(not_found(called), 404)
