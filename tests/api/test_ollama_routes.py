@@ -50,6 +50,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
         "MAX_BODY_MB": "1",
         "STREAM_KEEPALIVE": "0.1",
         "OLLAMA_PORT": str(free_port()),
+        "ACCESS_LOG": "true",
     }
     with running_berth(folder, **settings) as berth:
         berth.ollama_url = f"http://127.0.0.1:{settings['OLLAMA_PORT']}"  # type: ignore[attr-defined]
@@ -157,6 +158,14 @@ def test_an_answer_streamed_and_whole(user: httpx.Client) -> None:
     whole = user.post("/api/generate", json={**body, "model": "other", "stream": False}).json()
     assert (whole["model"], whole["response"], whole["eval_count"]) == ("other", " token0 token1 token2", 3)
     assert 0 < whole["eval_duration"] < whole["total_duration"]
+
+
+def test_the_access_log_has_the_clients_path(berth: BerthProcess, user: httpx.Client) -> None:
+    answer = user.post("/api/chat", json={"model": "plain", "messages": USER})
+    request_id = answer.headers["x-request-id"]
+    eventually(lambda: request_id in berth.output())
+    (line,) = (one for one in berth.output().splitlines() if request_id in one)
+    assert '"POST /api/chat" 200' in line and "model plain" in line
 
 
 def test_a_stream_that_waits_for_its_model_shows_life(user: httpx.Client, admin: httpx.Client) -> None:
