@@ -310,8 +310,10 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
             answer = one.post("/v1/echo", json=body, headers=USER)
             assert json.loads(answer.json()["body"]) == {"model": parent or name}
         assert one.post("/v1/echo", json={"model": "unseen"}, headers=USER).status_code == 200
-        shown = one.post("/api/show", json={"model": "nick:latest"}, headers=USER)
-        assert (shown.status_code, shown.json()["capabilities"]) == (200, ["completion"]), "it is in /api/tags"
+        about = one.post("/api/show", json={"model": "nick:latest"}, headers=USER)
+        assert (about.status_code, about.json()["capabilities"]) == (200, ["completion"]), (
+            "it is in /api/tags"
+        )
         for path in ("/v1/models", "/api/tags"):
             shown = one.get(path, headers=ADMIN).text
             assert ("single" in shown, "unseen" in shown) == (True, False), path
