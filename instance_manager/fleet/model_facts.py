@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instance_manager.gguf.header import read_chat_template
 from instance_manager.gguf.errors import GgufError
+from instance_manager.gguf.header import read_chat_template
 
 _MAX_BYTES = 4 << 20  # of a file that is read
 _TOOLS = re.compile(r"\btools\b")
