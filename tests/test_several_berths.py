@@ -291,6 +291,7 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
     twos = {
         "both": {"command": command(), "aliases": ["of-two"]},
         "single": {"command": command(), "aliases": ["nick"]},
+        "unseen": {"command": command(), "unlisted": True},
     }
     with (
         catalog(harbour, "one", ones),
@@ -298,7 +299,7 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
         harbour.one.client() as one,
         harbour.two.client() as two,
     ):
-        for model in ("both", "single"):
+        for model in ("both", "single", "unseen"):
             wait_until_running_there(one, start(two, model))
         listed = {entry["id"]: entry for entry in one.get("/v1/models", headers=USER).json()["data"]}
         parents = {"of-one": "both", "of-two": "both", "nick": "single", "single": None}
@@ -308,12 +309,20 @@ def test_an_alias_is_known_on_every_node(harbour: Harbour) -> None:
             body = {"model": name, "keep_alive": "1h"}
             answer = one.post("/v1/echo", json=body, headers=USER)
             assert json.loads(answer.json()["body"]) == {"model": parent or name}
+        assert one.post("/v1/echo", json={"model": "unseen"}, headers=USER).status_code == 200
+        about = one.post("/api/show", json={"model": "nick:latest"}, headers=USER)
+        assert (about.status_code, about.json()["capabilities"]) == (200, ["completion"]), (
+            "it is in /api/tags"
+        )
+        for path in ("/v1/models", "/api/tags"):
+            shown = one.get(path, headers=ADMIN).text
+            assert ("single" in shown, "unseen" in shown) == (True, False), path
         (record,) = (
             x for x in two.get("/instances", headers=ADMIN).json()["data"] if x["profile"] == "single"
         )
         assert record["timeout"] == 3600, "keep_alive goes with the request to where the model is"
         assert one.get("/models/both", headers=ADMIN).json()["replicas"] == []
-        for model in ("both", "single"):
+        for model in ("both", "single", "unseen"):
             two.post(f"/models/{model}/stop", headers=ADMIN).raise_for_status()
         eventually(
             lambda: "nick" not in str(one.get("/v1/models", headers=USER).json()), lambda: "still listed"

@@ -171,6 +171,12 @@ def may_use(scope: Scope, model: NamedModel) -> bool:
     return caller.models is None or caller.may_use(names_of(model))
 
 
+def may_see(scope: Scope, model: NamedModel) -> bool:
+    """Whether lists of what runs show it: an unlisted model is shown to admins alone."""
+    is_unlisted = model.profile is not None and model.profile.unlisted
+    return may_use(scope, model) and (is_admin(scope) or not is_unlisted)
+
+
 def model_refusal(scope: Scope, model: NamedModel) -> ApiError | None:
     """The error for a model that the request's key may not use, else None."""
     return None if may_use(scope, model) else model_not_allowed(model.name)

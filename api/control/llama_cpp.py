@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from api.access.keys import caller_of, is_admin, may_use
+from api.access.keys import caller_of, is_admin, may_see
 from api.control.catalog import Files, delete_files
 from api.control.deps import AllDownloads, AllPulls, Events, Facts, Manager, Models
 from api.control.dialect_body import NamedModel, documented, read_body
@@ -132,7 +132,7 @@ def _may_know(request: Request, fleet: Fleet, event: ModelEvent) -> bool:
     model = fleet.known(event.model)
     if event.model == ALL:
         return True
-    return may_use(request.scope, model) if model else caller_of(request.scope).may_use((event.model,))
+    return may_see(request.scope, model) if model else caller_of(request.scope).may_use((event.model,))
 
 
 @router.get("/props", summary="Properties of Berth, or of a model's engine")

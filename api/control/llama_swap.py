@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from api.access.keys import is_admin, may_use
+from api.access.keys import is_admin, may_see
 from api.control.deps import Manager, Models
 from api.control.engine_logs import EngineLogs, last_lines
 from api.control.error_response import error_response
@@ -36,7 +36,7 @@ Tail = Annotated[int, Query(ge=0, le=100_000, description="Number of most recent
 @router.get("/running", summary="The models that have an engine")
 async def running(request: Request, fleet: Models) -> dict[str, Any]:
     """Of those that the caller's key may use. Commands and addresses are for admins."""
-    shown = [model for model in fleet.models if model.live and may_use(request.scope, model)]
+    shown = [model for model in fleet.models if model.live and may_see(request.scope, model)]
     return {"running": [_running(model, public=not is_admin(request.scope)) for model in shown]}
 
 

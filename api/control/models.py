@@ -23,7 +23,7 @@ from instance_manager.errors import ModelNotFound, WrongState
 from instance_manager.fleet.file_description import full_description
 from instance_manager.fleet.fleet import Fleet
 from instance_manager.fleet.models import Model
-from instance_manager.state.peers import names_of
+from instance_manager.state.peers import is_unlisted, names_of
 
 router = APIRouter(tags=["models"])
 
@@ -42,7 +42,7 @@ async def list_openai_models(request: Request, fleet: Models, facts: Facts) -> d
     remote = [
         hide_path(remote_entry(name, record), public=public)
         for name, record in sorted(fleet.manager.peers.models().items())
-        if not is_listed(fleet, name) and caller.may_use((name, *names_of(record)))
+        if not (is_listed(fleet, name) or is_unlisted(record)) and caller.may_use((name, *names_of(record)))
     ]
     return {"object": "list", "data": [*local, *remote]}
 
@@ -61,11 +61,7 @@ async def get_openai_model(name: str, request: Request, fleet: Models, facts: Fa
 
 def listed_for(request: Request, fleet: Fleet) -> list[Model]:
     """The models that the caller's key may use, without those that are in no list for clients."""
-    return [
-        model
-        for model in fleet.models
-        if may_use(request.scope, model) and not (model.profile is not None and model.profile.unlisted)
-    ]
+    return [model for model in fleet.models if may_use(request.scope, model) and not model.is_unlisted]
 
 
 def find_usable(request: Request, fleet: Fleet, name: str) -> Model:

@@ -15,6 +15,7 @@ from typing import Any
 
 from api.http.asgi import Scope
 from api.http.dialects import error_event
+from api.http.headers import TRANSLATED, find_header
 from api.http.response_channel import is_translated
 from api.protocols.base import BegunStream, to_json
 from api.protocols.responses.response_object import begun_response
@@ -138,7 +139,7 @@ def sign_of_life(
     scope: Scope, path: str, fields: Mapping[str, Any], request_id: str, *, has_text: bool
 ) -> SignOfLife:
     """The sign for a stream. `path`: the engine's. `has_text`: chats tell how far the start is."""
-    if is_translated(scope):
+    if is_translated(scope) or find_header(scope["headers"], TRANSLATED):
         return SignOfLife()
     model = fields.get("model")
     name = model if isinstance(model, str) else ""

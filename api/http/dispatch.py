@@ -9,6 +9,8 @@ from api.http.asgi import App, Scope
 from api.http.response_channel import Handler
 from api.http.route import RoutedApp, Router
 
+CLIENT_PATH = "berth.client_path"  # in the scope of a translated request
+
 _PREFIX = b"/proxy/"
 _BY_NAME = b"/upstream/"
 
@@ -50,6 +52,12 @@ def raw_path(scope: Scope) -> bytes:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     root: str = scope.get("root_path", "")
     return path.removeprefix(root.encode()) if root else path
+
+
+def client_path(scope: Scope) -> bytes:
+    """The same, also of a request that an adapter has translated."""
+    path: bytes = scope.get(CLIENT_PATH) or raw_path(scope)
+    return path
 
 
 def split_proxy_path(path: bytes, query: bytes) -> tuple[str, bytes]:

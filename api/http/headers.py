@@ -32,6 +32,9 @@ _NOT_NOMINABLE = frozenset({b"content-length", b"host", b"transfer-encoding", b"
 # The node that forwarded the request; with this header it is not forwarded to another node again.
 VIA = b"x-berth-via"
 
+# Set by that node if it translates the response: the client does not see it as it is.
+TRANSLATED = b"x-berth-translated"
+
 # The tenant of a request to our own engine. Set by Berth; a client's is dropped.
 TENANT = b"x-berth-tenant"
 
@@ -44,6 +47,7 @@ _KEY_PROTOCOL = "openai-insecure-api-key."
 # Request headers that are read, replaced or dropped; all others are copied unchanged.
 _REQUEST_SPECIAL = HOP_BY_HOP | {
     VIA,
+    TRANSLATED,
     TENANT,
     *KEY_HEADERS,
     b"content-length",
@@ -228,7 +232,7 @@ _HANDSHAKE = frozenset(
     }
 )
 _HANDSHAKE_DROPPED = _HANDSHAKE | HOP_BY_HOP | {b"content-length", b"x-request-id"}
-_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, TENANT, *KEY_HEADERS, b"expect", b"host"}
+_HANDSHAKE_REQUEST = _HANDSHAKE_DROPPED | {VIA, TRANSLATED, TENANT, *KEY_HEADERS, b"expect", b"host"}
 _HANDSHAKE_RESPONSE = _HANDSHAKE_DROPPED | {b"date"}
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from api.http.asgi import App, RawHeaders, Receive, Scope, Send
 from api.http.buffered_body import BufferedBody, buffer_body
 from api.http.client_errors import ClientGone
-from api.http.dispatch import raw_path
+from api.http.dispatch import CLIENT_PATH, raw_path
 from api.http.errors import RequestRefused
 from api.http.named_model import InvalidBody, read_object
 from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
@@ -209,6 +209,7 @@ def _inner_scope(scope: Scope, translated: TranslatedRequest, request_id: bytes)
     ]
     return {
         **as_translated(scope),
+        CLIENT_PATH: raw_path(scope),
         "path": translated.path,
         "raw_path": translated.path.encode(),
         "root_path": "",

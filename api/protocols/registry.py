@@ -32,11 +32,11 @@ BUILT_IN: tuple[type[ProtocolAdapter[Any]], ...] = (GenerateProtocol,)
 RESERVED = frozenset(
     {
         "", "api", "audio", "chat", "classify", "completions", "dashboard", "detokenize", "docs",
-        "embeddings",
-        "events", "favicon.ico", "health", "images", "info", "instances", "invocations", "is_sleeping",
-        "load", "messages", "metrics", "models", "moderations", "openapi.json", "ping", "pooling", "proxy",
-        "redoc", "reload", "rerank", "responses", "score", "server_info", "sleep", "static", "tokenize",
-        "tokenizer_info", "usage", "v1", "v2", "version", "wake_up", "web",
+        "embeddings", "events", "favicon.ico", "health", "images", "info", "instances", "invocations",
+        "is_sleeping", "load", "logs", "messages", "metrics", "models", "moderations", "openapi.json",
+        "ping", "pooling", "props", "proxy", "redoc", "reload", "rerank", "responses", "running", "score",
+        "server_info", "sleep", "slots", "static", "tokenize", "tokenizer_info", "unload", "upstream",
+        "usage", "v1", "v2", "version", "wake_up", "web",
     }
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ responses are short and translated when complete. Knows nothing of request bodie
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
@@ -268,12 +268,23 @@ class StreamTranslation:
         chunk = read_object(event.data)
         if chunk.get("error"):
             return read_error(0, event.data)
-        pieces.append(ask_adapter(self._adapter, lambda: self._translator.event(chunk)))
+        piece = ask_adapter(self._adapter, lambda: self._translator.event(chunk))
+        if not piece and _is_sign_of_life(chunk):
+            piece = ask_adapter(self._adapter, lambda: self._translator.comment(b" waiting for the model"))
+        pieces.append(piece)
         return None
 
     def _end(self, pieces: list[bytes]) -> None:
         self._is_ended = True
         pieces.append(ask_adapter(self._adapter, self._translator.end))
+
+
+def _is_sign_of_life(chunk: Mapping[str, Any]) -> bool:
+    """Whether it says nothing: another node sends such chunks while its model loads."""
+    match chunk.get("choices"):
+        case [{"delta": {**delta}, "finish_reason": None}]:
+            return not delta
+    return False
 
 
 async def send_json(send: Send, status: int, headers: RawHeaders, body: bytes, request_id: bytes) -> None:

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from api.http.asgi import RawHeaders, Receive, Scope
 from api.http.dispatch import raw_path
-from api.http.headers import KEY_HEADERS, VIA, find_header
+from api.http.headers import KEY_HEADERS, TRANSLATED, VIA, find_header
+from api.http.response_channel import is_translated
 from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
 from instance_manager.backends.runner_kind import RunnerKind, can_serve
@@ -131,6 +132,8 @@ class PeerRoutes:
         self._metrics.of_peer(node_label(owner))
         path, query = raw_path(scope), scope["query_string"]
         headers: RawHeaders = [(VIA, self._own_name().encode())]
+        if is_translated(scope):
+            headers.append((TRANSLATED, b"1"))
         headers += [pair for pair in scope["headers"] if pair[0] in KEY_HEADERS]
         target = path + b"?" + query if query else path
         return PeerTarget(self, owner, name, f"{kind} {name!r}", target, headers, profile)

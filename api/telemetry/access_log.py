@@ -11,7 +11,7 @@ from typing import Any
 
 from api.access.keys import ANONYMOUS, caller_of
 from api.http.asgi import Scope
-from api.http.dispatch import raw_path
+from api.http.dispatch import client_path
 from api.http.log_paths import loggable
 from api.telemetry.token_usage import TokenUsage
 from api.telemetry.tracing import trace_id_of
@@ -47,7 +47,7 @@ def write_line(
     fields = {
         "client": client[0] if client else "unknown",
         "method": scope.get("method", "WEBSOCKET"),
-        "path": loggable(raw_path(scope)),
+        "path": loggable(client_path(scope)),
         "status": status,
         "seconds": round(time.perf_counter() - started, 6),
         "request_id": request_id.decode(),

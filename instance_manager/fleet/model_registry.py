@@ -122,7 +122,7 @@ class ModelRegistry:
                 continue
             model.replicas[instance.instance_id] = instance
             if model.profile is not None and instance.spec.profile is not None:
-                instance.set_other_names(model.profile.other_names)
+                instance.set_other_names(model.profile.other_names, is_unlisted=model.is_unlisted)
 
     def _names_of(self, instance: Instance) -> Iterable[str]:
         """Of the models that its names stand for: one created by hand may serve an alias."""
@@ -184,5 +184,5 @@ def _publish_names(model: Model) -> None:
     """Let other nodes know what the catalog calls the replicas that run here."""
     names = () if model.profile is None else model.profile.other_names
     for one in model.replicas.values():
-        if one.spec.profile is not None and one.set_other_names(names):
+        if one.spec.profile is not None and one.set_other_names(names, is_unlisted=model.is_unlisted):
             one.publish_update({"names": list(one.names)})

@@ -153,6 +153,11 @@ class Model:
         return self.profile is not None or bool(self.live) or bool(self.queue)
 
     @property
+    def is_unlisted(self) -> bool:
+        """Whether clients can use it, but see it in no list."""
+        return self.profile is not None and self.profile.unlisted
+
+    @property
     def in_flight(self) -> int:
         return sum(one.gate.in_flight for one in self.replicas.values())
 

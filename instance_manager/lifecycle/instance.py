@@ -84,6 +84,7 @@ class Instance:
         self.idle_timeout_s = idle_timeout_s
         self.pinned = spec.pinned
         self.other_names: tuple[str, ...] = ()  # of its catalog model, set by the fleet
+        self.is_unlisted = False  # its model is in no list for clients, likewise
         self.reported_name: str | None = None  # by its engine, if that may ignore the given name
         self.level = 0  # of sleep: 1 or 2; 0 = awake
         self.awake_since: float | None = None  # monotonic seconds
@@ -220,10 +221,11 @@ class Instance:
         if before != (self.idle_timeout_s, self.pinned):
             self.publish_update({"timeout": self.idle_timeout_s, "pinned": self.pinned})
 
-    def set_other_names(self, names: tuple[str, ...]) -> bool:
-        """Called by the fleet: the catalog's other names for its model. Returns whether they are new."""
-        before, self.other_names = self.other_names, names
-        return names != before
+    def set_other_names(self, names: tuple[str, ...], *, is_unlisted: bool) -> bool:
+        """Called by the fleet: what the catalog says of its model's names. Returns whether that is new."""
+        before = self.other_names, self.is_unlisted
+        self.other_names, self.is_unlisted = names, is_unlisted
+        return before != (names, is_unlisted)
 
     def set_memory(self, num_bytes: int, on_gpus: int = 0) -> None:
         """Called by the memory planner, which has measured the process."""
@@ -270,6 +272,7 @@ class Instance:
                 "last_active_precision_s": LAST_USE_PRECISION_S,
                 "log_start": self.log_start,
                 "names": list(self.names),
+                **({"unlisted": True} if self.is_unlisted else {}),
                 "runner": self.runner,
                 **({} if self.container is None else {"container": asdict(self.container)}),
             },

@@ -148,6 +148,11 @@ def names_of(record: InstanceRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys((record.served_model_name, record.model_name)))
 
 
+def is_unlisted(record: InstanceRecord) -> bool:
+    """Whether its model is in no list for clients."""
+    return record.extra.get("unlisted") is True
+
+
 def _runner_of(record: InstanceRecord) -> RunnerKind | None:
     runner = record.extra.get("runner")
     return RunnerKind(runner) if runner in tuple(RunnerKind) else None

@@ -23,6 +23,7 @@ CATALOG: dict[str, Any] = {
     "plain": {"command": command(), "aliases": ["nick"], "timeout": 300},
     "owner/name": {"command": command()},
     "owner": {"command": command()},
+    "secret": {"command": command(), "unlisted": True},
     "broken": {"command": command("--fail-with", "no")},
 }
 
@@ -121,6 +122,15 @@ def test_keys_may_use_the_routes_of_requests_and_their_models(berth: BerthProces
     with httpx.Client(base_url=berth.url, trust_env=False) as client:
         for path in ("/upstream/plain/v1/models", "/running", "/unload", "/logs"):
             assert client.get(path).status_code == 401, path
+
+
+def test_an_unlisted_model_that_runs_is_shown_to_admins_alone(
+    berth: BerthProcess, client: httpx.Client
+) -> None:
+    assert ask(client, "secret").status_code == 200
+    assert "secret" in names(client)
+    with client_for(berth, USER) as user:
+        assert "secret" not in names(user)
 
 
 def test_without_keys_no_link_stops_or_starts_a_model(tmp_path: Path) -> None:

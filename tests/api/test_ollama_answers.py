@@ -227,6 +227,24 @@ async def test_signs_of_life_leave_every_line_a_json_object() -> None:
     assert got.body.startswith(b"{")
 
 
+async def test_another_nodes_signs_of_life_are_passed_on() -> None:
+    """It sends chunks with an empty delta, as it does not know that its chat is translated here."""
+    sign = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":null}]}\n\n'
+    got = await answered([sign, sign, *chat_stream("a")])
+    assert got.body.startswith(b"  {")
+    assert [one["done"] for one in lines_of(got)] == [False, True]
+
+
+async def test_an_engine_without_the_api_is_not_an_unknown_model() -> None:
+    """Clients pull a model after a 404."""
+    inner = Inner([b'{"detail":"Not Found"}'], status=404, headers=[JSON])
+    got = await answered((), inner=inner)
+    assert (got.status, got.json) == (400, {"error": "the model's engine can't do this: Not Found"})
+    unknown = {"error": {"message": "there is no model 'a'", "code": "model_not_found"}}
+    got = await answered((), inner=Inner([json.dumps(unknown).encode()], status=404, headers=[JSON]))
+    assert (got.status, got.json) == (404, {"error": "there is no model 'a'"})
+
+
 async def test_errors_have_ollamas_shape_and_the_engines_status() -> None:
     error = {"error": {"message": "the prompt is too long", "code": "context_length_exceeded"}}
     for status, wanted in ((400, 400), (422, 400), (429, 429), (503, 503)):

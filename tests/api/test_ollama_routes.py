@@ -30,6 +30,8 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
     folder: Path = tmp_path_factory.mktemp("ollama")
     models = {
         "plain": {"command": command("--chunk-delay", "0"), "aliases": ["other"]},
+        "set": {"command": command(), "aliases": ["calm"], "alias_params": {"calm": {"top_p": 0.5}}},
+        "secret": {"command": command("--chunk-delay", "0"), "aliases": ["veiled"], "unlisted": True},
         "late": {"command": command("--slow-start", "0.6", "--chunk-delay", "0")},
         "doomed": {"command": command("--slow-start", "0.5", "--fail-with", "CUDA out of memory")},
         "story": {"path": str(ROOT / "models" / "berth-demo"), "max_model_len": 512},
@@ -48,6 +50,7 @@ def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BerthProcess]:
         "MAX_BODY_MB": "1",
         "STREAM_KEEPALIVE": "0.1",
         "OLLAMA_PORT": str(free_port()),
+        "ACCESS_LOG": "true",
     }
     with running_berth(folder, **settings) as berth:
         berth.ollama_url = f"http://127.0.0.1:{settings['OLLAMA_PORT']}"  # type: ignore[attr-defined]
@@ -155,6 +158,14 @@ def test_an_answer_streamed_and_whole(user: httpx.Client) -> None:
     whole = user.post("/api/generate", json={**body, "model": "other", "stream": False}).json()
     assert (whole["model"], whole["response"], whole["eval_count"]) == ("other", " token0 token1 token2", 3)
     assert 0 < whole["eval_duration"] < whole["total_duration"]
+
+
+def test_the_access_log_has_the_clients_path(berth: BerthProcess, user: httpx.Client) -> None:
+    answer = user.post("/api/chat", json={"model": "plain", "messages": USER})
+    request_id = answer.headers["x-request-id"]
+    eventually(lambda: request_id in berth.output())
+    (line,) = (one for one in berth.output().splitlines() if request_id in one)
+    assert '"POST /api/chat" 200' in line and "model plain" in line
 
 
 def test_a_stream_that_waits_for_its_model_shows_life(user: httpx.Client, admin: httpx.Client) -> None:
@@ -282,6 +293,16 @@ def test_a_key_for_some_models_sees_only_those(berth: BerthProcess) -> None:
         assert loaded(narrow).keys() == {"plain:latest"}
 
 
+def test_an_unlisted_model_is_used_but_not_listed(user: httpx.Client, admin: httpx.Client) -> None:
+    for name in ("secret", "veiled"):
+        assert user.post("/api/chat", json={"model": name, "messages": USER}).status_code == 200
+    for client in (user, admin):
+        names = {one["name"] for one in client.get("/api/tags").json()["models"]}
+        assert not names & {"secret:latest", "veiled:latest"} and "plain:latest" in names
+    assert "secret:latest" not in loaded(user)
+    assert "secret:latest" in loaded(admin), "an admin sees what runs"
+
+
 # Managing models.
 
 
@@ -300,6 +321,19 @@ def test_a_copy_is_an_alias_and_can_be_deleted(berth: BerthProcess, admin: httpx
     assert "twin" not in file.read_text()
     assert error_of(admin.post("/api/show", json={"model": "twin"}))[0] == 404
     assert "plain:latest" in {one["name"] for one in admin.get("/api/tags").json()["models"]}
+
+
+def test_a_copy_of_an_alias_sets_its_fields_and_both_can_be_deleted(
+    berth: BerthProcess, admin: httpx.Client
+) -> None:
+    file: Path = berth.models_file  # type: ignore[attr-defined]
+    admin.post("/api/copy", json={"source": "calm", "destination": "calmer"}).raise_for_status()
+    for name in ("calm", "calmer"):
+        answer = admin.post("/v1/echo", json={"model": name})
+        assert json.loads(answer.json()["body"])["top_p"] == 0.5, name
+    for name in ("calm", "calmer"):
+        assert admin.request("DELETE", "/api/delete", json={"model": name}).status_code == 200
+    assert "calm" not in file.read_text()
 
 
 def test_what_berth_did_not_download_is_not_deleted(admin: httpx.Client) -> None:

@@ -231,6 +231,12 @@ async def test_comments_pass_at_once_in_event_streams_only() -> None:
     assert [json.loads(line) for line in got.body.splitlines()] == [{"piece": "a"}, {"is_whole": True}]
 
 
+async def test_a_chunk_that_is_but_a_sign_of_life_becomes_a_comment() -> None:
+    sign = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":null}]}\n\n'
+    inner = Inner([sign, *chat_stream("a")], headers=[SSE])
+    assert (await ask(app_around(inner), "/generate", STREAMED)).pieces[0].startswith(b":")
+
+
 async def test_a_json_lines_stream_has_errors_as_lines() -> None:
     inner = Inner([*chat_stream("a")[:2], b'data: {"error":{"message":"gone"}}\n\n'], headers=[SSE])
     got = await ask(app_around(inner), "/summarize", {"text": "a", "stream": True})

@@ -9,6 +9,7 @@ import pytest
 from starlette.routing import Route
 
 from api.control.app import ROUTERS
+from api.gateway.engine_paths import UNVERSIONED
 from api.protocols.registry import RESERVED, PluginError, load_protocols
 
 ALPACA = "docs.examples.alpaca:AlpacaProtocol"
@@ -139,4 +140,5 @@ def test_berths_own_routes_are_reserved() -> None:
     """A new route of the control plane must be added to RESERVED too."""
     paths = [route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     assert len(paths) > 10
+    paths += [path.decode() for path in UNVERSIONED] + ["/v1/", "/proxy/", "/upstream/"]
     assert {path.split("/")[1] for path in paths} <= RESERVED

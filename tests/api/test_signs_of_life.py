@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from api.gateway.signs_of_life import SignOfLife, sign_of_life
+from api.http.headers import TRANSLATED
 from api.http.response_channel import as_translated
 from instance_manager.backends.load_signs import ANY_ENGINE, LoadProgress, read_progress
 from tests.api.test_gateway import berth_with
@@ -159,9 +160,11 @@ def test_an_instance_tells_how_far_its_start_is(berth: BerthProcess) -> None:
 
 
 def test_the_request_of_an_adapter_gets_comments() -> None:
-    scope = as_translated({"type": "http"})
-    sign = sign_of_life(scope, "/v1/chat/completions", {}, "r", has_text=True)
-    assert type(sign) is SignOfLife
+    here = as_translated({"type": "http", "headers": []})
+    at_another_node = {"type": "http", "headers": [(TRANSLATED, b"1")]}
+    for scope in (here, at_another_node):
+        sign = sign_of_life(scope, "/v1/chat/completions", {}, "r", has_text=True)
+        assert type(sign) is SignOfLife
     assert sign.write(LoadProgress("weights", 0.4)) == b": waiting for the model (weights, 40 %)\n\n"
 
 

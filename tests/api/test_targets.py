@@ -13,9 +13,12 @@ from websockets.exceptions import InvalidStatus
 
 from api.http.asgi import Receive, Scope, Send
 from api.http.buffered_body import replaying
-from api.http.response_channel import FastPathApp
+from api.http.headers import find_header
+from api.http.response_channel import FastPathApp, as_translated
+from api.proxy.peer_routes import PeerRoutes
 from api.proxy.target import Target, UpstreamLease
 from api.proxy.upstream_request import UpstreamRequest
+from instance_manager.metrics.proxy import ProxyMetrics
 from instance_manager.state.peers import Peers
 from instance_manager.state.stores.records import InstanceRecord, Owner
 from instance_manager.types import Endpoint, InstanceSpec, InstanceState
@@ -178,6 +181,14 @@ async def test_a_peer_gets_path_and_key_unchanged() -> None:
     assert (head.status, asked[0].line) == (200, b"GET /proxy/of-b/x?y=%20 HTTP/1.1")
     assert asked[0].get(b"authorization") == b"Bearer mine"
     assert asked[0].get(b"x-berth-via") == b"here"
+
+
+def test_a_peer_is_told_that_its_response_is_translated_here() -> None:
+    routes = PeerRoutes(peers_at(b=1), ProxyMetrics(), lambda: "here")
+    scope = {"type": "http", "raw_path": b"/v1/chat/completions", "query_string": b"", "headers": []}
+    for asked, expected in ((scope, b""), (as_translated(scope), b"1")):
+        target = routes.to_unknown(asked, "m")
+        assert target is not None and find_header(target.headers, b"x-berth-translated") == expected
 
 
 @pytest.mark.parametrize("is_websocket", [False, True])

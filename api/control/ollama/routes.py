@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -72,6 +73,10 @@ async def ps(request: Request, listing: Lists) -> dict[str, Any]:
 async def show(request: Request, models: Models, listing: Lists) -> dict[str, Any]:
     """`model`: its name. Context and capabilities are those of the model as it is served."""
     called = (await read_body(request, NamedBody)).called
+    if models.known(called) is None:
+        shown = await asyncio.to_thread(listing.shown_of_peer, request.scope, called)
+        if shown is not None:
+            return shown
     _, model = _known(models, called)
     if not may_use(request.scope, model):
         raise refusal(not_found(called), 404)
@@ -129,7 +134,8 @@ async def delete(request: Request, models: Models, files: Files) -> Response:
     name, model = _known(models, called)
     profile = model.profile
     if profile is not None and name in profile.aliases:
-        await files.edit(model, {"aliases": [alias for alias in profile.aliases if alias != name] or None})
+        aliases = [alias for alias in profile.aliases if alias != name]
+        await _set_aliases(files, model, aliases, profile.alias_params)
     else:
         here = name if profile is None else profile.model
         await _remove(_hub_id(name, model) or here, model, files, request)
@@ -155,7 +161,7 @@ async def copy(request: Request, models: Models, files: Files) -> Response:
     source, destination = body.source, plain(body.destination)
     if not source or not destination:
         raise refusal(f'{"destination" if source else "source"} "" is invalid')
-    _, model = _known(models, source)
+    name, model = _known(models, source)
     if (taken := models.known(destination)) is not None:
         if taken[1] is model:
             return Response(status_code=200)
@@ -164,8 +170,18 @@ async def copy(request: Request, models: Models, files: Files) -> Response:
         raise refusal(
             f"{source!r} is not in the catalog, as it was created with POST /instances: it can't be copied"
         )
-    await files.edit(model, {"aliases": [*model.profile.aliases, destination]})
+    params = model.profile.alias_params
+    copied = {**params, destination: params.get(name, {})}
+    await _set_aliases(files, model, [*model.profile.aliases, destination], copied)
     return Response(status_code=200)
+
+
+async def _set_aliases(
+    files: Files, model: Model, aliases: list[str], params: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """`params`: the fields that each sets in its requests; those of others are removed."""
+    kept = {alias: dict(fields) for alias, fields in params.items() if fields and alias in aliases}
+    await files.edit(model, {"aliases": aliases or None, "alias_params": kept or None})
 
 
 _REFUSED = {

@@ -21,7 +21,7 @@ from api.protocols.base import (
 from api.protocols.ollama import messages, options
 from api.protocols.ollama.answers import Answer, AnswerShape, ChatShape, GenerateShape
 from api.protocols.ollama.requests import AnsweringRequest, ChatRequest, GenerateRequest, OllamaRequest
-from api.protocols.ollama.served_models import ServedModel, ServedModels, find_model
+from api.protocols.ollama.served_models import NOT_FOUND, ServedModel, ServedModels, find_model
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -40,6 +40,8 @@ class OllamaAdapter(ProtocolAdapter[RequestT], Generic[RequestT]):
 
     def create_error_response(self, error: ErrorDetail) -> tuple[int, Json]:
         """Ollama has one status for a request that can't be served; 404 is for unknown models alone."""
+        if error.status == 404 and error.code != NOT_FOUND:  # of an engine that lacks this API
+            return 400, {"error": f"the model's engine can't do this: {error.message}"}
         is_wrong = error.status == 422 or error.code == "wrong_runner"
         return 400 if is_wrong else error.status, {"error": error.message}
 
