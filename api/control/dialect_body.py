@@ -21,7 +21,7 @@ class DialectBody(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class NamedModel(DialectBody):
+class ModelBody(DialectBody):
     """A body that names a model."""
 
     model: StrictStr

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.access.keys import caller_of, is_admin, may_see
 from api.control.catalog import Files, delete_files
 from api.control.deps import AllDownloads, AllPulls, Events, Facts, Manager, Models
-from api.control.dialect_body import NamedModel, documented, read_body
+from api.control.dialect_body import ModelBody, documented, read_body
 from api.control.engine_page import engine_page
 from api.control.error_response import error_response
 from api.control.model_events import ALL, ModelEvent, ModelEvents
@@ -40,9 +40,9 @@ Named = Annotated[str, Query(description="A model's name or alias")]
 Autoload = Annotated[str, Query(description="`true`: start the model, and wait; `false`: it must be loaded")]
 
 
-@router.post("/models/load", summary="Start a model, without waiting", openapi_extra=documented(NamedModel))
+@router.post("/models/load", summary="Start a model, without waiting", openapi_extra=documented(ModelBody))
 async def load_model(request: Request, response: Response, fleet: Models, events: Events) -> Any:
-    body = await read_body(NamedModel, request, response)
+    body = await read_body(ModelBody, request, response)
     model = fleet.find(body.model)
     if load_state(model) in (LoadState.LOADED, LoadState.LOADING) and not _is_stopping(model):
         return _refused("model is already running")
@@ -53,11 +53,11 @@ async def load_model(request: Request, response: Response, fleet: Models, events
 
 
 @router.post(
-    "/models/unload", summary="Stop a model, or cancel its download", openapi_extra=documented(NamedModel)
+    "/models/unload", summary="Stop a model, or cancel its download", openapi_extra=documented(ModelBody)
 )
 async def unload_model(request: Request, response: Response, fleet: Models, downloads: AllDownloads) -> Any:
     """Requests in flight are completed first. `GET /unload` stops all models."""
-    body = await read_body(NamedModel, request, response)
+    body = await read_body(ModelBody, request, response)
     if downloads.cancel(body.model):
         return _DONE
     model = fleet.find(body.model)
@@ -67,10 +67,10 @@ async def unload_model(request: Request, response: Response, fleet: Models, down
     return _DONE
 
 
-@router.post("/models", summary="Download a model in the background", openapi_extra=documented(NamedModel))
+@router.post("/models", summary="Download a model in the background", openapi_extra=documented(ModelBody))
 async def download_model(request: Request, response: Response, fleet: Models, downloads: AllDownloads) -> Any:
     """`GET /models/sse` and `GET /models` report its progress, `POST /models/unload` cancels it."""
-    body = await read_body(NamedModel, request, response)
+    body = await read_body(ModelBody, request, response)
     with suppress(ModelNotFound):
         known = fleet.find(body.model)
         if known.profile is not None and known.profile.size_bytes is not None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import StrictBool, StrictInt, StrictStr
 
 from api.control.deps import AllDownloads, Facts, Manager, Models
-from api.control.dialect_body import DialectBody, NamedModel, documented, read_body
+from api.control.dialect_body import DialectBody, ModelBody, documented, read_body
 from api.control.error_response import error_response
 from api.control.model_view import LoadState, load_state
 from api.control.models import find_usable, listed_for
@@ -27,7 +27,7 @@ _BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
 _HUB = "huggingface.co/"
 
 
-class LoadRequest(NamedModel):
+class LoadRequest(ModelBody):
     """The body of `POST /api/v1/models/load`. The last three are hints, which change no answer."""
 
     context_length: StrictInt | None = None
@@ -45,7 +45,7 @@ class UnloadRequest(DialectBody):
     instance_id: StrictStr
 
 
-class DownloadRequest(NamedModel):
+class DownloadRequest(ModelBody):
     """The body of `POST /api/v1/models/download`."""
 
     quantization: StrictStr | None = None

@@ -24,7 +24,7 @@ from api.gateway.request_reader import BodyTooLong, InvalidBody, InvalidForm, Re
 from api.gateway.signs_of_life import SignOfLife, sign_of_life
 from api.gateway.sse_keep_alive import SseKeepAlive
 from api.gateway.stored_responses import StoredResponses, owner_of
-from api.gateway.translation import Dialects, Translation
+from api.gateway.translation import Dialects, EngineTranslation
 from api.http.asgi import App, Receive, Scope, Send
 from api.http.client_errors import ClientGone
 from api.http.dispatch import raw_path
@@ -239,13 +239,13 @@ class Gateway:
 
     def _translation(
         self, scope: Scope, read: ReadRequest, model: str, sign: SignOfLife
-    ) -> Translation | None:
+    ) -> EngineTranslation | None:
         """For engines that don't speak the request's API."""
         path = plain_path(scope)
         if scope["method"] != "POST" or read.raw is None or not self._dialects.translates(path):
             return None
         context = RequestContext(owner_of(scope), sign.begun)
-        return Translation(self._dialects, path, without_bom(read.raw), model, context)
+        return EngineTranslation(self._dialects, path, without_bom(read.raw), model, context)
 
     def _model(self, scope: Scope, in_body: str | None) -> Model | PeerTarget:
         """The model that a request names in its body or query; without a name the only running one.

@@ -7,7 +7,7 @@ from api.gateway.gateway import Gateway
 from api.gateway.model_target import ModelTarget
 from api.http.asgi import Receive, Scope, Send
 from api.http.errors import RequestRefused, error_for
-from api.protocols.base import ModelLoad
+from api.protocols.base import LoadRequest
 from api.proxy.proxy import DataPlane
 from api.proxy.target import acquire_while_connected
 from instance_manager.errors import ManagerError
@@ -20,7 +20,7 @@ class ModelLoads:
         self._gateway = gateway
         self._data_plane = data_plane
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, load: ModelLoad) -> bool:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, load: LoadRequest) -> bool:
         """False: the node that has the model has answered by `send`. Raises RequestRefused and ClientGone."""
         try:
             target, rest = await self._gateway.target_for(scope, receive, load.model)

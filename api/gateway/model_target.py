@@ -12,7 +12,7 @@ from typing import Any
 from api.access.keys import caller_of
 from api.gateway.request_body import JsonBody, OutgoingBody
 from api.gateway.request_reader import ReadRequest
-from api.gateway.translation import Translation
+from api.gateway.translation import EngineTranslation
 from api.http.asgi import Receive, Scope
 from api.proxy.peer_routes import PeerTarget
 from api.proxy.target import Target, UpstreamLease
@@ -46,8 +46,8 @@ class ModelTarget(Target):
     priority: int = 0
     idle_timeout_s: float | None = None
     was_retried: bool = False
-    dialect: Translation | None = None  # for engines that don't speak the request's API
-    translation: Translation | None = None  # the same, once the lease is of such an engine
+    dialect: EngineTranslation | None = None  # for engines that don't speak the request's API
+    translation: EngineTranslation | None = None  # the same, once the lease is of such an engine
 
     def try_acquire(self) -> UpstreamLease | None:
         lease = self.fleet.try_lease(self.model, self.affinity, self.need)

@@ -77,7 +77,7 @@ class Dialects:
 _Step = tuple[Adapter, TranslatedRequest]
 
 
-class Translation:
+class EngineTranslation:
     """Of one request, whichever engines it is sent to."""
 
     def __init__(

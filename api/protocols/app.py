@@ -22,7 +22,7 @@ from api.http.off_loop import MAX_ON_LOOP_BYTES, off_loop
 from api.http.request_times import COLLECTED, TIMES
 from api.http.respond import request_id_of
 from api.http.response_channel import as_translated, channel_of
-from api.protocols.base import INVALID_REQUEST, ErrorDetail, ModelLoad, ProtocolAdapter, to_json
+from api.protocols.base import INVALID_REQUEST, ErrorDetail, LoadRequest, ProtocolAdapter, to_json
 from api.protocols.errors import error_response, read_error
 from api.protocols.request_translator import RequestInvalid, TranslatedRequest, read_request, too_long
 from api.protocols.response_translator import ResponseTranslator, TranslationStopped, send_json
@@ -40,7 +40,7 @@ _REPLACED_HEADERS = frozenset(
 
 Adapter = ProtocolAdapter[Any]
 # Loads or unloads a model; False: another node has answered. Raises RequestRefused and ClientGone.
-Loads = Callable[[Scope, Receive, Send, ModelLoad], Awaitable[bool]]
+Loads = Callable[[Scope, Receive, Send, LoadRequest], Awaitable[bool]]
 T = TypeVar("T")
 
 
@@ -61,7 +61,7 @@ class ProtocolApp:
         max_body_bytes: int = MAX_BODY_BYTES,
         loads: Loads | None = None,
     ) -> None:
-        """`loads`: for adapters that return a `ModelLoad`."""
+        """`loads`: for adapters that return a `LoadRequest`."""
         self._inner = inner
         self._protocol_of = protocol_of
         self._default_model = default_model
@@ -176,7 +176,7 @@ class ProtocolApp:
     async def _load(
         self,
         adapter: Adapter,
-        load: ModelLoad,
+        load: LoadRequest,
         buffered: BufferedBody,
         scope: Scope,
         send: Send,
@@ -184,7 +184,7 @@ class ProtocolApp:
     ) -> None:
         """Serve a request that asks its model nothing."""
         if self._loads is None:
-            raise RuntimeError(f"{adapter.name!r} returns a ModelLoad, and nothing here loads models")
+            raise RuntimeError(f"{adapter.name!r} returns a LoadRequest, and nothing here loads models")
         try:
             is_ours = await self._loads(scope, buffered.replay, send, load)
         except RequestRefused as refused:

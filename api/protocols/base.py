@@ -113,7 +113,7 @@ class OpenAIRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelLoad:
+class LoadRequest:
     """In place of an `OpenAIRequest`: load a model, or unload it; its engine is asked nothing."""
 
     model: str
@@ -221,7 +221,7 @@ class ProtocolAdapter(ABC, Generic[RequestT]):
         Raises InvalidProtocolRequest if the fields do not form a prompt.
         """
 
-    def to_openai(self, request: RequestT) -> OpenAIRequest | ModelLoad:
+    def to_openai(self, request: RequestT) -> OpenAIRequest | LoadRequest:
         """The request for the model; if its body has no `model`, the default model is used."""
         body = request.openai_fields()
         if request.stream:

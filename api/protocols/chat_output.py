@@ -49,7 +49,7 @@ ChatEvent = Reasoning | Content | CallBegun | CallArguments | Ended
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class ChatUsage:
     """Token counts; zeros if the engine sends none. `reasoning`: None = unknown."""
 
     prompt: int = 0
@@ -62,7 +62,7 @@ class ChatReader:
     """Reads one response of one choice."""
 
     def __init__(self) -> None:
-        self.usage = Usage()
+        self.usage = ChatUsage()
         self.model: str | None = None
         self.has_ended = False
         self._call_key: tuple[Any, Any] | None = None  # index and id of the last call
@@ -146,11 +146,11 @@ class ChatWriter(ABC):
     def feed(self, events: Iterable[ChatEvent]) -> list[dict[str, Any]]: ...
 
     @abstractmethod
-    def end(self, usage: Usage) -> list[dict[str, Any]]:
+    def end(self, usage: ChatUsage) -> list[dict[str, Any]]:
         """The last events of a complete chat."""
 
     @abstractmethod
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: ChatUsage) -> dict[str, Any]:
         """The whole response, instead of `end`."""
 
     @abstractmethod
@@ -214,13 +214,13 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _usage(usage: Mapping[str, Any]) -> Usage:
+def _usage(usage: Mapping[str, Any]) -> ChatUsage:
     if not isinstance(usage, Mapping):
         raise InvalidResponse("its usage is not an object")
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     prompt_tokens = _count(usage.get("prompt_tokens"))
-    return Usage(
+    return ChatUsage(
         prompt_tokens,
         _count(usage.get("completion_tokens")),
         min(_count(cached), prompt_tokens),

@@ -14,7 +14,7 @@ from api.protocols.base import (
     INVALID_REQUEST,
     ErrorDetail,
     InvalidProtocolRequest,
-    ModelLoad,
+    LoadRequest,
     ProtocolAdapter,
     ProtocolRequest,
     StreamTranslator,
@@ -37,7 +37,7 @@ class TranslatedRequest:
     body: bytes
     translator: StreamTranslator | None  # None = not streamed
     warning: bytes = b""  # the value of a `Warning` header; empty = none
-    load: ModelLoad | None = None  # in place of the request
+    load: LoadRequest | None = None  # in place of the request
 
 
 class RequestInvalid(Exception):
@@ -80,7 +80,7 @@ def _read(adapter: ProtocolAdapter[Any], body: bytes, default_model: str) -> Tra
 
     def translate() -> TranslatedRequest:
         asked = adapter.to_openai(request)
-        if isinstance(asked, ModelLoad):
+        if isinstance(asked, LoadRequest):
             return TranslatedRequest(request, "", b"", None, load=asked)
         fields = {**asked.body, "model": asked.body.get("model") or default_model}
         translator = adapter.translator_for(request)

@@ -14,7 +14,7 @@ from api.http.asgi import Receive, Scope, Send
 from api.http.errors import RequestRefused, api_error
 from api.http.request_times import COLLECTED, TIMES, RequestTimes
 from api.protocols.app import ProtocolApp
-from api.protocols.base import ModelLoad
+from api.protocols.base import LoadRequest
 from api.protocols.ollama import ollama_adapters
 from tests.api.protocol_apps import JSON, SSE, USAGE, Got, Inner, ask, chat_answer, chat_stream
 from tests.api.test_ollama_requests import USER, Models
@@ -276,10 +276,10 @@ async def test_a_stream_that_ends_early_is_an_error() -> None:
 # Loading and unloading.
 
 
-async def loaded(path: str, **fields: Any) -> tuple[Got, list[ModelLoad]]:
-    loads: list[ModelLoad] = []
+async def loaded(path: str, **fields: Any) -> tuple[Got, list[LoadRequest]]:
+    loads: list[LoadRequest] = []
 
-    async def load(scope: Scope, receive: Receive, send: Send, asked: ModelLoad) -> bool:
+    async def load(scope: Scope, receive: Receive, send: Send, asked: LoadRequest) -> bool:
         loads.append(asked)
         return True
 
@@ -332,7 +332,7 @@ async def test_nothing_to_embed_loads_the_model() -> None:
 
 
 async def test_a_load_that_fails_is_an_error() -> None:
-    async def load(scope: Scope, receive: Receive, send: Send, asked: ModelLoad) -> bool:
+    async def load(scope: Scope, receive: Receive, send: Send, asked: LoadRequest) -> bool:
         raise RequestRefused(api_error(503, "it failed", "service_unavailable_error", retry_after_s=3))
 
     adapters = ollama_adapters(Models())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from api.protocols.app import ProtocolApp
 from api.protocols.ollama import ollama_adapters
 from api.protocols.ollama.names import candidates, plain, tagged
-from api.protocols.ollama.requests import ChatRequest, EmbedRequest, GenerateRequest
+from api.protocols.ollama.requests import EmbedRequest, OllamaChatRequest, OllamaGenerateRequest
 from api.protocols.ollama.served_models import ServedModel
 from tests.api.protocol_apps import SSE, Got, Inner, ask, chat_answer, chat_stream
 
@@ -376,7 +376,7 @@ JSON_VALUES = st.recursive(
 )
 OPTIONS = st.dictionaries(st.sampled_from([*NO_EFFECT, "num_predict", "stop", "seed", "top_k"]), JSON_VALUES)
 FIELDS = sorted(
-    {*ChatRequest.model_fields, *GenerateRequest.model_fields, *EmbedRequest.model_fields}
+    {*OllamaChatRequest.model_fields, *OllamaGenerateRequest.model_fields, *EmbedRequest.model_fields}
     - {"debug_render_only"}
 )
 

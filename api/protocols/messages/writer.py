@@ -13,11 +13,11 @@ from api.protocols.chat_output import (
     CallBegun,
     ChatEvent,
     ChatReader,
+    ChatUsage,
     ChatWriter,
     Content,
     Ended,
     Reasoning,
-    Usage,
 )
 
 _Event = dict[str, Any]
@@ -80,7 +80,7 @@ class MessageWriter(ChatWriter):
                     self._end_with(reason, stop)
         return written
 
-    def end(self, usage: Usage) -> list[_Event]:
+    def end(self, usage: ChatUsage) -> list[_Event]:
         self._note_full_context(usage)
         delta = {name: self._message[name] for name in ("stop_reason", "stop_sequence")}
         return [
@@ -88,7 +88,7 @@ class MessageWriter(ChatWriter):
             {"type": "message_stop"},
         ]
 
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: ChatUsage) -> dict[str, Any]:
         self._note_full_context(usage)
         return {**self._message, "usage": self._usage(usage)}
 
@@ -133,16 +133,16 @@ class MessageWriter(ChatWriter):
         if reason == "stop" and stop is not None:
             self._message |= {"stop_reason": "stop_sequence", "stop_sequence": stop}
 
-    def _note_full_context(self, usage: Usage) -> None:
+    def _note_full_context(self, usage: ChatUsage) -> None:
         if self._message["stop_reason"] == "max_tokens" and 0 < usage.completion < self._max_tokens:
             self._message["stop_reason"] = "model_context_window_exceeded"
 
-    def _usage(self, usage: Usage) -> dict[str, Any]:
+    def _usage(self, usage: ChatUsage) -> dict[str, Any]:
         counted = usage_object(usage)
         return {**counted, "output_tokens": min(usage.completion, self._max_tokens)}
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
+def usage_object(usage: ChatUsage) -> dict[str, Any]:
     """Anthropic counts tokens from the cache separately."""
     fields: dict[str, Any] = {
         "input_tokens": usage.prompt - usage.cached,

@@ -13,14 +13,19 @@ from api.protocols.base import (
     ErrorDetail,
     InvalidProtocolRequest,
     Json,
-    ModelLoad,
+    LoadRequest,
     OpenAIRequest,
     ProtocolAdapter,
     StreamTranslator,
 )
 from api.protocols.ollama import messages, options
 from api.protocols.ollama.answers import Answer, AnswerShape, ChatShape, GenerateShape
-from api.protocols.ollama.requests import AnsweringRequest, ChatRequest, GenerateRequest, OllamaRequest
+from api.protocols.ollama.requests import (
+    AnsweringRequest,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaRequest,
+)
 from api.protocols.ollama.served_models import NOT_FOUND, ServedModel, ServedModels, find_model
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -45,9 +50,9 @@ class OllamaAdapter(ProtocolAdapter[RequestT], Generic[RequestT]):
         is_wrong = error.status == 422 or error.code == "wrong_runner"
         return 400 if is_wrong else error.status, {"error": error.message}
 
-    def load(self, request: RequestT, model: ServedModel, answer: Callable[[], Json]) -> ModelLoad:
+    def load(self, request: RequestT, model: ServedModel, answer: Callable[[], Json]) -> LoadRequest:
         """For a request that asks nothing; `answer` is its response."""
-        return ModelLoad(model.name, answer, unloads=request.unloads)
+        return LoadRequest(model.name, answer, unloads=request.unloads)
 
 
 class _AnsweringAdapter(OllamaAdapter[AnsweringT], Generic[AnsweringT]):
@@ -55,7 +60,7 @@ class _AnsweringAdapter(OllamaAdapter[AnsweringT], Generic[AnsweringT]):
 
     shape: type[AnswerShape]
 
-    def to_openai(self, request: AnsweringT) -> OpenAIRequest | ModelLoad:
+    def to_openai(self, request: AnsweringT) -> OpenAIRequest | LoadRequest:
         model = find_model(self.models, request.model)
         request.check()
         if self.asks_nothing(request):
@@ -106,18 +111,18 @@ class _AnsweringAdapter(OllamaAdapter[AnsweringT], Generic[AnsweringT]):
         return fields
 
 
-class OllamaChat(_AnsweringAdapter[ChatRequest]):
+class OllamaChat(_AnsweringAdapter[OllamaChatRequest]):
     """`POST /api/chat`."""
 
     name = "ollama-chat"
     route = "/api/chat"
-    request_schema = ChatRequest
+    request_schema = OllamaChatRequest
     shape = ChatShape
 
-    def asks_nothing(self, request: ChatRequest) -> bool:
+    def asks_nothing(self, request: OllamaChatRequest) -> bool:
         return not request.messages
 
-    def ask(self, request: ChatRequest, model: ServedModel, body: dict[str, Any]) -> OpenAIRequest:
+    def ask(self, request: OllamaChatRequest, model: ServedModel, body: dict[str, Any]) -> OpenAIRequest:
         given = request.messages or []
         body["messages"] = messages.to_openai(given)
         if request.tools:
@@ -125,18 +130,18 @@ class OllamaChat(_AnsweringAdapter[ChatRequest]):
         return OpenAIRequest(CHAT, body | _chat_logprobs(request), messages.unknown_fields(given))
 
 
-class OllamaGenerate(_AnsweringAdapter[GenerateRequest]):
+class OllamaGenerate(_AnsweringAdapter[OllamaGenerateRequest]):
     """`POST /api/generate`: a chat of one turn, or with `raw` a completion."""
 
     name = "ollama-generate"
     route = "/api/generate"
-    request_schema = GenerateRequest
+    request_schema = OllamaGenerateRequest
     shape = GenerateShape
 
-    def asks_nothing(self, request: GenerateRequest) -> bool:
+    def asks_nothing(self, request: OllamaGenerateRequest) -> bool:
         return not request.prompt
 
-    def ask(self, request: GenerateRequest, model: ServedModel, body: dict[str, Any]) -> OpenAIRequest:
+    def ask(self, request: OllamaGenerateRequest, model: ServedModel, body: dict[str, Any]) -> OpenAIRequest:
         prompt = request.prompt or ""
         if request.raw or request.suffix:
             return self._complete(request, model, body | {"prompt": prompt})
@@ -144,7 +149,9 @@ class OllamaGenerate(_AnsweringAdapter[GenerateRequest]):
         asked.append({"role": "user", "content": messages.with_images(prompt, request.images)})
         return OpenAIRequest(CHAT, body | {"messages": asked} | _chat_logprobs(request))
 
-    def _complete(self, request: GenerateRequest, model: ServedModel, body: dict[str, Any]) -> OpenAIRequest:
+    def _complete(
+        self, request: OllamaGenerateRequest, model: ServedModel, body: dict[str, Any]
+    ) -> OpenAIRequest:
         """A completion. Raises InvalidProtocolRequest."""
         if request.images:
             raise InvalidProtocolRequest("images: not with raw or suffix", param="images", status=400)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import hypot
 from typing import Any
 
-from api.protocols.base import InvalidProtocolRequest, Json, ModelLoad, OpenAIRequest, StreamTranslator
+from api.protocols.base import InvalidProtocolRequest, Json, LoadRequest, OpenAIRequest, StreamTranslator
 from api.protocols.ollama.adapters import OllamaAdapter
 from api.protocols.ollama.answers import counts, load_durations
 from api.protocols.ollama.requests import EmbeddingsRequest, EmbedRequest, OllamaRequest
@@ -23,7 +23,7 @@ class OllamaEmbed(OllamaAdapter[EmbedRequest]):
     route = "/api/embed"
     request_schema = EmbedRequest
 
-    def to_openai(self, request: EmbedRequest) -> OpenAIRequest | ModelLoad:
+    def to_openai(self, request: EmbedRequest) -> OpenAIRequest | LoadRequest:
         model = find_model(self.models, request.model)
         if (request.dimensions or 0) < 0:
             raise InvalidProtocolRequest("dimensions: must not be negative", param="dimensions", status=400)
@@ -51,7 +51,7 @@ class OllamaEmbeddings(OllamaAdapter[EmbeddingsRequest]):
     route = "/api/embeddings"
     request_schema = EmbeddingsRequest
 
-    def to_openai(self, request: EmbeddingsRequest) -> OpenAIRequest | ModelLoad:
+    def to_openai(self, request: EmbeddingsRequest) -> OpenAIRequest | LoadRequest:
         model = find_model(self.models, request.model)
         if not request.prompt:
             return self.load(request, model, lambda: {"embedding": []})

@@ -83,14 +83,14 @@ class AnsweringRequest(OllamaRequest):
         return {**effort, "chat_template_kwargs": switches}
 
 
-class ChatRequest(AnsweringRequest):
+class OllamaChatRequest(AnsweringRequest):
     """The body of `POST /api/chat`."""
 
     messages: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-class GenerateRequest(AnsweringRequest):
+class OllamaGenerateRequest(AnsweringRequest):
     """The body of `POST /api/generate`."""
 
     prompt: str | None = None

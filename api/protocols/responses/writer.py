@@ -11,11 +11,11 @@ from api.protocols.chat_output import (
     CallBegun,
     ChatEvent,
     ChatReader,
+    ChatUsage,
     ChatWriter,
     Content,
     Ended,
     Reasoning,
-    Usage,
 )
 from api.protocols.responses.calls import CallWriter, call_writer
 from api.protocols.responses.conversation import new_id
@@ -79,11 +79,11 @@ class ResponseWriter(ChatWriter):
                     written += self._finish(reason)
         return written
 
-    def end(self, usage: Usage) -> list[_Event]:
+    def end(self, usage: ChatUsage) -> list[_Event]:
         self.whole(usage)
         return [self._response_event(f"response.{self.response['status']}")]
 
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: ChatUsage) -> dict[str, Any]:
         self.response["usage"] = usage_object(usage)
         self._on_end(self.response)
         return self.response
@@ -203,7 +203,7 @@ class ResponseWriter(ChatWriter):
         return event
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
+def usage_object(usage: ChatUsage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
