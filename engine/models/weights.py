@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -80,9 +80,18 @@ class Checkpoint:
 
     def _open(self, path: Path) -> Any:
         try:
-            return self._exit_stack.enter_context(safe_open(str(path), framework="pt", device="cpu"))
+            handle: Any = safe_open(str(path), framework="pt", device="cpu")
+            handle.__enter__()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} can't be read: {error}") from error
+        self._exit_stack.callback(_close, handle)
+        return handle
+
+
+def _close(handle: Any) -> None:
+    """After an error, threads of transformers may still read from it: then it closes behind the last one."""
+    with suppress(RuntimeError):
+        handle.__exit__(None, None, None)
 
 
 def load_weights(model: Loadable, source: TensorSource) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.layout import INDEX_NAME
 from engine.errors import CheckpointError
+from engine.models import weights
 from engine.models.layers import packed_linear
 from engine.models.layers.linear import Linear
 from engine.models.layers.linear_method import PackedLinear, PlainLinear
@@ -149,3 +150,24 @@ def test_float32_is_packed_only_where_that_is_asked_for() -> None:
 
 def test_packing_is_not_for_other_types() -> None:
     assert not packed_linear.is_available(torch.float16)
+
+
+def test_a_file_that_is_still_being_read_does_not_hide_the_error(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers reads in threads, which go on after the first error; safetensors then refuses to close."""
+
+    class Busy:
+        def __init__(self, *args: object, **options: object) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def keys(self) -> list[str]:
+            return []
+
+        def __exit__(self, *exc_info: object) -> None:
+            raise RuntimeError("Already borrowed")
+
+    monkeypatch.setattr(weights, "safe_open", Busy)
+    with pytest.raises(CheckpointError, match="the reason"), Checkpoint(source):
+        raise CheckpointError("the reason")

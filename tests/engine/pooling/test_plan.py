@@ -176,7 +176,7 @@ def test_an_invalid_pooler_config_is_refused(pooler: dict[str, Any], message: st
     ("architecture", "config", "options", "error", "message"),
     [
         ("MambaModel", {}, {"model_impl": "native"}, ConfigError, "no class of its own for MambaModel"),
-        ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*BertModel"),
+        ("LLaDAModelLM", {}, {}, UnsupportedModel, "'LLaDAModelLM'.*docs/models.md"),
         (QWEN, {}, {"convert": "none"}, ConfigError, "--convert none: Qwen3ForCausalLM pools only as"),
         ("BertForSequenceClassification", {}, {"convert": "embed"}, ConfigError, "classifies"),
         ("BertModel", {}, {"max_model_len": 65}, ConfigError, "65 exceeds the model's limit of 64 tokens"),
