@@ -156,7 +156,7 @@ def _counts(reader: Reader) -> tuple[int, int]:
     """Of tensors and keys."""
     magic = reader.raw(4, "its first bytes")
     if magic != _MAGIC:
-        raise GgufError(f"isn't a GGUF file: it begins with {magic!r}")
+        raise GgufError("isn't a GGUF file: it doesn't start with GGUF's mark")
     version = reader.scalar(4, "its version")
     if version not in _VERSIONS:
         order = " (it may be big-endian)" if version & 0xFFFF == 0 else ""

@@ -171,7 +171,7 @@ def test_a_failed_start_ends_all_waiting_requests_and_is_not_repeated_at_once(
     with ThreadPoolExecutor(10) as pool, client_of(berth) as many:
         answers = list(pool.map(lambda _: ask(many, "broken"), range(10)))
     assert {answer.status_code for answer in answers} == {503}
-    assert all("out_of_memory" in answer.json()["error"]["message"] for answer in answers)
+    assert all("out of memory" in answer.json()["error"]["message"] for answer in answers)
     assert len(replicas(client, "broken")) == 1
 
     again = ask(client, "broken")

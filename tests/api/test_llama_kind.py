@@ -118,7 +118,7 @@ def test_it_fails_with_its_own_words(client: httpx.Client) -> None:
     assert refused.json()["error"]["code"] == "unsupported_model", refused.text
     error = model(client, "broken")["error"]
     assert error["class"] == "unsupported_model"
-    assert error["message"].endswith("unsupported_model: unknown model architecture: 'odd'"), error
+    assert error["message"].endswith("can't be run: unknown model architecture: 'odd'"), error
 
 
 def test_a_model_that_only_embeds_gets_no_request_for_text(client: httpx.Client) -> None:

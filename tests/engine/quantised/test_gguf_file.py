@@ -104,7 +104,7 @@ ARRAY = text("k") + struct.pack("<I", 9)
     ("content", "named"),
     [
         (b"", "can't be read"),
-        (b"PK\x03\x04" + bytes(60), "it begins with"),
+        (b"PK\x03\x04" + bytes(60), "it doesn't start with GGUF's mark"),
         (header(0, 0, version=1), "its version is 1; 2 and 3 can be read"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "it may be big-endian"),
         (header(HUGE, 0), "claims to have 1152921504606846976 tensors"),

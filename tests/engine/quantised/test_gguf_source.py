@@ -427,7 +427,7 @@ def test_numbers_given_for_each_layer_may_be_the_same(tmp_path: Path) -> None:
 
 
 def test_other_architectures_are_refused_with_what_runs_them(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"architecture 'mamba'.*llama-server"):
+    with pytest.raises(UnsupportedModel, match=r"architecture 'mamba'.*engine: llama"):
         config(tmp_path, metadata("mamba"))
     with pytest.raises(CheckpointError, match=r"general\.architecture is None"):
         config(tmp_path, {"k": 1})
