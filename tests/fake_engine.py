@@ -295,7 +295,9 @@ def _flood(megabytes: float) -> None:
     block = line * 1000
     for _ in range(round(megabytes * 10)):
         os.write(1, block)
-    say("flood over")
+    for _ in range(3):  # a line that is written during a rotation is lost
+        say("flood over")
+        time.sleep(0.5)
 
 
 def say(text: str) -> None:
