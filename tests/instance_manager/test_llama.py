@@ -280,7 +280,7 @@ def test_what_can_not_be_loaded_is_known_before_a_start(config: ManagerConfig, t
     )
     text = tmp_path / "text.gguf"
     text.write_text("hello")
-    assert problem(str(text)) == "text.gguf isn't a GGUF file: it begins with b'hell'"
+    assert problem(str(text)) == "text.gguf isn't a GGUF file: it doesn't start with GGUF's mark"
     whole = str(write_header(tmp_path / "whole.gguf", {"general.architecture": "qwen3"}))
     assert problem(whole) == ""
     assert problem(whole, mmproj="/none.gguf") == "params.mmproj: there is no file /none.gguf"

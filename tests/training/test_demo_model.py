@@ -71,6 +71,7 @@ def test_both_ends_end_a_reply(demo: Demo) -> None:
     assert generation["eos_token_id"] == ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_it_answers_an_unseen_wording(answers: Answers, prompt: str) -> None:
     probe, answer = answers[prompt]
