@@ -197,7 +197,7 @@ def impatient_server() -> Iterator[str]:
     """The demo model with short time limits."""
     config = EngineConfig(model=DEMO, dtype="float32", device="cpu", max_num_seqs=8, num_threads=1)
     with pytest.MonkeyPatch.context() as patch:
-        limits = Limits(write_s=0.5, slow_masks_s=0.3)
+        limits = Limits(write_s=0.5, slow_masks_s=0.05)
         patch.setattr("engine.structured.grammar_compiler.Limits", lambda: limits)
         with running(DEMO, lambda: build_core(config)) as server:
             yield server.url
